@@ -1,0 +1,1 @@
+"""Compress any trained network given as an ONNX graph."""

@@ -1,0 +1,48 @@
+"""The errors a user can meet: each says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class AmcError(Exception):
+    """Something the user can understand and mend.
+
+    Args:
+        what: What is wrong, with the offending value in it.
+        where: The file, node, tensor or option it was found at.
+        fix: What the user can do about it.
+
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: str, fix: str) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(f"{where}: {what}\n  -> {fix}")
+
+
+class OptionError(AmcError):
+    """An option, or a combination of options, that makes no sense."""
+
+
+class ModelError(AmcError):
+    """A model that cannot be read, run or compressed."""
+
+
+class DataError(AmcError):
+    """Data that cannot be read or does not fit the model."""
+
+
+class PlanError(AmcError):
+    """A plan that cannot be read or does not fit the model."""
+
+
+class BudgetError(AmcError):
+    """A budget below what the network's structure can reach."""
+
+    exit_code = 3
+
+
+class SelfCheckError(AmcError):
+    """The cut network does not compute what the masked original computes: a fault of ours, nothing was written."""
+
+    exit_code = 1

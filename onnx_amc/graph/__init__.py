@@ -1,0 +1,1 @@
+"""What the model is: loading, the operator rules, channel groups and their price."""

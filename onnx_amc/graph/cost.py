@@ -1,0 +1,84 @@
+"""The price of a plan, from counts alone: nothing is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_amc.graph.groups import Analysis
+from onnx_amc.graph.ledger import Tokens
+from onnx_amc.graph.load import FLOATS
+
+KINDS = ("flops", "params")
+
+
+@dataclass(frozen=True)
+class Price:
+    """A sum of products of axis lengths, each linear in the groups' counts: price(n) = sum_i k_i prod_j (base_ij + share_ij n).
+
+    Args:
+        constant: int (terms,).
+        base: int (terms, factors), what cannot be cut.
+        share: int (terms, factors, groups), how often one channel of a group occurs on the axis.
+        names: The node or initializer of each term.
+
+    """
+
+    constant: np.ndarray
+    base: np.ndarray
+    share: np.ndarray
+    names: tuple[str, ...]
+
+    def terms(self, counts: np.ndarray) -> np.ndarray:
+        """int (terms,): each node's share of the price when group g keeps counts[g] channels."""
+        return self.constant * np.prod(self.base + self.share @ counts, axis=1)
+
+    def __call__(self, counts: np.ndarray) -> int:
+        """Return the whole price."""
+        return int(self.terms(counts).sum())
+
+    def of_group(self, group: int) -> np.ndarray:
+        """Tell which terms a group takes part in, bool (terms,)."""
+        return (self.share[:, :, group] > 0).any(axis=1)
+
+
+def macs(analysis: Analysis) -> Price:
+    """Multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul for one sample."""
+    terms = analysis.ledger.terms
+    return _price(analysis, [(t.node, t.constant, t.factors) for t in terms])
+
+
+def params(analysis: Analysis) -> Price:
+    """Elements of the float initializers (constants that are nodes do not count)."""
+    axes: dict[str, dict[int, Tokens]] = {}
+    for owner, start, end in analysis.ledger.spans():
+        axes.setdefault(owner.tensor, {})[owner.axis] = np.arange(start, end)
+    entries: list[tuple[str, int, Sequence[Tokens]]] = []
+    for name, tensor in analysis.model.weights.items():
+        if tensor.data_type in FLOATS and name not in analysis.model.lifted:
+            mine = axes.get(name, {})
+            rest = int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
+            entries.append((name, rest, list(mine.values())))
+    return _price(analysis, entries)
+
+
+def _price(analysis: Analysis, entries: Sequence[tuple[str, int, Sequence[Tokens]]]) -> Price:
+    width = max((len(factors) for _, _, factors in entries), default=1) or 1
+    base = np.ones((len(entries), width), dtype=np.int64)
+    share = np.zeros((len(entries), width, len(analysis.groups)), dtype=np.int64)
+    sizes = np.array([g.channels for g in analysis.groups], dtype=np.int64)
+    for i, (_, _, factors) in enumerate(entries):
+        for j, tokens in enumerate(factors):
+            home = analysis.home[analysis.labels[tokens]]
+            base[i, j] = int((home < 0).sum())
+            if len(sizes):
+                share[i, j] = np.bincount(home[home >= 0], minlength=len(sizes)) // sizes
+    constant = np.array([k for _, k, _ in entries], dtype=np.int64)
+    return Price(constant, base, share, tuple(name for name, _, _ in entries))
+
+
+def counts_of(analysis: Analysis, kept: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """int (groups,): how many channels each group keeps."""
+    return np.array([len(kept[g.name]) if g.name in kept else g.channels for g in analysis.groups], dtype=np.int64)

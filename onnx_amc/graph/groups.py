@@ -1,0 +1,291 @@
+"""Walk the graph with the operator table and gather the channels into groups.
+
+A class of tied tokens is one removable *channel*. Channels with the same footprint (the same axes of the same weights, equally
+often) form a *group*, which is one step of the agent's walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from onnx_amc.errors import ModelError
+from onnx_amc.graph import rules_shape  # noqa: F401  enters its rules into the table
+from onnx_amc.graph.ledger import Axes, Keep, Ledger, Owner, Tokens
+from onnx_amc.graph.load import FLOATS, Model, attributes, names_read
+from onnx_amc.graph.rules import RULES, Step, without_rule
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One axis of one initializer that a group's channels occupy.
+
+    Args:
+        owner: The initializer (by its name in the normalised model) and its axis.
+        role: `produces`, `reads` or `carries`.
+        index: Positions on the axis.
+        channel: The group's channel at each position.
+
+    """
+
+    owner: Owner
+    role: str
+    index: np.ndarray
+    channel: np.ndarray
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are interchangeable in price: one decision of the search.
+
+    Args:
+        name: The node that produces the channels first; unique.
+        channels: How many there are.
+        slices: Where they live.
+        nodes: Every node (by first output) that takes one of those weights.
+        reason: Why the group cannot be cut; None where it can.
+
+    """
+
+    name: str
+    channels: int
+    slices: tuple[Slice, ...]
+    nodes: tuple[str, ...]
+    reason: str | None
+
+    @property
+    def prunable(self) -> bool:
+        """Whether channels of this group may be removed."""
+        return self.reason is None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What can be cut, what cannot, and why.
+
+    Args:
+        model: The analysed model.
+        ledger: What the rules wrote down.
+        labels: int (tokens,), the channel class of each token.
+        groups: The prunable groups, in the order of the graph.
+        fixed: Groups that cannot be cut, with their reasons.
+        home: int (classes,), position in `groups` of the group a class belongs to; -1 where it cannot be cut.
+        place: int (classes,), the class's channel within its group.
+
+    """
+
+    model: Model
+    ledger: Ledger
+    labels: np.ndarray
+    groups: tuple[Group, ...]
+    fixed: tuple[Group, ...]
+    home: np.ndarray
+    place: np.ndarray
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Position of each group by name."""
+        return {g.name: i for i, g in enumerate(self.groups)}
+
+    def keeper(self, kept: Mapping[str, Sequence[int]]) -> Keep:
+        """Which tokens survive when each named group keeps these channels; groups not named keep all."""
+        alive = np.ones(len(self.home), dtype=bool)
+        by_group = [np.ones(g.channels, dtype=bool) for g in self.groups]
+        for name, channels in kept.items():
+            mask = np.zeros(self.groups[self.index[name]].channels, dtype=bool)
+            mask[list(channels)] = True
+            by_group[self.index[name]] = mask
+        ours = np.flatnonzero(self.home >= 0)
+        if len(ours):
+            offsets = np.cumsum([0, *(g.channels for g in self.groups)])
+            alive[ours] = np.concatenate(by_group)[offsets[self.home[ours]] + self.place[ours]]
+        labels = self.labels
+        return lambda tokens: alive[labels[tokens]]
+
+
+def analyse(model: Model) -> Analysis:
+    """Find the groups of a model. Cost: linear in nodes plus weights' axis lengths.
+
+    Raises:
+        ModelError: A rule met a graph that is not what the operator's specification says.
+
+    """
+    ledger, axes = Ledger(), {}
+    walk = _Walk(model, ledger, axes)
+    for node in model.proto.graph.node:
+        walk.visit(node)
+    for output in model.proto.graph.output:
+        for tokens in axes.get(output.name) or ():
+            ledger.fix(tokens, f"it is the model's output '{output.name}'")
+    labels = ledger.classes()
+    return _gather(model, ledger, labels)
+
+
+class _Walk:
+    """The walk's state: axes of each tensor seen so far, and which tensors descend from weights alone."""
+
+    def __init__(self, model: Model, ledger: Ledger, axes: dict[str, Axes | None]) -> None:
+        self.model, self.ledger, self.axes = model, ledger, axes
+        self.params = set(model.weights)
+
+    def visit(self, node: object) -> None:
+        """Apply the node's rule and store the axes of its outputs."""
+        inputs = [self._axes(name) for name in node.input]  # type: ignore[attr-defined]
+        step = Step(
+            node=node,  # type: ignore[arg-type]
+            axes=inputs,
+            shapes=self.model.shapes,
+            values=self._value,
+            params=self.params,
+            book=self.ledger,
+            attrs=attributes(node),  # type: ignore[arg-type]
+            opset=self.model.opset,
+        )
+        outputs = self._apply(step)
+        names = [n for n in step.node.input if n]
+        if names and all(n in self.params for n in names):
+            self.params.update(o for o in step.node.output if o)
+        for name, axes in zip(step.node.output, outputs, strict=False):
+            if name:
+                self.axes[name] = axes
+
+    def _apply(self, step: Step) -> list[Axes]:
+        node = step.node
+        inner = names_read(node) - set(node.input)
+        if inner or any(a.HasField("g") for a in node.attribute):
+            for name in inner:
+                for tokens in self._axes(name) or ():
+                    step.fix(tokens, "reads it inside a subgraph")
+            step.fix_all("is a control-flow operator")
+            return [step.plain(i) for i in range(len(node.output))]
+        names = [n for n in [*node.input, *node.output] if n]
+        chosen = RULES.get(node.op_type) if node.domain in {"", "ai.onnx"} else None
+        if chosen is None:
+            return without_rule(step)
+        if any(n not in self.model.shapes for n in names):
+            step.fix_all("has a shape known at run time only")
+            return [step.plain(i) for i in range(len(node.output))]
+        try:
+            return chosen(step)
+        except (IndexError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{step.label} does not fit its operator's specification ({error})",
+                where=self.model.source,
+                fix="check the node's inputs and attributes with onnx.checker.check_model(model, full_check=True)",
+            ) from error
+
+    def _axes(self, name: str) -> Axes | None:
+        if name and name not in self.axes and name in self.model.weights:
+            self.axes[name] = self._weight_axes(name)
+        return self.axes.get(name)
+
+    def _weight_axes(self, name: str) -> Axes:
+        tensor = self.model.weights[name]
+        if tensor.data_type not in FLOATS:
+            return (None,) * len(tensor.dims)
+        return tuple(self.ledger.fresh(Owner(name, i), d) if d > 1 else None for i, d in enumerate(tensor.dims))
+
+    def _value(self, name: str) -> np.ndarray | None:
+        tensor = self.model.weights.get(name)
+        return self.model.value(name) if tensor is not None and tensor.data_type not in FLOATS else None
+
+
+def _gather(model: Model, ledger: Ledger, labels: np.ndarray) -> Analysis:
+    """Classes with the same footprint and the same fate become one group."""
+    count = int(labels.max()) + 1 if len(labels) else 0
+    reasons = ledger.reasons(labels)
+    roles = _roles(ledger, labels, count)
+    first = np.full(count, ledger.size, dtype=np.int64)
+    np.minimum.at(first, labels, np.arange(ledger.size))
+    prints = _footprints(ledger, labels, count)
+    buckets: dict[tuple[bytes, str | None], list[int]] = {}
+    for label in np.argsort(first, kind="stable").tolist():
+        if not roles["produces"][label]:
+            continue
+        reason = reasons.get(label) or (None if roles["reads"][label] else "no weight reads it")
+        buckets.setdefault((prints[label], reason), []).append(label)
+    home, place = np.full(count, -1), np.zeros(count, dtype=np.int64)
+    groups: list[Group] = []
+    fixed: list[Group] = []
+    taken: dict[str, int] = {}
+    members = _Members(ledger, labels)
+    for (_, reason), classes in buckets.items():
+        if reason is None:
+            home[classes], place[classes] = len(groups), np.arange(len(classes))
+        slices, nodes, name = members.of(classes)
+        name = _display(model, name)
+        taken[name] = taken.get(name, 0) + 1
+        unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
+        (groups if reason is None else fixed).append(Group(unique, len(classes), slices, nodes, reason))
+    return Analysis(model, ledger, labels, tuple(groups), tuple(fixed), home, place)
+
+
+def _display(model: Model, output: str) -> str:
+    for node in model.proto.graph.node:
+        if output in node.output:
+            return node.name or output
+    return output
+
+
+def _roles(ledger: Ledger, labels: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """For each role, bool (classes,): whether one of the class's owners plays it."""
+    found = {role: np.zeros(count, dtype=bool) for role in ("produces", "reads", "carries")}
+    for owner, start, end in ledger.spans():
+        role = ledger.roles.get(owner)
+        if role is not None:
+            found[role][labels[start:end]] = True
+    return found
+
+
+def _footprints(ledger: Ledger, labels: np.ndarray, count: int) -> list[bytes]:
+    """For each class, how often it occurs in each owner and each factor of the price, as bytes to compare."""
+    arrays = [np.arange(a, b) for _, a, b in ledger.spans()]
+    arrays += [factor for term in ledger.terms for factor in term.factors]
+    if not arrays:
+        return [b""] * count
+    where = np.concatenate([np.full(len(a), i, dtype=np.int64) for i, a in enumerate(arrays)])
+    label = labels[np.concatenate(arrays)]
+    pairs, times = np.unique(label * len(arrays) + where, return_counts=True)
+    content = np.stack([pairs % len(arrays), times], axis=1)
+    bounds = np.searchsorted(pairs // len(arrays), np.arange(count + 1))
+    return [content[a:b].tobytes() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+class _Members:
+    """Finds the slices of a group: where each of its classes lives."""
+
+    def __init__(self, ledger: Ledger, labels: np.ndarray) -> None:
+        self.ledger = ledger
+        self.order = np.argsort(labels, kind="stable")
+        self.bounds = np.searchsorted(labels[self.order], np.arange(labels.max() + 2 if len(labels) else 1))
+
+    def tokens(self, label: int) -> Tokens:
+        """All tokens of a class."""
+        found: Tokens = self.order[self.bounds[label] : self.bounds[label + 1]]
+        return found
+
+    def of(self, classes: Sequence[int]) -> tuple[tuple[Slice, ...], tuple[str, ...], str]:
+        """Slices, nodes and the first producing node of a group."""
+        ledger = self.ledger
+        tokens = [self.tokens(c) for c in classes]
+        everything = np.concatenate(tokens)
+        channel = np.repeat(np.arange(len(classes)), [len(t) for t in tokens])
+        owners = ledger.owner_of(everything)
+        slices: list[Slice] = []
+        nodes: dict[str, None] = {}
+        first = ""
+        for i in np.unique(owners).tolist():
+            owner, here = ledger.owners[i], owners == i
+            users = ledger.users.get(owner, [])
+            nodes.update(dict.fromkeys(users))
+            if owner not in ledger.roles:
+                continue
+            if not first and ledger.roles[owner] == "produces" and users:
+                first = users[0]
+            index = everything[here] - ledger.starts[i]
+            order = np.argsort(index, kind="stable")
+            slices.append(Slice(owner, ledger.roles[owner], index[order], channel[here][order]))
+        return tuple(slices), tuple(nodes), first or (next(iter(nodes)) if nodes else "?")

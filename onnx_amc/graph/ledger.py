@@ -1,0 +1,164 @@
+"""The ledger of channel tokens: who is tied to whom, who may not be cut, and what a cut rewrites.
+
+Each index of each axis of each weight is a *token*, an integer. The operator rules write down which tokens must live and die
+together; `Ledger.classes` then takes the connected components. A component is one removable *channel*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+Tokens = np.ndarray
+"""int64 (d,): the token at each index of one axis."""
+
+Axes = tuple[Tokens | None, ...]
+"""One entry per axis of a tensor; None where the axis cannot be shortened (batch, space, a model input)."""
+
+Keep = Callable[[Tokens], np.ndarray]
+"""Which of the given tokens survive, bool of the same shape."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Where tokens live: an axis of an initializer, or (axis -1) something a node makes up, such as padding."""
+
+    tensor: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A constant input or an attribute of a node that names a size and must follow the cut.
+
+    Args:
+        node: The node's first output.
+        slot: Index of the constant input, or name of the attribute.
+        value: The new value, from the surviving tokens.
+        tokens: What the value depends on; untouched where all of them survive.
+
+    """
+
+    node: str
+    slot: int | str
+    value: Callable[[Keep], np.ndarray]
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A node that contracts an activation with a weight: y = W x + b.
+
+    Args:
+        node: The node's first output.
+        op: Conv, ConvTranspose, Gemm or MatMul.
+        x: The activation it reads.
+        w: The tensor it takes as weight.
+        inputs: Tokens of the contracted channels, (groups, channels per group); None where they cannot be cut.
+        outputs: Tokens of the output channels; None where they cannot be cut.
+
+    """
+
+    node: str
+    op: str
+    x: str
+    w: str
+    inputs: Tokens | None
+    outputs: Tokens | None
+
+
+@dataclass(frozen=True)
+class Term:
+    """Multiply-accumulates of one node: `constant` times the number of surviving tokens of each factor."""
+
+    node: str
+    op: str
+    constant: int
+    factors: tuple[Tokens, ...]
+
+
+@dataclass
+class Ledger:
+    """Everything the rules write down while they walk the graph."""
+
+    owners: list[Owner] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    size: int = 0
+    roles: dict[Owner, str] = field(default_factory=dict)
+    users: dict[Owner, list[str]] = field(default_factory=dict)
+    edits: list[Edit] = field(default_factory=list)
+    readers: list[Reader] = field(default_factory=list)
+    terms: list[Term] = field(default_factory=list)
+    _ties: list[tuple[Tokens, Tokens]] = field(default_factory=list)
+    _fixed: list[tuple[Tokens, str]] = field(default_factory=list)
+
+    def fresh(self, owner: Owner, length: int) -> Tokens:
+        """`length` new tokens that live at `owner`."""
+        self.owners.append(owner)
+        self.starts.append(self.size)
+        self.size += length
+        return np.arange(self.size - length, self.size)
+
+    def tie(self, a: Tokens, b: Tokens) -> None:
+        """Tokens at the same position of `a` and `b` (broadcast against each other) are one channel."""
+        left, right = np.broadcast_arrays(a, b)
+        self._ties.append((left.ravel(), right.ravel()))
+
+    def fix(self, tokens: Tokens | None, reason: str) -> None:
+        """Forbid the removal of these tokens, for a reason the user will read."""
+        if tokens is not None and tokens.size:
+            self._fixed.append((tokens.ravel(), reason))
+
+    def join(self, a: Tokens | None, b: Tokens | None, reason: str) -> Tokens | None:
+        """Tie two axes index by index; where one of them cannot be cut, neither can the other."""
+        if a is None or b is None:
+            self.fix(a, reason)
+            self.fix(b, reason)
+            return None
+        self.tie(a, b)
+        return a
+
+    def mark(self, tokens: Tokens | None, role: str, node: str) -> None:
+        """Say what the owners of these tokens do at `node`: `produces`, `reads` or `carries` the channel."""
+        if tokens is None or not tokens.size:
+            return
+        for i in np.unique(self.owner_of(tokens)):
+            owner = self.owners[i]
+            self.users.setdefault(owner, []).append(node)
+            if self.roles.get(owner) != "reads":
+                self.roles[owner] = role
+
+    def owner_of(self, tokens: Tokens) -> np.ndarray:
+        """Index into `owners` for each token."""
+        return np.searchsorted(np.asarray(self.starts), tokens.ravel(), side="right") - 1
+
+    def spans(self) -> list[tuple[Owner, int, int]]:
+        """Each owner with its first token and the one after its last."""
+        ends = [*self.starts[1:], self.size]
+        return [(o, a, b) for o, a, b in zip(self.owners, self.starts, ends, strict=False)]
+
+    def classes(self) -> np.ndarray:
+        """int (tokens,): the channel that each token belongs to."""
+        if not self._ties:
+            return np.arange(self.size)
+        left, right = (np.concatenate(side) for side in zip(*self._ties, strict=True))
+        graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(self.size, self.size))
+        labels: np.ndarray = connected_components(graph, directed=False)[1]
+        return labels
+
+    def reasons(self, classes: np.ndarray) -> dict[int, str]:
+        """For each channel that may not be cut, the first reason why."""
+        found: dict[int, str] = {}
+        for tokens, reason in self._fixed:
+            for label in np.unique(classes[tokens]).tolist():
+                found.setdefault(label, reason)
+        return found
+
+
+def count(tokens: Sequence[Tokens]) -> Callable[[Keep], np.ndarray]:
+    """An edit's value: how many tokens of each array survive."""
+    return lambda keep: np.array([int(keep(t).sum()) for t in tokens], dtype=np.int64)

@@ -1,0 +1,231 @@
+"""Read a model, check it, and bring it into the one form that the analysis works on.
+
+Nothing of what the user wrote is lost: the graph is edited in place, so metadata, doc strings, domains, opsets and names stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from onnx_amc.errors import ModelError
+from onnx_amc.graph.fold import fold
+from onnx_amc.graph.shapes import concrete_shapes
+
+FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16})
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checked model in normal form.
+
+    Args:
+        proto: Constants are initializers, size arithmetic is folded, accidental sharing undone. Owned: never change it.
+        original: The model as it came.
+        source: Where it came from, for messages.
+        sha256: Of the original's bytes.
+        bytes: Length of the original's serialisation.
+        shapes: Every tensor's shape for one sample (batch 1).
+        origin: For each initializer that was split off a shared one: the original's name and the user it serves.
+        lifted: Constant nodes that became initializers, by output; they are nodes again in what is delivered.
+        weights: The initializers of `proto` by name.
+
+    """
+
+    proto: onnx.ModelProto
+    original: onnx.ModelProto
+    source: str
+    sha256: str
+    bytes: int
+    shapes: dict[str, tuple[int, ...]]
+    origin: dict[str, tuple[str, str]]
+    lifted: dict[str, onnx.NodeProto]
+    weights: dict[str, onnx.TensorProto] = field(repr=False)
+
+    def value(self, name: str) -> np.ndarray:
+        """The array of an initializer."""
+        return numpy_helper.to_array(self.weights[name])
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return next((o.version for o in self.proto.opset_import if o.domain in {"", "ai.onnx"}), 1)
+
+
+def load(source: str | Path | onnx.ModelProto) -> Model:
+    """Read and normalise a model.
+
+    Raises:
+        ModelError: No such file, not ONNX, truncated, invalid, or not to be run by onnxruntime.
+
+    """
+    original, where, payload = _read(source)
+    _check(original, where)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(original)
+    lifted = _lift_constants(proto)
+    fold(proto, where)
+    origin = _unshare(proto)
+    _drop_unused(proto)
+    return Model(
+        proto=proto,
+        original=original,
+        source=where,
+        sha256=hashlib.sha256(payload).hexdigest(),
+        bytes=len(payload),
+        shapes=concrete_shapes(proto),
+        origin=origin,
+        lifted=lifted,
+        weights={t.name: t for t in proto.graph.initializer},
+    )
+
+
+def true_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs a caller must give: up to IR 3 initializers are listed among the inputs as well."""
+    known = {t.name for t in proto.graph.initializer}
+    return [i for i in proto.graph.input if i.name not in known]
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, object]:
+    """A node's attributes by name, as Python values."""
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _read(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, bytes]:
+    if isinstance(source, onnx.ModelProto):
+        model = onnx.ModelProto()
+        model.CopyFrom(source)
+        return model, source.graph.name or "model", source.SerializeToString(deterministic=True)
+    path = Path(source)
+    if not path.is_file():
+        raise ModelError("no such file", where=str(path), fix="give the path of an existing .onnx file")
+    payload = path.read_bytes()
+    try:
+        model = onnx.load_model_from_string(payload)
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(
+            f"not an ONNX model, or a truncated one ({len(payload)} bytes): {str(error).splitlines()[0]}",
+            where=str(path),
+            fix="export or download the file again; it must load with onnx.load",
+        ) from error
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"its external data is missing: {error}", where=str(path), fix="put the data file beside the model"
+        ) from error
+    return model, str(path), payload
+
+
+def _check(model: onnx.ModelProto, where: str) -> None:
+    if not model.graph.node:
+        raise ModelError(
+            "not an ONNX model: it holds no graph", where=where, fix="give a model exported to ONNX, not another format"
+        )
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(
+            f"onnx.checker refuses the model: {str(error).strip().splitlines()[0]}",
+            where=where,
+            fix="export it again, or repair the node that is named",
+        ) from error
+
+
+def _lift_constants(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Turn Constant nodes into initializers, in place: one kind of constant is enough."""
+    nodes, lifted = [], {}
+    for node in proto.graph.node:
+        tensor = _constant_value(node)
+        copy = onnx.NodeProto.FromString(node.SerializeToString())
+        if tensor is None:
+            nodes.append(copy)
+            continue
+        tensor.name = node.output[0]
+        lifted[tensor.name] = copy
+        proto.graph.initializer.append(tensor)
+        _declare(proto, tensor)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return lifted
+
+
+def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    if node.op_type != "Constant" or node.domain not in {"", "ai.onnx"} or len(node.attribute) != 1:
+        return None
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(attribute.t)
+        return tensor
+    if attribute.name in {"value_int", "value_ints"}:
+        return numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), dtype=np.int64))
+    if attribute.name in {"value_float", "value_floats"}:
+        return numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), dtype=np.float32))
+    return None
+
+
+def _declare(proto: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    """Up to IR 3 each initializer must be an input too, and onnxruntime takes it for constant only then."""
+    if proto.ir_version < 4 and all(i.name != tensor.name for i in proto.graph.input):
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+
+
+def _unshare(proto: onnx.ModelProto) -> dict[str, tuple[str, str]]:
+    """Give each user its own copy of a vector or a constant fill that exporters store once; a shared matrix is a true tie."""
+    uses = Counter(name for node in proto.graph.node for name in set(node.input) if name)
+    shared = {t.name: t for t in proto.graph.initializer if uses[t.name] > 1 and t.data_type in FLOATS and _accidental(t)}
+    origin: dict[str, tuple[str, str]] = {}
+    seen: set[str] = set()
+    for node in proto.graph.node:
+        for i, name in enumerate(node.input):
+            if name not in shared:
+                continue
+            if name not in seen:
+                seen.add(name)
+                origin[name] = (name, node.output[0])
+                continue
+            copy = onnx.TensorProto()
+            copy.CopyFrom(shared[name])
+            copy.name = f"{name}/{node.output[0]}/{i}"
+            proto.graph.initializer.append(copy)
+            _declare(proto, copy)
+            node.input[i] = copy.name
+            origin[copy.name] = (name, node.output[0])
+    return origin
+
+
+def _accidental(tensor: onnx.TensorProto) -> bool:
+    elements = int(np.prod(tensor.dims))
+    if elements <= 1:
+        return False
+    if sum(d > 1 for d in tensor.dims) <= 1:
+        return True
+    values = numpy_helper.to_array(tensor)
+    return bool((values == values.flat[0]).all())
+
+
+def _drop_unused(proto: onnx.ModelProto) -> None:
+    """Remove initializers that no node reads any more after folding."""
+    used = {name for node in proto.graph.node for name in names_read(node)} | {o.name for o in proto.graph.output}
+    unused = {t.name for t in proto.graph.initializer} - used
+    for listing in (proto.graph.initializer, proto.graph.input):
+        for i in reversed(range(len(listing))):
+            if listing[i].name in unused:
+                del listing[i]
+
+
+def names_read(node: onnx.NodeProto) -> set[str]:
+    """Every tensor a node reads, the outer ones that its subgraphs read included."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs]:
+            names |= {name for inner in graph.node for name in names_read(inner)} | {o.name for o in graph.output}
+    return names
