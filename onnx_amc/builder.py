@@ -1,0 +1,124 @@
+"""From counts to a model: which channels stay, what the readers become, and how good the result is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import onnx
+
+from onnx_amc.config import Settings
+from onnx_amc.graph.groups import Analysis
+from onnx_amc.prune.layers import find_layers
+from onnx_amc.prune.refit import Ranking, Refitter, rank_by_magnitude
+from onnx_amc.prune.surgery import cut, finish
+from onnx_amc.run.capture import gather_moments
+from onnx_amc.run.correct import Corrector
+from onnx_amc.run.data import Dataset
+from onnx_amc.run.score import Scorer, agreement
+from onnx_amc.search.baselines import curve
+
+Progress = Callable[[int, int], None]
+Kept = dict[str, tuple[int, ...]]
+
+PROBES = (0.75, 0.5, 0.25)
+"""Kept ratios at which each group's effect on the network's output is measured."""
+
+WIDEST = 6_000
+"""Inputs above which a layer gets no Gram matrix (its memory is quadratic): its readers are cut without refit."""
+
+
+class Builder:
+    """Builds cut models from one calibration pass.
+
+    Args:
+        analysis: Of the original model.
+        settings: Of the run.
+        data: Samples; None cuts without refit, by magnitude.
+        calibration: Which samples the moments are taken from.
+        progress: Told how the calibration goes.
+
+    """
+
+    def __init__(
+        self, analysis: Analysis, settings: Settings, data: Dataset | None, calibration: np.ndarray,
+        progress: Progress = lambda _done, _total: None,
+    ) -> None:  # fmt: skip
+        self.analysis, self.settings, self.data, self.calibration = analysis, settings, data, calibration
+        self.refitter: Refitter | None = None
+        self.corrector: Corrector | None = None
+        self.seconds = 0.0
+        self.refused: dict[str, str] = {}
+        if data is not None and settings.refit:
+            self._calibrate(data, progress)
+
+    def _calibrate(self, data: Dataset, progress: Progress) -> None:
+        layers, self.refused = find_layers(self.analysis)
+        wanted = [lay for lay in layers if lay.inputs is not None and self._width(lay.weight.index) <= WIDEST]
+        for layer in layers:
+            if layer.inputs is not None and self._width(layer.weight.index) > WIDEST:
+                self.refused[layer.node] = f"it has {self._width(layer.weight.index)} inputs, more than {WIDEST}"
+        settings = self.settings
+        moments = gather_moments(
+            self.analysis.model, wanted, data, self.calibration, rows=settings.rows, seed=settings.seed, progress=progress
+        )
+        self.refitter = Refitter(self.analysis, wanted, moments, settings.ridge)
+        self.corrector = Corrector(self.analysis, layers, data, self.calibration, settings.correction)
+
+    @staticmethod
+    def _width(index: np.ndarray) -> int:
+        return int(index.shape[2] * index.shape[3])
+
+    @cached_property
+    def rankings(self) -> list[Ranking]:
+        """In which order each group's channels go; computed at first use."""
+        if self.refitter is None:
+            return [rank_by_magnitude(self.analysis, g) for g in self.analysis.groups]
+        return [self.refitter.rank(g) for g in self.analysis.groups]
+
+    def kept(self, counts: np.ndarray) -> Kept:
+        """Return the channels that stay, for the groups that lose any."""
+        pairs = zip(self.analysis.groups, self.rankings, counts.tolist(), strict=True)
+        return {g.name: ranking.kept(n) for g, ranking, n in pairs if n < g.channels}
+
+    def build(self, kept: Mapping[str, Sequence[int]], *, correct: bool = True) -> onnx.ModelProto:
+        """Return the cut, refitted and corrected model, not yet fit to deliver."""
+        if self.refitter is None or not kept:
+            return cut(self.analysis, kept)
+        values, biases = self.refitter.solve(kept)
+        if correct and self.corrector is not None:
+            start = time.perf_counter()
+            values, biases = self.corrector.correct(kept, values, biases)
+            self.seconds += time.perf_counter() - start
+        return cut(self.analysis, kept, values, biases)
+
+    def deliverable(self, kept: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+        """Return the finished model."""
+        return finish(self.analysis, self.build(kept))
+
+    def errors(self, levels: Sequence[np.ndarray], progress: Progress) -> list[np.ndarray]:
+        """Error of the network's output with one group alone cut, at each of its levels (for the knapsack).
+
+        Measured at three ratios on calibration samples, refitted but not corrected, and interpolated.
+        """
+        if self.data is None:
+            raise ValueError("sensitivities need data")
+        model, groups = self.analysis.model, self.analysis.groups
+        probe = self.calibration[:: max(1, len(self.calibration) // self.settings.probe)][: self.settings.probe]
+        scorer = Scorer(model.original, self.data, probe, agreement, "agreement", self.settings.provider, model.source)
+        full = np.array([g.channels for g in groups], dtype=np.int64)
+        found: list[np.ndarray] = []
+        for i, group in enumerate(groups):
+            if len(levels[i]) == 1:
+                found.append(np.zeros(1))
+                continue
+            losses = []
+            for ratio in PROBES:
+                counts = full.copy()
+                counts[i] = max(1, round(ratio * group.channels))
+                losses.append(scorer.loss(self.build(self.kept(counts), correct=False)))
+            found.append(curve(levels[i], np.array([max(1, round(r * full[i])) / full[i] for r in PROBES]), np.array(losses)))
+            progress(i + 1, len(groups))
+        return found

@@ -1,0 +1,130 @@
+"""Every knob, with its unit and its source; frozen and validated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from onnx_amc.errors import OptionError
+from onnx_amc.search.loop import POLICIES
+
+BUDGETS = ("flops", "params")
+LATER = ("size", "latency", "max_drop")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a plan may cost.
+
+    Args:
+        kind: `flops` (multiply-accumulates), `params` (elements of float initializers), or `channels` (no budget: this fraction
+            of every group's channels).
+        ratio: The fraction that is left, in (0, 1].
+
+    """
+
+    kind: str
+    ratio: float
+
+    @property
+    def option(self) -> str:
+        """How it is written on the command line."""
+        return f"--{self.kind} {self.ratio:g}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's settings.
+
+    Args:
+        budget: What the result may cost.
+        policy: Who proposes plans.
+        episodes: Evaluations that a searching policy may spend (AMC: 400; 100 suffice with a start from the knapsack).
+        seed: Of every random draw.
+        round_to: Multiple of the kept channels; None for what onnxruntime likes (see `search.space.multiple_of`).
+        min_keep: Smallest fraction of a group that is kept (AMC section 4: 0.2).
+        keep: Patterns of nodes, tensors or operator types to leave as they are.
+        refit: Whether readers are refitted and statistics corrected.
+        metric: Name of the score; None for what suits the data.
+        provider: Execution provider of onnxruntime.
+        calibration: Samples that moments are taken from, at most.
+        reward: Samples that plans are scored on, at most; none of them is a calibration sample.
+        rows: Rows of each layer's least squares (AMC: about 30,000).
+        ridge: Pull of the refit towards the original weights, relative to the inputs' mean variance.
+        correction: Samples of the statistics correction, at most.
+        probe: Calibration samples on which each group's effect on the output is measured, at most.
+
+    """
+
+    budget: Budget
+    policy: str = "ddpg"
+    episodes: int = 100
+    seed: int = 0
+    round_to: int | None = None
+    min_keep: float = 0.2
+    keep: tuple[str, ...] = ()
+    refit: bool = True
+    metric: str | None = None
+    provider: str = "CPUExecutionProvider"
+    calibration: int = 2_000
+    reward: int = 1_500
+    rows: int = 40_000
+    ridge: float = 1e-4
+    correction: int = 512
+    probe: int = 256
+
+    def __post_init__(self) -> None:
+        _fraction(self.budget.ratio, f"--{self.budget.kind}")
+        _fraction(self.min_keep, "--min-keep")
+        if self.policy not in POLICIES:
+            raise OptionError(f"unknown policy '{self.policy}'", where="--policy", fix=f"choose {', '.join(POLICIES)}")
+        for name, least in (("episodes", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
+                raise OptionError(f"{value!r} is no whole number from {least}", where=f"--{name}", fix=f"give {least} or more")
+        if self.round_to is not None and self.round_to < 1:
+            raise OptionError(f"{self.round_to} is below 1", where="--round-to", fix="give auto, or 1 to round nothing")
+
+    @property
+    def blind(self) -> bool:
+        """Whether the run needs no data at all."""
+        return not self.refit and (self.policy in {"uniform", "shallow", "deep"} or self.budget.kind == "channels")
+
+
+def choose_budget(**given: float | None) -> Budget:
+    """Return the one budget that was given.
+
+    Raises:
+        OptionError: None, several, or one that this version does not offer.
+
+    """
+    named = {k: v for k, v in given.items() if v is not None}
+    options = ", ".join(f"--{k.replace('_', '-')}" for k in named)
+    if len(named) > 1:
+        raise OptionError(f"{len(named)} budgets at once: {options}", where="options", fix="give exactly one")
+    if not named:
+        raise OptionError("no budget", where="options", fix="say how much is to be left, for example --flops 0.5")
+    kind, ratio = next(iter(named.items()))
+    if kind in LATER:
+        raise OptionError(
+            f"the budget {options} is not available in this version", where=options, fix="use --flops or --params"
+        )
+    return Budget(kind, _fraction(ratio, f"--{kind}"))
+
+
+def parse_round_to(text: str) -> int | None:
+    """`auto` or a whole number."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise OptionError(f"'{text}' is neither auto nor a whole number", where="--round-to", fix="give auto, 1, 4, 8 ...") from error
+
+
+def _fraction(value: float, where: str) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value <= 1:
+        raise OptionError(
+            f"{value} is not a fraction above 0 and at most 1", where=where, fix="give the fraction that is to be left, e.g. 0.5"
+        )
+    return float(value)

@@ -1,0 +1,47 @@
+"""First and second moments of a layer's input, gathered in one pass; everything later is solved from them."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+
+class Moments:
+    """Sums of z z' over rows z = [x, 1], one matrix per convolution group.
+
+    The column of ones carries the mean, hence the bias. Products are taken in the data's precision, sums kept in float64.
+
+    Args:
+        groups: Groups of the convolution; 1 otherwise.
+        width: Inputs per group: channels times kernel taps.
+
+    """
+
+    def __init__(self, groups: int, width: int) -> None:
+        self.gram = np.zeros((groups, width + 1, width + 1))
+        self.rows = 0
+
+    def add(self, columns: Float[np.ndarray, "groups_width rows"]) -> None:
+        """Add rows, given as columns (see `patches`). Cost: rows x width^2 x groups."""
+        groups, width = self.gram.shape[0], self.gram.shape[1] - 1
+        for g in range(groups):
+            z = columns[g * width : (g + 1) * width]
+            sums = z.sum(axis=1, dtype=np.float64)
+            self.gram[g, :width, :width] += z @ z.T
+            self.gram[g, width, :width] += sums
+            self.gram[g, :width, width] += sums
+        self.gram[:, width, width] += columns.shape[1]
+        self.rows += columns.shape[1]
+
+    def mean(self, group: int = 0) -> Float[np.ndarray, "width"]:
+        """E[x]."""
+        return np.asarray(self.gram[group, -1, :-1] / self.rows)
+
+    def second(self, group: int = 0) -> Float[np.ndarray, "width width"]:
+        """E[x x']."""
+        return np.asarray(self.gram[group, :-1, :-1] / self.rows)
+
+    def covariance(self, group: int = 0) -> Float[np.ndarray, "width width"]:
+        """E[x x'] - E[x] E[x]'."""
+        mean = self.mean(group)
+        return np.asarray(self.second(group) - np.outer(mean, mean))

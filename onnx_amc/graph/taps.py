@@ -1,0 +1,113 @@
+"""A copy of the graph that measures, and if asked corrects, the statistics of chosen tensors as it runs.
+
+This is the one place where nodes are inserted, so it is where onnx-graphsurgeon works; what it loses of a file (metadata, doc
+strings) does not matter here, since these graphs are only run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+SMALLEST, LARGEST = 0.2, 5.0
+"""Bounds of a correction's scale: beyond these a channel is dead or the estimate is noise."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An activation to tap.
+
+    Args:
+        tensor: Its name.
+        rank: Its number of axes.
+        axis: Its channel axis.
+        shift: Whether its mean may be corrected as well as its deviation.
+
+    """
+
+    tensor: str
+    rank: int
+    axis: int
+    shift: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of per-channel numbers that broadcasts against the activation."""
+        return tuple(-1 if i == self.axis else 1 for i in range(self.rank))
+
+    def name(self, part: str) -> str:
+        """Name of one of the tap's tensors: outputs `mean` and `scale`, initializers `mean0` and `std0`."""
+        return f"{self.tensor}/tap/{part}"
+
+
+def tapped(model: onnx.ModelProto, points: Sequence[Point], opset: int, *, correct: bool) -> onnx.ModelProto:
+    """Return a graph whose outputs are the mean and scale of each point, over all but its channel axis, in turn.
+
+    Without `correct`, scale is the standard deviation. With it, scale is what brings the deviation to the initializer `std0`
+    (within bounds), and everything downstream sees (y - mean) scale + mean0: one run then corrects all layers in order, each on
+    the corrected output of those before it.
+    """
+    graph = gs.import_onnx(model)
+    known = graph.tensors()
+    users = {p.tensor: [n for n in graph.nodes if any(i is known[p.tensor] for i in n.inputs)] for p in points}
+    graph.outputs.clear()
+    for point in points:
+        y = known[point.tensor]
+        ops = _Ops(graph, point, opset)
+        mean = ops.mean(y, "mean")
+        centred = ops.apply("Sub", [y, mean], "centred")
+        variance = ops.mean(ops.apply("Mul", [centred, centred], "squared"), "variance")
+        std = ops.apply("Sqrt", [variance], "std" if correct else "scale")
+        graph.outputs += [mean, std]
+        if correct:
+            graph.outputs[-1] = ops.correct(centred, mean, std, users[point.tensor], y)
+    graph.toposort()
+    for output in graph.outputs:
+        output.dtype = np.float32
+    return gs.export_onnx(graph, do_type_check=False)
+
+
+class _Ops:
+    """Appends nodes behind one point."""
+
+    def __init__(self, graph: Any, point: Point, opset: int) -> None:  # noqa: ANN401  graphsurgeon is untyped
+        self.graph, self.point, self.opset = graph, point, opset
+
+    def apply(self, op: str, inputs: list[Any], part: str, **attrs: Any) -> Any:  # noqa: ANN401
+        """Append one node and return its output."""
+        out = gs.Variable(self.point.name(part))
+        self.graph.nodes.append(gs.Node(op, self.point.name(part), attrs=attrs, inputs=inputs, outputs=[out]))
+        return out
+
+    def mean(self, x: Any, part: str) -> Any:  # noqa: ANN401
+        """Mean over all axes but the channel's."""
+        axes = [i for i in range(self.point.rank) if i != self.point.axis]
+        if self.opset >= 18:
+            constant = gs.Constant(self.point.name(f"{part}/axes"), np.array(axes, dtype=np.int64))
+            return self.apply("ReduceMean", [x, constant], part, keepdims=1)
+        return self.apply("ReduceMean", [x], part, keepdims=1, axes=axes)
+
+    def correct(self, centred: Any, mean: Any, std: Any, users: list[Any], y: Any) -> Any:  # noqa: ANN401
+        """Hand the corrected activation to all that read it, and return the scale."""
+        shape = [1 if d < 0 else d for d in self.point.shape]
+        target, goal = (gs.Constant(self.point.name(n), np.ones(shape, dtype=np.float32)) for n in ("std0", "mean0"))
+        tiny = gs.Constant(self.point.name("tiny"), np.array(1e-12, dtype=np.float32))
+        low, high = (gs.Constant(self.point.name(n), np.array(v, dtype=np.float32)) for n, v in (("low", SMALLEST), ("high", LARGEST)))
+        ratio = self.apply("Div", [target, self.apply("Max", [std, tiny], "positive")], "ratio")
+        scale = self.apply("Max", [self.apply("Min", [ratio, high], "bounded"), low], "scale")
+        scaled = self.apply("Mul", [centred, scale], "scaled")
+        # The goal is read in either case, so that both kinds of point have the same initializers.
+        centre = self.apply("Mul", [goal, gs.Constant(self.point.name("one"), np.array(float(self.point.shift), np.float32))], "centre")
+        if not self.point.shift:
+            centre = self.apply("Add", [centre, self.apply("Mul", [mean, scale], "moved")], "unmoved")
+        fixed = self.apply("Add", [scaled, centre], "corrected")
+        for node in users:
+            for i, tensor in enumerate(node.inputs):
+                if tensor is y:
+                    node.inputs[i] = fixed
+        return scale

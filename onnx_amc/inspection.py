@@ -1,0 +1,143 @@
+"""What `inspect` shows, what the agent is told of each group, and which groups the user protects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from onnx_amc.errors import OptionError
+from onnx_amc.graph import cost
+from onnx_amc.graph.groups import Analysis, Group
+from onnx_amc.graph.load import attributes
+from onnx_amc.search.space import levels_of
+from onnx_amc.search.state import LayerFacts
+
+
+def summary(analysis: Analysis, min_keep: float, round_to: int | None) -> dict[str, Any]:
+    """Everything `inspect` prints, as JSON."""
+    groups = analysis.groups
+    price, params = cost.macs(analysis), cost.params(analysis)
+    full = np.array([g.channels for g in groups], dtype=np.int64)
+    least = np.array([levels_of(g.channels, round_to, min_keep)[0] for g in groups], dtype=np.int64)
+    macs = price.terms(full)
+    kinds = {t.node: t.op for t in analysis.ledger.terms}
+    names = node_names(analysis)
+    return {
+        "model": analysis.model.source,
+        "macs": int(macs.sum()),
+        "params": params(full),
+        "bytes": analysis.model.bytes,
+        "smallest_macs": price(least),
+        "smallest_ratio": price(least) / max(1, int(macs.sum())),
+        "layers": [
+            {"name": names.get(n, n), "op": kinds[n], "macs": int(m)} for n, m in zip(price.names, macs, strict=True)
+        ],
+        "groups": [_group(g, names, int(macs[price.of_group(i)].sum())) for i, g in enumerate(groups)],
+        "fixed": [_group(g, names, None) for g in analysis.fixed],
+    }
+
+
+def _group(group: Group, names: dict[str, str], macs: int | None) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "name": group.name,
+        "channels": group.channels,
+        "prunable": group.prunable,
+        "reason": group.reason,
+        "members": [names.get(n, n) for n in group.nodes],
+    }
+    if macs is not None:
+        found["macs"] = macs
+    return found
+
+
+def node_names(analysis: Analysis) -> dict[str, str]:
+    """What the user knows each node by, from its first output."""
+    return {n.output[0]: n.name or n.output[0] for n in analysis.model.proto.graph.node}
+
+
+def facts_of(analysis: Analysis) -> list[LayerFacts]:
+    """What the agent is told of each group: the layer that reads most of it."""
+    price = cost.macs(analysis)
+    full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
+    macs = dict(zip(price.names, price.terms(full).tolist(), strict=True))
+    readers: list[list[Any]] = [[] for _ in analysis.groups]
+    for reader in analysis.ledger.readers:
+        if reader.inputs is not None:
+            home = analysis.home[analysis.labels[reader.inputs]]
+            for g in np.unique(home[home >= 0]).tolist():
+                readers[g].append(reader)
+    nodes = {n.output[0]: n for n in analysis.model.proto.graph.node}
+    facts: list[LayerFacts] = []
+    for group, found in zip(analysis.groups, readers, strict=True):
+        total = int(sum(macs.get(r.node, 0) for r in found))
+        if not found:
+            facts.append(LayerFacts(1, group.channels, 1, 1, 1, 1, total))
+            continue
+        main = max(found, key=lambda r: macs.get(r.node, 0))
+        x, y = (analysis.model.shapes[n] for n in (main.x, main.node))
+        attrs = attributes(nodes[main.node])
+        spatial = main.op in {"Conv", "ConvTranspose"}
+        weight = analysis.model.shapes[main.w]
+        stride = int(attrs.get("strides", [1])[0]) if spatial else 1  # type: ignore[index]
+        height, width = (x[2], x[-1] if len(x) > 3 else 1) if spatial else (1, 1)
+        facts.append(
+            LayerFacts(
+                outputs=y[1] if spatial else y[-1],
+                inputs=x[1] if spatial else x[-1],
+                height=height,
+                width=width,
+                stride=stride,
+                kernel=weight[2] if spatial else 1,
+                flops=total,
+            )
+        )
+    return facts
+
+
+def protected(analysis: Analysis, patterns: Sequence[str]) -> list[bool]:
+    """Whether each group is protected by one of the patterns.
+
+    A pattern is the name of a node, tensor, weight or group, an operator type, a glob, or a regular expression (searched for).
+
+    Raises:
+        OptionError: A pattern that matches nothing, or nothing that could be cut.
+
+    """
+    labels = _labels(analysis)
+    everything = {name for node in analysis.model.original.graph.node for name in (node.name, node.op_type, *node.output)}
+    everything |= set(analysis.model.weights) | {g.name for g in (*analysis.groups, *analysis.fixed)}
+    result = [False] * len(analysis.groups)
+    for pattern in patterns:
+        hit = [any(_matches(pattern, label) for label in mine) for mine in labels]
+        if not any(hit):
+            known = any(_matches(pattern, name) for name in everything if name)
+            what = "matches only what cannot be cut anyway" if known else "matches no node, tensor, weight or operator type"
+            raise OptionError(f"pattern '{pattern}' {what}", where="--keep", fix="see `onnx-amc inspect MODEL` for the names")
+        result = [a or b for a, b in zip(result, hit, strict=True)]
+    return result
+
+
+def _labels(analysis: Analysis) -> list[set[str]]:
+    """All that a group can be called by: its name, nodes, their operator types, their outputs, its weights."""
+    nodes = {n.output[0]: n for n in analysis.model.proto.graph.node}
+    found: list[set[str]] = []
+    for group in analysis.groups:
+        mine = {group.name, *(s.owner.tensor for s in group.slices)}
+        for output in group.nodes:
+            node = nodes[output]
+            mine |= {node.name, node.op_type, *node.output}
+        found.append(mine - {""})
+    return found
+
+
+def _matches(pattern: str, label: str) -> bool:
+    if pattern == label or fnmatchcase(label, pattern):
+        return True
+    try:
+        return re.search(pattern, label) is not None and re.search(r"[\^$*+?\[\]()|\\.]", pattern) is not None
+    except re.error:
+        return False

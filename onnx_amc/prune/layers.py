@@ -1,0 +1,208 @@
+"""The layers that read channels, as least squares sees them: a matrix, a bias, and where both are stored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnx_amc.fit.patches import Window
+from onnx_amc.graph.groups import Analysis
+from onnx_amc.graph.ledger import Reader, Tokens
+from onnx_amc.graph.load import Model, attributes
+
+Mover = Callable[[np.ndarray, dict[str, object], list[int] | None], np.ndarray]
+
+MOVERS: dict[str, Mover] = {
+    "Identity": lambda x, _a, _s: x,
+    "Transpose": lambda x, a, _s: x.transpose(a.get("perm")),  # type: ignore[arg-type]
+    "Reshape": lambda x, _a, s: x.reshape(s or []),
+    "Flatten": lambda x, _a, s: x.reshape(s or []),
+    "Squeeze": lambda x, _a, s: x.reshape(s or []),
+    "Unsqueeze": lambda x, _a, s: x.reshape(s or []),
+}
+"""Operators that only move elements, so that a weight behind them can still be written back."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that is an initializer, perhaps moved about.
+
+    Args:
+        name: The initializer.
+        index: int, in the tensor's shape: the flat position in the initializer of each element.
+
+    """
+
+    name: str
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
+class Layer:
+    """y[g, o] = sum over i, t of w[g, o, i, t] x[g, i, t] + b[g, o].
+
+    Args:
+        node: The contraction's first output.
+        output: The tensor that holds y, bias added.
+        x: The activation it reads.
+        channels_last: Whether x's and y's channels are their last axis; otherwise axis 1.
+        weight: Where w lies; index is (groups, outputs, inputs, taps).
+        bias: Where b lies, index (groups x outputs,); None where there is none.
+        can_add_bias: Whether a bias may be given to the node.
+        window: Geometry of the kernel.
+        inputs: Tokens of the inputs, (groups, inputs); None where they cannot be cut.
+        outputs: Tokens of the outputs, (groups x outputs,); None where they cannot be cut.
+
+    """
+
+    node: str
+    output: str
+    x: str
+    channels_last: bool
+    weight: Stored
+    bias: Stored | None
+    can_add_bias: bool
+    window: Window
+    inputs: Tokens | None
+    outputs: Tokens | None
+
+    @property
+    def affine(self) -> bool:
+        """Whether the layer's output can be shifted as well as scaled."""
+        return self.bias is not None or self.can_add_bias
+
+
+def find_layers(analysis: Analysis) -> tuple[list[Layer], dict[str, str]]:
+    """Return the readers that can be refitted, in graph order, and for each of the others the reason why not."""
+    model = analysis.model
+    finder = _Finder(model)
+    layers: list[Layer] = []
+    refused: dict[str, str] = {}
+    uses = Counter(s.name for s in (finder.stored(r.w) for r in analysis.ledger.readers) if s is not None)
+    for reader in analysis.ledger.readers:
+        found = finder.layer(reader, uses)
+        if isinstance(found, Layer):
+            layers.append(found)
+        else:
+            refused[reader.node] = found
+    return layers, refused
+
+
+class _Finder:
+    """Looks layers up in the graph."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.producer = {o: n for n in model.proto.graph.node for o in n.output if o}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.proto.graph.node:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+        self.outputs = {o.name for o in model.proto.graph.output}
+
+    def stored(self, name: str) -> Stored | None:
+        """Find the initializer behind a tensor, through operators that only move elements."""
+        if name in self.model.weights:
+            dims = list(self.model.weights[name].dims)
+            return Stored(name, np.arange(int(np.prod(dims))).reshape(dims))
+        node = self.producer.get(name)
+        if node is None or node.op_type not in MOVERS or name not in self.model.shapes:
+            return None
+        source = self.stored(node.input[0])
+        if source is None:
+            return None
+        moved = MOVERS[node.op_type](source.index, attributes(node), list(self.model.shapes[name]))
+        return Stored(source.name, moved)
+
+    def layer(self, reader: Reader, uses: Counter[str]) -> Layer | str:
+        """Describe one reader, or say why it cannot be refitted."""
+        node = self.producer[reader.node]
+        weight = self.stored(reader.w)
+        if weight is None:
+            return "its weight is computed in the graph"
+        if uses[weight.name] > 1:
+            return "its weight is shared with another node"
+        attrs = attributes(node)
+        if node.op_type == "Gemm" and (attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0):
+            return "it scales its operands"
+        if node.op_type in {"Conv", "ConvTranspose"}:
+            return self._convolution(reader, node, weight, attrs)
+        flip = node.op_type == "Gemm" and attrs.get("transB", 0)
+        matrix = Stored(weight.name, (weight.index if flip else weight.index.T)[None, :, :, None])
+        output, bias, addable = self._bias(node, matrix.index.shape[1])
+        return Layer(
+            reader.node, output, reader.x, True, matrix, bias, addable, Window(), reader.inputs, reader.outputs
+        )
+
+    def _convolution(
+        self, reader: Reader, node: onnx.NodeProto, weight: Stored, attrs: dict[str, object]
+    ) -> Layer | str:
+        groups = int(attrs.get("group", 1))  # type: ignore[call-overload]
+        index = weight.index
+        if node.op_type == "Conv":
+            index = index.reshape(groups, index.shape[0] // groups, index.shape[1], -1)
+        else:
+            flipped = index[(slice(None), slice(None), *(slice(None, None, -1),) * (index.ndim - 2))]
+            index = flipped.swapaxes(0, 1).reshape(1, index.shape[1], index.shape[0], -1)
+        window = _window(node.op_type, attrs, weight.index.shape[2:], self.model.shapes[reader.x][2:],
+                         self.model.shapes[reader.node][2:])  # fmt: skip
+        if window is None:
+            return "its padding is unusual"
+        output, bias, addable = self._bias(node, index.shape[0] * index.shape[1])
+        stored = Stored(weight.name, index)
+        return Layer(reader.node, output, reader.x, False, stored, bias, addable, window, reader.inputs, reader.outputs)
+
+    def _bias(self, node: onnx.NodeProto, outputs: int) -> tuple[str, Stored | None, bool]:
+        """The tensor that holds the biased output, where the bias lies, and whether one may be added."""
+        if node.op_type != "MatMul":
+            if len(node.input) < 3 or not node.input[2]:
+                return node.output[0], None, True
+            return node.output[0], self._vector(node.input[2], outputs), False
+        users = self.consumers.get(node.output[0], [])
+        if len(users) != 1 or users[0].op_type != "Add" or node.output[0] in self.outputs:
+            return node.output[0], None, False
+        other = next((n for n in users[0].input if n != node.output[0]), "")
+        last = self.model.shapes.get(other, ())[-1:] == (outputs,)
+        bias = self._vector(other, outputs) if last else None
+        return (users[0].output[0] if bias else node.output[0]), bias, False
+
+    def _vector(self, name: str, length: int) -> Stored | None:
+        """A bias that one node alone reads, one number per output."""
+        found = self.stored(name)
+        if found is None or found.index.size != length or len(self.consumers.get(found.name, [])) != 1:
+            return None
+        return Stored(found.name, found.index.ravel())
+
+
+def _window(
+    kind: str, attrs: dict[str, object], kernel: tuple[int, ...], space: tuple[int, ...], out: tuple[int, ...]
+) -> Window | None:
+    """Geometry from a node's attributes; None where it does not give the output that the model has."""
+    d = len(kernel)
+
+    def ints(name: str, default: int, count: int) -> tuple[int, ...]:
+        return tuple(int(v) for v in attrs.get(name, [default] * count))  # type: ignore[attr-defined]
+
+    strides, dilations = ints("strides", 1, d), ints("dilations", 1, d)
+    reach = [(k - 1) * s + 1 for k, s in zip(kernel, dilations, strict=True)]
+    auto = attrs.get("auto_pad", b"NOTSET")
+    pads = ints("pads", 0, 2 * d)
+    if kind == "ConvTranspose":
+        if auto not in {b"NOTSET", b"VALID"} or attrs.get("output_shape"):
+            return None
+        extra = ints("output_padding", 0, d)
+        before = tuple(r - 1 - p for r, p in zip(reach, pads[:d], strict=True))
+        after = tuple(r - 1 - p + e for r, p, e in zip(reach, pads[d:], extra, strict=True))
+        window = Window(kernel, (1,) * d, dilations, before + after, strides)
+    else:
+        if auto in {b"SAME_UPPER", b"SAME_LOWER"}:
+            total = [max((o - 1) * s + r - i, 0) for o, s, r, i in zip(out, strides, reach, space, strict=True)]
+            small = tuple(t // 2 for t in total)
+            large = tuple(t - t // 2 for t in total)
+            pads = small + large if auto == b"SAME_UPPER" else large + small
+        window = Window(kernel, strides, dilations, pads, (1,) * d)
+    return window if window.outputs(space) == tuple(out) else None

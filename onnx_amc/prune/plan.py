@@ -1,0 +1,131 @@
+"""The plan: which channels each group keeps. A value that can be checked, priced, saved, compared and replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_amc.errors import PlanError
+from onnx_amc.graph.groups import Analysis, Group
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept channels by group; a group that is not named keeps everything.
+
+    Args:
+        kept: For each group the sorted indices of the channels it keeps.
+        settings: What is needed to replay it: budget, rounding, seed, refit.
+
+    """
+
+    kept: Mapping[str, tuple[int, ...]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Equal for plans that cut the same."""
+        return tuple(sorted(self.kept.items()))
+
+    def to_json(self, analysis: Analysis) -> dict[str, Any]:
+        """Return the plan as the file format of the interface, slices of the *original* initializers included."""
+        groups = [_group_json(analysis, g, self.kept[g.name]) for g in analysis.groups if g.name in self.kept]
+        return {"format": FORMAT, "model_sha256": analysis.model.sha256, **self.settings, "groups": groups}
+
+    def save(self, path: str | Path, analysis: Analysis) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(json.dumps(self.to_json(analysis), indent=1) + "\n", encoding="utf-8")
+
+
+def load_plan(path: str | Path, analysis: Analysis) -> Plan:
+    """Read a plan and hold it against the model.
+
+    Raises:
+        PlanError: No such file, no JSON, another format, another model, unknown groups or impossible channels.
+
+    """
+    where = str(path)
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PlanError("no such file", where=where, fix="give the plan.json of a run") from error
+    except (ValueError, OSError) as error:
+        raise PlanError(f"not a JSON file: {error}", where=where, fix="give the plan.json of a run") from error
+    return parse_plan(document, analysis, where)
+
+
+def parse_plan(document: Any, analysis: Analysis, where: str) -> Plan:  # noqa: ANN401  untrusted JSON
+    """Check a plan read from JSON; see `load_plan`."""
+    if not isinstance(document, dict) or document.get("format") != FORMAT or not isinstance(document.get("groups"), list):
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise PlanError(f"format is {found!r}, not {FORMAT}", where=where, fix="give a plan.json written by onnx-amc")
+    sha = document.get("model_sha256")
+    if sha != analysis.model.sha256:
+        raise PlanError(
+            f"made for a model with sha256 {str(sha)[:12]}..., this one has {analysis.model.sha256[:12]}...",
+            where=where,
+            fix="give the very model file that the plan was made from",
+        )
+    kept: dict[str, tuple[int, ...]] = {}
+    for entry in document["groups"]:
+        name, channels = _entry(entry, analysis, where)
+        kept[name] = channels
+    rest = {k: v for k, v in document.items() if k not in {"format", "model_sha256", "groups"}}
+    return Plan(kept, rest)
+
+
+def _entry(entry: Any, analysis: Analysis, where: str) -> tuple[str, tuple[int, ...]]:  # noqa: ANN401  untrusted JSON
+    name, channels = (entry.get("name"), entry.get("kept")) if isinstance(entry, dict) else (None, None)
+    if name not in analysis.index:
+        raise PlanError(
+            f"unknown group {name!r}", where=where, fix="see `onnx-amc inspect` for the model's groups"
+        )
+    total = analysis.groups[analysis.index[name]].channels
+    fits = (
+        isinstance(channels, list)
+        and len(channels) > 0
+        and all(isinstance(c, int) and not isinstance(c, bool) and 0 <= c < total for c in channels)
+        and len(set(channels)) == len(channels)
+    )
+    if not fits:
+        raise PlanError(
+            f"group {name!r} has {total} channels, but the plan keeps {str(channels)[:60]}",
+            where=where,
+            fix=f"'kept' must be a non-empty list of distinct indices from 0 to {total - 1}",
+        )
+    return str(name), tuple(sorted(channels))
+
+
+def _group_json(analysis: Analysis, group: Group, kept: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "channels": group.channels,
+        "kept": list(kept),
+        "ratio": len(kept) / group.channels,
+        "slices": slices_json(analysis, group, kept),
+    }
+
+
+def slices_json(analysis: Analysis, group: Group, kept: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Every original initializer that the cut of one group shortens, by its original name."""
+    gone = np.ones(group.channels, dtype=bool)
+    gone[list(kept)] = False
+    found: list[dict[str, Any]] = []
+    for piece in group.slices:
+        removed = piece.index[gone[piece.channel]].tolist()
+        if not removed:
+            continue
+        name, user = analysis.model.origin.get(piece.owner.tensor, (piece.owner.tensor, None))
+        entry: dict[str, Any] = {"tensor": name, "axis": piece.owner.axis, "removed": removed, "role": piece.role}
+        entry["mask"] = piece.role == "reads"
+        if user is not None:
+            entry["node"] = user
+        found.append(entry)
+    return found

@@ -1,0 +1,168 @@
+"""From moments to an order of the channels, and from a plan to refitted weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import numpy_helper
+
+from onnx_amc.fit.moments import Moments
+from onnx_amc.fit.solve import Part, eliminate, error, refit
+from onnx_amc.graph.groups import Analysis, Group
+from onnx_amc.prune.layers import Layer, Stored
+
+Values = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """In which order the channels of a group go.
+
+    Args:
+        order: int (channels,), the first to go first.
+        errors: (channels,), the readers' relative output error once so many + 1 have gone; NaN where it is not known.
+
+    """
+
+    order: np.ndarray
+    errors: np.ndarray
+
+    def kept(self, count: int) -> tuple[int, ...]:
+        """Return the channels that stay when `count` do."""
+        return tuple(np.sort(self.order[len(self.order) - count :]).tolist())
+
+    def error(self, count: int) -> float:
+        """Return the error when `count` channels stay."""
+        gone = len(self.order) - count
+        return 0.0 if gone == 0 else float(self.errors[gone - 1])
+
+
+class Refitter:
+    """Refits every layer that reads a cut group, from the original network's moments.
+
+    Args:
+        analysis: Of the original model.
+        layers: Its layers.
+        moments: Of their inputs, by node.
+        ridge: Relative pull towards the original weights.
+
+    """
+
+    def __init__(
+        self, analysis: Analysis, layers: Sequence[Layer], moments: Mapping[str, Moments], ridge: float
+    ) -> None:
+        self.analysis, self.layers, self.moments, self.ridge = analysis, list(layers), moments, ridge
+        self._weights = {layer.node: read(analysis, layer.weight) for layer in layers}
+
+    def solve(self, kept: Mapping[str, Sequence[int]]) -> tuple[Values, Values]:
+        """Weights and biases for a plan.
+
+        Returns:
+            New contents of initializers in their original shapes, and by node the biases that layers gain (surviving outputs).
+
+        """
+        keep = self.analysis.keeper(kept)
+        values: Values = {}
+        added: Values = {}
+        for layer in self.layers:
+            if layer.inputs is None or layer.node not in self.moments:
+                continue
+            alive = keep(layer.inputs)
+            if alive.all():
+                continue
+            w, shift = self._refitted(layer, alive)
+            write(self.analysis, values, layer.weight, w)
+            if layer.bias is not None:
+                bias = read(self.analysis, layer.bias)
+                write(self.analysis, values, layer.bias, bias + shift)
+            elif layer.can_add_bias:
+                outputs = keep(layer.outputs) if layer.outputs is not None else slice(None)
+                added[layer.node] = shift[outputs]
+        return values, added
+
+    def _refitted(self, layer: Layer, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(groups, outputs, inputs, taps) weights, zero where inputs are cut, and what the bias gains, (outputs,)."""
+        old, moments = self._weights[layer.node], self.moments[layer.node]
+        groups, outputs, inputs, taps = old.shape
+        new, shift = np.zeros_like(old), np.zeros((groups, outputs))
+        for g in range(groups):
+            columns = np.repeat(alive[g], taps)
+            h = moments.covariance(g) if layer.affine else moments.second(g)
+            w = old[g].reshape(outputs, inputs * taps)
+            v = np.zeros_like(w)
+            v[:, columns] = refit(h, w, columns, self.ridge)
+            new[g] = v.reshape(outputs, inputs, taps)
+            shift[g] = (w - v) @ moments.mean(g)
+        return new, shift.ravel()
+
+    def errors(self, kept: Mapping[str, Sequence[int]]) -> dict[str, float]:
+        """Relative output error of each refitted layer on the original's inputs: E|y - y'|^2 / E|y|^2, by node."""
+        keep = self.analysis.keeper(kept)
+        found: dict[str, float] = {}
+        for layer in self.layers:
+            if layer.inputs is None or layer.node not in self.moments or (alive := keep(layer.inputs)).all():
+                continue
+            new, _ = self._refitted(layer, alive)
+            old, moments = self._weights[layer.node], self.moments[layer.node]
+            flat = (old.shape[1], -1)
+            parts = [
+                error(moments.covariance(g) if layer.affine else moments.second(g), old[g].reshape(flat), new[g].reshape(flat))
+                for g in range(len(old))
+            ]
+            found[layer.node] = float(np.mean(parts))
+        return found
+
+    def rank(self, group: Group) -> Ranking:
+        """Order a group's channels by optimal-brain-surgeon elimination over all its readers; by magnitude where none has moments."""
+        parts = [p for layer in self.layers for p in self._parts(group, layer)]
+        if not parts:
+            return rank_by_magnitude(self.analysis, group)
+        order, errors = eliminate(parts, group.channels, self.ridge)
+        return Ranking(order, errors)
+
+    def _parts(self, group: Group, layer: Layer) -> list[Part]:
+        if layer.inputs is None or layer.node not in self.moments:
+            return []
+        analysis, position = self.analysis, self.analysis.index[group.name]
+        classes = analysis.labels[layer.inputs]
+        w, moments = self._weights[layer.node], self.moments[layer.node]
+        taps = w.shape[3]
+        found: list[Part] = []
+        for g in range(len(w)):
+            mine = np.flatnonzero(analysis.home[classes[g]] == position)
+            if len(mine) == 0 or len(mine) % group.channels:
+                continue
+            channel = analysis.place[classes[g][mine]]
+            inputs = mine[np.argsort(channel, kind="stable")].reshape(group.channels, -1)
+            columns = (inputs[:, :, None] * taps + np.arange(taps)).reshape(group.channels, -1)
+            h = moments.covariance(g) if layer.affine else moments.second(g)
+            found.append(Part(h, w[g].reshape(w.shape[1], -1), columns))
+        return found
+
+
+def rank_by_magnitude(analysis: Analysis, group: Group) -> Ranking:
+    """Order channels by the summed magnitude of the weights that read them (AMC section 3.4)."""
+    score = np.zeros(group.channels)
+    for piece in group.slices:
+        if piece.role == "reads":
+            array = np.abs(numpy_helper.to_array(analysis.model.weights[piece.owner.tensor]).astype(np.float64))
+            along = np.moveaxis(array, piece.owner.axis, 0).reshape(array.shape[piece.owner.axis], -1).sum(axis=1)
+            np.add.at(score, piece.channel, along[piece.index])
+    return Ranking(np.argsort(score, kind="stable"), np.full(group.channels, np.nan))
+
+
+def read(analysis: Analysis, stored: Stored, values: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+    """Return the tensor behind `stored` in float64, from `values` where it has been changed."""
+    array = (values or {}).get(stored.name)
+    source = analysis.model.value(stored.name) if array is None else array
+    return np.asarray(source.reshape(-1)[stored.index], dtype=np.float64)
+
+
+def write(analysis: Analysis, values: Values, stored: Stored, new: np.ndarray) -> None:
+    """Put a tensor back where it is stored, into `values`."""
+    if stored.name not in values:
+        values[stored.name] = analysis.model.value(stored.name).copy()
+    flat = values[stored.name].reshape(-1)
+    flat[stored.index] = new.astype(flat.dtype)

@@ -1,0 +1,209 @@
+"""Cut a model by a plan, and check that the cut computes what the masked original computes.
+
+Pruning changes shapes, rarely nodes: initializers and attributes are edited in place on a copy, so everything else that the file
+carries stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnx_amc.graph.groups import Analysis
+from onnx_amc.graph.ledger import Keep
+from onnx_amc.graph.load import names_read
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def cut(
+    analysis: Analysis,
+    kept: Mapping[str, Sequence[int]],
+    values: Arrays | None = None,
+    biases: Arrays | None = None,
+    proto: onnx.ModelProto | None = None,
+) -> onnx.ModelProto:
+    """Return a new model with the other channels removed.
+
+    Args:
+        analysis: Of the model to cut.
+        kept: The channels that each group keeps.
+        values: New contents of initializers, in their original shape; the cut comes after.
+        biases: For contractions that have none: the bias of the surviving outputs, by the node's first output.
+        proto: A graph with the same names to cut instead of the model's own.
+
+    """
+    source = proto or analysis.model.proto
+    keep = analysis.keeper(kept)
+    result = onnx.ModelProto()
+    result.CopyFrom(source)
+    _shorten(analysis, keep, result, values or {})
+    _follow(analysis, keep, result)
+    _add_biases(result, biases or {})
+    del result.graph.value_info[:]
+    return result
+
+
+def finish(analysis: Analysis, result: onnx.ModelProto) -> onnx.ModelProto:
+    """Make a cut model fit to deliver: share again what is equal again, restore constant nodes, drop what nothing reads."""
+    _share(analysis, result)
+    _restore_constants(analysis, result)
+    used = {name for node in result.graph.node for name in names_read(node)} | {o.name for o in result.graph.output}
+    for i in reversed(range(len(result.graph.initializer))):
+        if result.graph.initializer[i].name not in used:
+            del result.graph.initializer[i]
+    declared = {t.name for t in result.graph.initializer}
+    ours = {i.name for i in analysis.model.original.graph.input} - {t.name for t in analysis.model.original.graph.initializer}
+    for i in reversed(range(len(result.graph.input))):
+        if result.graph.input[i].name not in declared | ours:
+            del result.graph.input[i]
+    known = {i.name: i for i in result.graph.input}
+    for tensor in result.graph.initializer:
+        info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        if tensor.name in known:
+            known[tensor.name].CopyFrom(info)
+        elif result.ir_version < 4:
+            result.graph.input.append(info)
+    if len(analysis.model.original.graph.value_info):
+        try:
+            inferred = onnx.shape_inference.infer_shapes(result)
+        except (onnx.shape_inference.InferenceError, ValueError):
+            return result
+        result.graph.value_info.extend(inferred.graph.value_info)
+    return result
+
+
+def masked(original: onnx.ModelProto, slices: Sequence[Mapping[str, Any]]) -> onnx.ModelProto:
+    """Return the original with every slice marked `mask` set to zero: what the cut model must compute, from the plan alone."""
+    result = onnx.ModelProto()
+    result.CopyFrom(original)
+    holders = _holders(result)
+    masks = [s for s in slices if s["mask"]]
+    for tensor in dict.fromkeys(s["tensor"] for s in masks):
+        mine = [s for s in masks if s["tensor"] == tensor]
+        users = [n for n in result.graph.node if tensor in n.input]
+        named = dict.fromkeys(s.get("node") for s in mine)
+        shared = len(users) > 1 and None not in named
+        for user in named if shared else [None]:
+            array = numpy_helper.to_array(holders[tensor]).copy()
+            for entry in mine:
+                if not shared or entry.get("node") == user:
+                    array[(slice(None),) * entry["axis"] + (entry["removed"],)] = 0
+            new = numpy_helper.from_array(array, f"{tensor}/masked/{user}" if shared else tensor)
+            if not shared:
+                holders[tensor].CopyFrom(new)
+                continue
+            result.graph.initializer.append(new)
+            node = next(n for n in users if n.output[0] == user)
+            for i, name in enumerate(node.input):
+                if name == tensor:
+                    node.input[i] = new.name
+    return result
+
+
+def _holders(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Where each constant's data lies: in an initializer or in a Constant node."""
+    found = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                found[node.output[0]] = attribute.t
+    return found
+
+
+def _shorten(analysis: Analysis, keep: Keep, result: onnx.ModelProto, values: Arrays) -> None:
+    cuts: dict[str, dict[int, np.ndarray]] = {}
+    for owner, start, end in analysis.ledger.spans():
+        if owner.axis >= 0:
+            alive = keep(np.arange(start, end))
+            if not alive.all():
+                cuts.setdefault(owner.tensor, {})[owner.axis] = np.flatnonzero(alive)
+    for tensor in result.graph.initializer:
+        if tensor.name not in cuts and tensor.name not in values:
+            continue
+        array = values[tensor.name] if tensor.name in values else numpy_helper.to_array(tensor)
+        for axis, index in cuts.get(tensor.name, {}).items():
+            array = np.take(array, index, axis=axis)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        doc = tensor.doc_string
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype, copy=False)), tensor.name))
+        tensor.doc_string = doc
+
+
+def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
+    """Rewrite the sizes that constants and attributes name."""
+    nodes = {n.output[0]: n for n in result.graph.node}
+    for edit in analysis.ledger.edits:
+        if bool(keep(edit.tokens).all()):
+            continue
+        node, value = nodes[edit.node], edit.value(keep)
+        if isinstance(edit.slot, str):
+            _set_attribute(node, edit.slot, value)
+            continue
+        name = f"{edit.node}/input{edit.slot}/cut"
+        result.graph.initializer.append(numpy_helper.from_array(value, name))
+        while len(node.input) <= edit.slot:
+            node.input.append("")
+        node.input[edit.slot] = name
+        if node.op_type == "Split":
+            _set_attribute(node, "num_outputs", None)
+
+
+def _set_attribute(node: onnx.NodeProto, name: str, value: np.ndarray | None) -> None:
+    for i in reversed(range(len(node.attribute))):
+        if node.attribute[i].name == name:
+            del node.attribute[i]
+    if value is not None:
+        node.attribute.append(onnx.helper.make_attribute(name, value.tolist()))
+
+
+def _add_biases(result: onnx.ModelProto, biases: Arrays) -> None:
+    nodes = {n.output[0]: n for n in result.graph.node}
+    kinds = {t.name: t.data_type for t in result.graph.initializer}
+    for output, bias in biases.items():
+        node, name = nodes[output], f"{output}/bias"
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kinds.get(node.input[1], onnx.TensorProto.FLOAT))
+        result.graph.initializer.append(numpy_helper.from_array(bias.astype(dtype), name))
+        while len(node.input) < 3:
+            node.input.append("")
+        node.input[2] = name
+
+
+def _share(analysis: Analysis, result: onnx.ModelProto) -> None:
+    """Store equal copies of one original initializer once again."""
+    first: dict[tuple[str, bytes], str] = {}
+    rename: dict[str, str] = {}
+    for tensor in result.graph.initializer:
+        origin = analysis.model.origin.get(tensor.name)
+        if origin is not None:
+            key = (origin[0], tensor.raw_data + bytes(str(list(tensor.dims)), "ascii"))
+            rename[tensor.name] = first.setdefault(key, tensor.name)
+    for node in result.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = rename.get(name, name)
+
+
+def _restore_constants(analysis: Analysis, result: onnx.ModelProto) -> None:
+    """Constants that came as nodes leave as nodes."""
+    tensors = {t.name: t for t in result.graph.initializer}
+    used = {name for node in result.graph.node for name in names_read(node)}
+    restored: list[onnx.NodeProto] = []
+    for name, node in analysis.model.lifted.items():
+        if name not in tensors or name not in used:
+            continue
+        copy = onnx.NodeProto.FromString(node.SerializeToString())
+        if any(a.name == "value" for a in copy.attribute):
+            copy.attribute[0].t.CopyFrom(tensors[name])
+            copy.attribute[0].t.name = node.attribute[0].t.name
+        restored.append(copy)
+    gone = {n.output[0] for n in restored}
+    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in result.graph.node]
+    del result.graph.node[:]
+    result.graph.node.extend([*restored, *kept])
+    for i in reversed(range(len(result.graph.initializer))):
+        if result.graph.initializer[i].name in gone:
+            del result.graph.initializer[i]

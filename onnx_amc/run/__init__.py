@@ -1,0 +1,1 @@
+"""The door to onnxruntime: sessions, data, captured activations, scores and latency."""

@@ -1,0 +1,119 @@
+"""One pass of the calibration data through the original network: the moments of every layer's input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import onnx
+
+from onnx_amc.errors import DataError, ModelError
+from onnx_amc.fit.moments import Moments
+from onnx_amc.fit.patches import choose, patches
+from onnx_amc.graph.load import Model, true_inputs
+from onnx_amc.prune.layers import Layer
+from onnx_amc.run.data import Dataset
+from onnx_amc.run.session import open_session
+
+MEMORY = 256 * 2**20
+"""Bytes of activations that one batch of the pass may hold."""
+
+Progress = Callable[[int, int], None]
+
+
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """The batch size that the model insists on, or None."""
+    for info in true_inputs(model):
+        dims = info.type.tensor_type.shape.dim
+        if len(dims) and dims[0].HasField("dim_value") and dims[0].dim_value > 0:
+            return int(dims[0].dim_value)
+    return None
+
+
+def batches(model: onnx.ModelProto, index: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Cut sample indices into batches; a model of fixed batch gets its last one filled up. Yields (indices, how many count)."""
+    fixed = fixed_batch(model)
+    size = fixed or size
+    for start in range(0, len(index), size):
+        part = index[start : start + size]
+        count = len(part)
+        if fixed and count < fixed:
+            part = np.concatenate([part, np.repeat(part[-1:], fixed - count)])
+        yield part, count
+
+
+def gather_moments(
+    model: Model,
+    layers: Sequence[Layer],
+    data: Dataset,
+    index: np.ndarray,
+    *,
+    rows: int,
+    seed: int,
+    progress: Progress = lambda _done, _total: None,
+) -> dict[str, Moments]:
+    """Moments of each layer's input over the calibration samples, by the layer's node.
+
+    Args:
+        model: The original network.
+        layers: Layers to look at.
+        data: Samples.
+        index: Which samples.
+        rows: Rows wanted per layer; convolutions are looked at in as many random positions as that takes.
+        seed: Of the positions.
+        progress: Told the samples done and their number.
+
+    Raises:
+        DataError: An activation is not finite.
+
+    """
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model.proto)
+    names = list(dict.fromkeys(layer.x for layer in layers))
+    given = {i.name for i in exposed.graph.input} | {o.name for o in exposed.graph.output}
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in given)
+    session = open_session(exposed, where=model.source)
+    inputs = {i.name for i in session.get_inputs()}
+    moments = {layer.node: Moments(len(layer.weight.index), _width(layer)) for layer in layers}
+    rng = np.random.default_rng(seed)
+    per_sample = sum(4 * int(np.prod(model.shapes[n])) for n in names) or 1
+    done = 0
+    for part, count in batches(model.proto, index, int(np.clip(MEMORY // per_sample, 1, 128))):
+        feed = data.batch(part)
+        wanted = [n for n in names if n not in inputs]
+        found = dict(zip(wanted, _run(session, wanted, feed, model.source), strict=True)) | feed
+        for layer in layers:
+            _add(moments[layer.node], layer, found[layer.x][:count], -(-rows // len(index)), rng, model.source)
+        done += count
+        progress(done, len(index))
+    return moments
+
+
+def _width(layer: Layer) -> int:
+    return int(layer.weight.index.shape[2] * layer.weight.index.shape[3])
+
+
+def _run(session: object, names: list[str], feed: dict[str, np.ndarray], where: str) -> list[np.ndarray]:
+    try:
+        return list(session.run(names, feed)) if names else []  # type: ignore[attr-defined]
+    except Exception as error:  # onnxruntime raises its own, undocumented kinds
+        raise ModelError(
+            f"onnxruntime cannot run it on the data: {str(error).splitlines()[0]}",
+            where=where,
+            fix="the data must have the shapes and values that the model takes",
+        ) from error
+
+
+def _add(moments: Moments, layer: Layer, x: np.ndarray, per_sample: int, rng: np.random.Generator, where: str) -> None:
+    if not np.isfinite(x).all():
+        raise DataError(
+            f"activation '{layer.x}' has NaN or infinite values on the calibration data",
+            where=where,
+            fix="check the preprocessing of the data, and that the model itself gives finite results",
+        )
+    if layer.channels_last:
+        flat = x.reshape(x.shape[0], -1, x.shape[-1])
+        at = choose((flat.shape[1],), per_sample, rng)[:, 0]
+        moments.add(patches(flat[:, at].reshape(-1, x.shape[-1]), layer.window, np.zeros((1, 0), dtype=np.int64)))
+    else:
+        moments.add(patches(x, layer.window, choose(layer.window.outputs(x.shape[2:]), per_sample, rng)))

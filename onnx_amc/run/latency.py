@@ -1,0 +1,59 @@
+"""Measured latency: the candidates in turn, medians, batch 1."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnx_amc.run.session import open_session
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What was measured.
+
+    Args:
+        milliseconds: Median of one run.
+        ratio: Median of the paired ratios to the first candidate.
+
+    """
+
+    milliseconds: float
+    ratio: float
+
+
+def measure(
+    models: Sequence[onnx.ModelProto | str], feed: Mapping[str, np.ndarray], *, seconds: float = 3.0, threads: int = 0,
+    provider: str = "CPUExecutionProvider",
+) -> list[Latency]:  # fmt: skip
+    """Time the models in turn on the same input, so that a noisy machine disturbs all of them alike.
+
+    Args:
+        models: Candidates; the first is what the others are compared with.
+        feed: Input of one run.
+        seconds: To spend; every model is run at least 5 times.
+        threads: Of each session; 0 takes all cores.
+        provider: Execution provider.
+
+    """
+    sessions = [open_session(m, threads=threads, provider=provider) for m in models]
+    feeds = [{i.name: feed[i.name] for i in s.get_inputs()} for s in sessions]
+    for session, fed in zip(sessions, feeds, strict=True):
+        for _ in range(3):
+            session.run(None, fed)
+    times: list[list[float]] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 5:
+        row = []
+        for session, fed in zip(sessions, feeds, strict=True):
+            start = time.perf_counter()
+            session.run(None, fed)
+            row.append(time.perf_counter() - start)
+        times.append(row)
+    table = np.array(times)
+    ratios = table / table[:, :1]
+    return [Latency(float(np.median(table[:, i]) * 1e3), float(np.median(ratios[:, i]))) for i in range(len(models))]

@@ -1,0 +1,45 @@
+"""One way to open a model in onnxruntime, with errors the user can read."""
+
+from __future__ import annotations
+
+import onnx
+import onnxruntime as ort
+
+from onnx_amc.errors import ModelError
+
+LIMIT = 2**31 - 2**20
+"""Largest protobuf that can be handed over in memory, bytes."""
+
+
+def open_session(
+    model: onnx.ModelProto | str, *, threads: int = 0, provider: str = "CPUExecutionProvider", where: str = "model"
+) -> ort.InferenceSession:
+    """Build an inference session at full graph optimisation (the fast kernels need it).
+
+    Args:
+        model: A model, or the path of one.
+        threads: Threads within an operator; 0 takes all cores.
+        provider: Execution provider.
+        where: What to call the model in messages.
+
+    Raises:
+        ModelError: onnxruntime refuses the model or does not have the provider.
+
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    source = model if isinstance(model, str) else model.SerializeToString()
+    known = ort.get_available_providers()
+    if provider not in known:
+        raise ModelError(
+            f"onnxruntime has no provider '{provider}' here", where="--provider", fix=f"choose one of {', '.join(known)}"
+        )
+    try:
+        return ort.InferenceSession(source, options, providers=[provider])
+    except Exception as error:  # onnxruntime raises its own, undocumented kinds
+        raise ModelError(
+            f"onnxruntime cannot load it: {str(error).splitlines()[0]}",
+            where=where,
+            fix="the model must load and run in onnxruntime before it can be compressed",
+        ) from error

@@ -1,0 +1,123 @@
+"""The space of plans: levels of each group, and the budget that every plan must meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from onnx_amc.errors import BudgetError
+
+Prices = Callable[[np.ndarray], int]
+
+
+def multiple_of(channels: int, round_to: int | None) -> int:
+    """Return the multiple that a group's counts are kept at.
+
+    Args:
+        channels: Of the group.
+        round_to: The user's multiple, or None for what onnxruntime's blocked kernels like: 8, and 4 below 64 channels, where
+            a multiple of 8 would cost too much accuracy; groups of fewer than 8 channels are not rounded.
+
+    """
+    if round_to is not None:
+        return round_to
+    return 8 if channels >= 64 else 4 if channels >= 8 else 1
+
+
+def levels_of(channels: int, round_to: int | None, min_keep: float) -> np.ndarray:
+    """Ascending counts that a group may keep: multiples, at least `min_keep` of the channels, and always all of them."""
+    step = multiple_of(channels, round_to)
+    floor = max(1, int(np.ceil(min_keep * channels - 1e-9)))
+    below = np.arange(step, channels, step)
+    return np.append(below[below >= floor], channels)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Levels, price and budget; a plan here is an int (groups,) array of counts.
+
+    Args:
+        names: Of the groups.
+        levels: For each group the counts it may keep, ascending.
+        price: Of a plan, exact.
+        limit: What a plan may cost at most.
+        unit: What the price counts, for messages.
+
+    """
+
+    names: tuple[str, ...]
+    levels: tuple[np.ndarray, ...]
+    price: Prices
+    limit: int
+    unit: str = "MACs"
+
+    @cached_property
+    def full(self) -> np.ndarray:
+        """Everything kept."""
+        return np.array([lv[-1] for lv in self.levels], dtype=np.int64)
+
+    @cached_property
+    def smallest(self) -> np.ndarray:
+        """As little kept as the levels allow."""
+        return np.array([lv[0] for lv in self.levels], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Groups."""
+        return len(self.levels)
+
+    def feasible(self, counts: np.ndarray) -> bool:
+        """Whether a plan meets the budget."""
+        return self.price(counts) <= self.limit
+
+    def check(self, *, where: str, blocked: Sequence[str]) -> None:
+        """Refuse a budget that no plan can meet.
+
+        Raises:
+            BudgetError: With the smallest ratio that can be reached, and what is in the way.
+
+        """
+        if self.feasible(self.smallest):
+            return
+        whole, least = self.price(self.full), self.price(self.smallest)
+        reachable = np.ceil(1e4 * least / whole) / 1e4
+        raise BudgetError(
+            f"{self.limit / whole:.4g} of the {self.unit} cannot be reached; the smallest is {reachable:.4f}"
+            + (f". In the way: {'; '.join(blocked[:3])}" if blocked else ""),
+            where=where,
+            fix=f"ask for {reachable:.4f} or more, or lower --min-keep, or take a finer --round-to",
+        )
+
+    def highest(self, counts: np.ndarray, step: int) -> int:
+        """Algorithm 1's bound: the largest index into `levels[step]` that can still meet the budget.
+
+        Earlier groups keep what `counts` says, later ones are taken at their smallest; both sides of each layer are priced.
+        """
+        trial = self.smallest.copy()
+        trial[:step] = counts[:step]
+        low, high = 0, len(self.levels[step]) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            trial[step] = self.levels[step][middle]
+            low, high = (middle, high) if self.feasible(trial) else (low, middle - 1)
+        return low
+
+    def nearest(self, step: int, ratio: float) -> int:
+        """Index of the level closest to this kept ratio; of two equally close ones the lower."""
+        return int(np.argmin(np.abs(self.levels[step] - ratio * self.levels[step][-1])))
+
+    def at(self, ratios: np.ndarray | float) -> np.ndarray:
+        """Return the plan closest to the given kept ratios, whatever it costs."""
+        wanted = np.broadcast_to(np.asarray(ratios, dtype=np.float64), (len(self),))
+        return np.array([lv[self.nearest(i, float(wanted[i]))] for i, lv in enumerate(self.levels)], dtype=np.int64)
+
+    def largest(self, family: Callable[[float], np.ndarray]) -> np.ndarray:
+        """Return the largest member that meets the budget, of a family of ratio profiles that grows with its parameter in [0, 1]."""
+        best = self.smallest
+        for strength in np.linspace(0.0, 1.0, 1001):
+            counts = self.at(family(float(strength)))
+            if self.feasible(counts) and self.price(counts) >= self.price(best):
+                best = counts
+        return best
