@@ -80,6 +80,7 @@ def test_uint8_images_are_fed_by_the_formula(tmp_path: Path) -> None:
     assert data.labels.dtype == np.int64
     np.testing.assert_array_equal(data.labels, z["y"])
     assert data.source.endswith("d.npz")
+    assert data.unused == ()
     assert not data.synthetic
     pick = np.array([7, 0, 3])
     fed = data.batch(pick)["input"]
@@ -388,7 +389,7 @@ def test_folder_labels_by_classes_json_and_settings_from_above(tmp_path: Path) -
     np.testing.assert_array_equal(data.labels, [9] * 4 + [7] * 5)
     z = {"x": x, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     np.testing.assert_allclose(everything(data)["input"], formula(z), rtol=0, atol=2e-6)
-    settings(tmp_path / "search", scale=1, mean=100)
+    settings(tmp_path / "search", scale=1, mean=100, std=None)
     near = everything(load(tmp_path / "search", IMAGE))["input"]
     np.testing.assert_array_equal(near, np.moveaxis(x.astype(np.float32) - 100, 3, 1))
     refused(tmp_path / "search", IMAGE, "label 9 at index 0", "classes.json", classes=9)
@@ -468,6 +469,8 @@ def test_settings_that_do_not_fit_the_model(tmp_path: Path) -> None:
     refused(tmp_path, IMAGE, "the images", "(8, 3, 4, 4)", "(N, 3, 6, 4)", "preprocess.json")
     settings(tmp_path, size=[4, 4], crop=[6, 5])
     refused(tmp_path, IMAGE, "00.png", "4 x 4", "crop of 6 x 5")
+    settings(tmp_path, size=[6, 4], crop=[6, 5])
+    refused(tmp_path, IMAGE, "00.png", "6 x 4", "crop of 6 x 5")
     refused(tmp_path, ROWS, "one input of four axes", "'a' (N, 5)")
     refused(tmp_path, [*IMAGE, *ROWS], "'input' (N, 3, 6, 4), 'a' (N, 5)")
 
@@ -526,6 +529,9 @@ def test_no_images(tmp_path: Path) -> None:
     (tmp_path / "top" / "b").mkdir()
     refused(tmp_path / "top", IMAGE, "class folder 'b' holds no images", "remove the empty folder")
     refused(tmp_path, IMAGE, "'top' holds no images, only folders", f"give {tmp_path / 'top'} itself")
+    (tmp_path / "classes.json").write_text("{}")
+    refused(tmp_path, IMAGE, "'top' holds no images, only folders")
+    (tmp_path / "classes.json").unlink()
     (tmp_path / "top" / "b").rmdir()
     assert len(load(tmp_path / "top", IMAGE)) == 8
     paint(tmp_path / "top" / "stray.png", 0)

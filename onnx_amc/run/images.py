@@ -243,19 +243,17 @@ def _files(folder: Path) -> tuple[list[Path], np.ndarray | None]:
             where=str(folder),
             fix="move them into the folder of their class, or give a folder that has no sub-folders",
         )
-    codes, files, labels = _codes(folder, [c.name for c in classes]), [], []
-    for name, code in zip(classes, codes, strict=True):
-        images = _images(name)
+    found = [_images(c) for c in classes]
+    for path, images in zip(classes, found, strict=True):
         if not images:
-            inner = any(p.is_dir() for p in name.iterdir())
+            inner = any(p.is_dir() for p in path.iterdir())
             raise DataError(
-                what=f"the class folder '{name.name}' holds no images" + (", only folders" if inner else ""),
-                where=str(name),
-                fix=f"give {name} itself as the data" if inner else "add its images or remove the empty folder",
+                what=f"the class folder '{path.name}' holds no images" + (", only folders" if inner else ""),
+                where=str(path),
+                fix=f"give {path} itself as the data" if inner else "add its images or remove the empty folder",
             )
-        files += images
-        labels += [code] * len(images)
-    return files, np.array(labels, np.int64)
+    labels = np.repeat(np.array(_codes(folder, [c.name for c in classes]), np.int64), [len(f) for f in found])
+    return [file for images in found for file in images], labels
 
 
 def _images(folder: Path) -> list[Path]:

@@ -1,0 +1,243 @@
+"""The command line: parse, call, print, exit. The only file that prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnx_amc.errors import AmcError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onnx_amc.display import Display
+
+DONE, FAULT, INTERRUPTED = 0, 1, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="onnx-amc",
+        description="Compress a trained network given as an ONNX file: smaller, and really faster in onnxruntime.",
+    )
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    _compress(commands.add_parser("compress", help="cut a model down to a budget"))
+    one = commands.add_parser("inspect", help="layers, groups, MACs, what is fixed and why, smallest reachable MACs")
+    one.add_argument("model", metavar="MODEL")
+    one.add_argument("--min-keep", type=float, default=0.2, metavar="R", help="smallest fraction of a group that is kept (0.2)")
+    one.add_argument("--round-to", default="auto", metavar="auto|K", help="multiple of the kept channels (auto)")
+    one.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    one = commands.add_parser("apply", help="replay a plan")
+    one.add_argument("model", metavar="MODEL")
+    one.add_argument("plan", metavar="PLAN.json")
+    one.add_argument("--data", metavar="DATA", help="the data of the run that wrote the plan")
+    one.add_argument("-o", "--out", required=True, metavar="OUT")
+    one = commands.add_parser("evaluate", help="score a model on data")
+    one.add_argument("model", metavar="MODEL")
+    one.add_argument("--data", required=True, metavar="DATA")
+    one.add_argument("--metric", metavar="NAME", help="top1, top5, agreement, fidelity or module:function")
+    one.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    one = commands.add_parser("bench", help="latency side by side: in turn, medians and ratios to the first")
+    one.add_argument("models", nargs="+", metavar="MODEL")
+    one.add_argument("--seconds", type=float, default=6.0, help="time to spend (6)")
+    one.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    return top
+
+
+def _compress(one: argparse.ArgumentParser) -> None:
+    one.add_argument("model", metavar="MODEL")
+    one.add_argument("--data", metavar="DATA", help="FILE.npz, a folder of images, or module:function; MODEL.npz if it is there")
+    budget = one.add_argument_group("budget (exactly one): the fraction that is left, above 0 and at most 1")
+    budget.add_argument("--flops", type=float, metavar="R", help="of the multiply-accumulates")
+    budget.add_argument("--params", type=float, metavar="R", help="of the parameters")
+    budget.add_argument("--channels", type=float, metavar="R", help="of the channels of every group, in place of a budget")
+    for name in ("size", "latency", "max-drop"):
+        budget.add_argument(f"--{name}", type=float, help=argparse.SUPPRESS)
+    one.add_argument("-o", "--out", metavar="OUT", help="the compressed model (MODEL with .amc.onnx)")
+    one.add_argument("--policy", default="ddpg", help="ddpg (default), td3, sac, random, uniform, shallow, deep or knapsack")
+    one.add_argument("--granularity", default="channel", choices=["channel", "weight"], help=argparse.SUPPRESS)
+    one.add_argument("--episodes", type=int, default=100, metavar="N", help="plans that the search evaluates (100)")
+    one.add_argument("--seed", type=int, default=0, metavar="S", help="of everything random (0)")
+    one.add_argument("--round-to", default="auto", metavar="auto|K", help="multiple of the kept channels (auto; 1 rounds nothing)")
+    one.add_argument("--min-keep", type=float, default=0.2, metavar="R", help="smallest fraction of a group that is kept (0.2)")
+    one.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="leave these nodes, weights or operator types whole")
+    one.add_argument("--refit", action=argparse.BooleanOptionalAction, default=True, help="refit what is left by least squares")
+    one.add_argument("--recover", action=argparse.BooleanOptionalAction, default=False, help=argparse.SUPPRESS)
+    one.add_argument("--metric", metavar="NAME", help="top1, top5, agreement, fidelity or module:function")
+    one.add_argument("--provider", default="CPUExecutionProvider", metavar="NAME", help="execution provider of onnxruntime")
+    one.add_argument("--run-dir", metavar="DIR", help="where plan.json and record.json go (OUT with .run)")
+    one.add_argument("--json", metavar="FILE", help="write the record as JSON")
+    one.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    for name in ("--workers", "--report"):
+        one.add_argument(name, help=argparse.SUPPRESS)
+    one.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 input or options, 3 budget out of reach, 1 a fault of ours, 130 interrupted."""
+    args = parser().parse_args(argv)
+    if args.version:
+        from onnx_amc import __version__  # noqa: PLC0415
+
+        print(__version__)
+        return DONE
+    if args.command is None:
+        parser().print_help()
+        return OptionError.exit_code
+    try:
+        return COMMANDS[args.command](args)
+    except AmcError as error:
+        print(f"onnx-amc: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("onnx-amc: interrupted; nothing was written over", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:  # noqa: BLE001  the last resort: say that it is our fault
+        traceback.print_exc()
+        print("onnx-amc: this is a fault of ours; please report it with the lines above", file=sys.stderr)
+        return FAULT
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    sys.exit(main())
+
+
+def compress(args: argparse.Namespace) -> int:
+    """`onnx-amc compress`."""
+    out = Path(args.out) if args.out else Path(args.model).with_suffix(".amc.onnx")
+    _refuse_what_is_to_come(args)
+    folder = Path(args.run_dir) if args.run_dir else out.with_suffix(".run")
+    _writable(out, "-o")
+    _writable(folder / "plan.json", "--run-dir")
+    if args.json:
+        _writable(Path(args.json), "--json")
+    from onnx_amc.config import Settings, choose_budget, parse_round_to  # noqa: PLC0415  keeps --help light
+
+    settings = Settings(
+        budget=choose_budget(**{k: getattr(args, k) for k in ("flops", "params", "channels", "size", "latency", "max_drop")}),
+        policy=args.policy,
+        episodes=args.episodes,
+        seed=args.seed,
+        round_to=parse_round_to(args.round_to),
+        min_keep=args.min_keep,
+        keep=tuple(args.keep),
+        refit=args.refit,
+        metric=args.metric,
+        provider=args.provider,
+    )
+    from onnx_amc import pipeline  # noqa: PLC0415
+
+    with _display(quiet=args.quiet) as display:
+        result = pipeline.compress(args.model, args.data, settings, display)
+    result.save(out)
+    result.record["out"] = str(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    result.plan.save(folder / "plan.json", result.analysis)
+    for path in [folder / "record.json", *([Path(args.json)] if args.json else [])]:
+        pipeline.save_record(result.record, path)
+    if not args.quiet:
+        display.table(result.record, out, folder)
+    return DONE
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """`onnx-amc inspect`."""
+    from onnx_amc import inspect as look  # noqa: PLC0415
+    from onnx_amc.config import parse_round_to  # noqa: PLC0415
+
+    found = look(args.model, min_keep=args.min_keep, round_to=parse_round_to(args.round_to))
+    if args.json:
+        _save(found, Path(args.json))
+    _display(quiet=False).inspection(found)
+    return DONE
+
+
+def apply(args: argparse.Namespace) -> int:
+    """`onnx-amc apply`."""
+    out = Path(args.out)
+    _writable(out, "-o")
+    from onnx_amc import pipeline  # noqa: PLC0415
+
+    model = pipeline.apply(args.model, args.plan, args.data)
+    pipeline.write_model(model, out)
+    print(f"wrote {out}")
+    return DONE
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """`onnx-amc evaluate`."""
+    from onnx_amc import evaluate as score  # noqa: PLC0415
+
+    found = score(args.model, args.data, metric=args.metric)
+    if args.json:
+        _save(found, Path(args.json))
+    print(f"{found['metric']} {found['score']:.4f} on {found['samples']} samples")
+    return DONE
+
+
+def bench(args: argparse.Namespace) -> int:
+    """`onnx-amc bench`."""
+    from onnx_amc.graph.load import load  # noqa: PLC0415
+    from onnx_amc.pipeline import one_feed  # noqa: PLC0415
+    from onnx_amc.run.latency import measure  # noqa: PLC0415
+
+    models = [load(path) for path in args.models]
+    found = measure([m.original for m in models], one_feed(models[0]), seconds=args.seconds)
+    rows = [{"model": p, "latency_ms": f.milliseconds, "ratio": f.ratio} for p, f in zip(args.models, found, strict=True)]
+    if args.json:
+        _save({"models": rows}, Path(args.json))
+    _display(quiet=False).latencies(rows)
+    return DONE
+
+
+COMMANDS = {"compress": compress, "inspect": inspect, "apply": apply, "evaluate": evaluate, "bench": bench}
+
+
+def _display(*, quiet: bool) -> Display:
+    from onnx_amc.display import Display  # noqa: PLC0415  keeps --help light
+
+    return Display(quiet=quiet)
+
+
+def _refuse_what_is_to_come(args: argparse.Namespace) -> None:
+    """Options of the interface that this version does not have yet are refused, never ignored."""
+    asked = {
+        "--recover": args.recover,
+        "--granularity weight": args.granularity == "weight",
+        "--workers": args.workers is not None,
+        "--report": args.report is not None,
+        "--resume": args.resume,
+    }
+    for option, given in asked.items():
+        if given:
+            raise OptionError("is not available in this version", where=option, fix="leave it out")
+
+
+def _writable(path: Path, option: str) -> None:
+    """Refuse early what could not be written late."""
+    parent = path.parent
+    if path.is_dir():
+        raise OptionError("is a folder", where=f"{option} {path}", fix="name a file in it")
+    while not parent.exists() and option == "--run-dir":
+        parent = parent.parent
+    if not parent.is_dir():
+        raise OptionError("its folder does not exist", where=f"{option} {path}", fix=f"create {parent} first")
+    if not os.access(parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise OptionError("cannot be written", where=f"{option} {path}", fix="choose a folder you may write to")
+
+
+def _save(found: dict[str, Any], path: Path) -> None:
+    _writable(path, "--json")
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,124 @@
+"""What the command line shows: a live bar on a terminal, plain lines elsewhere, tables at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from onnx_amc.pipeline import Listener
+
+LINE_EVERY = 5.0
+"""Seconds between plain progress lines where there is no terminal."""
+
+
+class Display(Listener):
+    """Draws a run: progress on stderr, results on stdout."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self._out = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+        self._err = Console(file=sys.stderr, highlight=False)
+        self._live = self._err.is_terminal and not quiet
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._err,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._name, self._total, self._begun, self._last = "", 0, 0.0, 0.0
+
+    def __enter__(self) -> Display:
+        """Start drawing."""
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Take the bar away."""
+        if self._live:
+            self._bar.stop()
+
+    def stage(self, name: str, total: int | None) -> None:
+        """Begin a stage."""
+        self._name, self._total = name, total or 0
+        self._begun = self._last = time.monotonic()
+        if self._live:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(name, total=total, note="")
+        elif not self.quiet:
+            self._err.print(f"{name} ..." + (f" ({total} steps)" if total else ""))
+
+    def advance(self, done: int, note: str = "") -> None:
+        """Move the bar, or print a line now and then."""
+        if self._live and self._task is not None:
+            self._bar.update(self._task, completed=done, note=note)
+        elif not self.quiet and (time.monotonic() - self._last > LINE_EVERY or done == self._total):
+            self._last = time.monotonic()
+            left = (self._last - self._begun) / max(done, 1) * max(self._total - done, 0)
+            self._err.print(f"{self._name} {done}/{self._total}, about {left:.0f} s left" + (f"; {note}" if note else ""))
+
+    def note(self, text: str) -> None:
+        """Print a remark."""
+        if not self.quiet:
+            self._err.print(f"note: {text}")
+
+    def table(self, record: dict[str, Any], out: Path, folder: Path) -> None:
+        """Print what was gained and lost."""
+        original, small = record["original"], record["compressed"]
+        uniform = record["baselines"].get("uniform")
+        table = Table(title=f"{record['model']} -> {out}")
+        for name in ("", "original", *(["uniform"] if uniform else []), "delivered"):
+            table.add_column(name, justify="left" if not name else "right")
+        columns = [original, *([uniform] if uniform else []), small]
+        for label, key in (("MACs", "macs"), ("parameters", "params"), ("bytes", "bytes")):
+            table.add_row(label, *(_share(c[key], original[key]) for c in columns))
+        table.add_row(
+            "latency, batch 1", *(f"{c['latency_ms']:.3g} ms ({c.get('latency_ratio', 1.0):.2f}x)" for c in columns)
+        )
+        if record["metric"]:
+            table.add_row(f"score ({record['metric']})", *(f"{c['score']:.4f}" for c in columns))
+        self._out.print(table)
+        seconds, checks = record["seconds"], record["checks"]
+        self._out.print(
+            f"delivered: the plan of '{record['delivered']}'; masked equals cut to {checks['masked_equals_cut']:.1e}; "
+            f"{seconds['total']:.0f} s ({seconds['search']:.0f} s search), {record['peak_rss_mb']} MB"
+        )
+        self._out.print(f"plan: {folder / 'plan.json'}")
+
+    def inspection(self, found: dict[str, Any]) -> None:
+        """Print groups, what is fixed and why, and what can be reached."""
+        whole = max(found["macs"], 1)
+        table = Table(title=f"{found['model']}: {found['macs']:,} MACs, {found['params']:,} parameters")
+        for name, justify in (("group", "left"), ("channels", "right"), ("MACs it takes part in", "right"), ("prunable", "left")):
+            table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        for group in found["groups"]:
+            table.add_row(group["name"], str(group["channels"]), _share(group["macs"], whole), "yes")
+        for group in found["fixed"]:
+            table.add_row(group["name"], str(group["channels"]), "", f"no: {group['reason']}")
+        self._out.print(table)
+        self._out.print(f"smallest reachable: {found['smallest_macs']:,} MACs, --flops {found['smallest_ratio']:.4f}")
+
+    def latencies(self, rows: list[dict[str, Any]]) -> None:
+        """Print latencies side by side."""
+        table = Table(title="latency, batch 1, medians of runs in turn")
+        for name in ("model", "ms", "ratio"):
+            table.add_column(name, justify="left" if name == "model" else "right")
+        for row in rows:
+            table.add_row(row["model"], f"{row['latency_ms']:.3f}", f"{row['ratio']:.3f}")
+        self._out.print(table)
+
+
+def _share(value: int, whole: int) -> str:
+    return f"{value:,} ({value / max(whole, 1):.1%})"
