@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+from threadpoolctl import threadpool_limits
 
 from onnx_amc.builder import Builder, Kept
 from onnx_amc.config import Settings
@@ -85,8 +86,9 @@ def compress(
 ) -> Result:
     """Compress a model; see `onnx_amc.compress` for the keyword form."""
     run = _Run(model, data, settings, listener or Listener())
-    counts = run.choose()
-    return run.deliver(counts)
+    # Many small solves: BLAS threads would only wait for each other, and one thread sums in one order on every machine.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return run.deliver(run.choose())
 
 
 def apply(model: ModelSource, plan: Plan | str | os.PathLike[str] | Mapping[str, Any], data: DataSource | None = None) -> onnx.ModelProto:
@@ -107,8 +109,9 @@ def apply(model: ModelSource, plan: Plan | str | os.PathLike[str] | Mapping[str,
     if samples is not None:
         calibration, _ = samples.split(settings.seed, settings.calibration, settings.reward)
     builder = Builder(analysis, settings, samples, calibration)
-    self_check(analysis, plan.kept, check_feed(analysis.model, samples))
-    return builder.deliverable(plan.kept)
+    with threadpool_limits(limits=1, user_api="blas"):
+        self_check(analysis, plan.kept, check_feed(analysis.model, samples))
+        return builder.deliverable(plan.kept)
 
 
 def evaluate(model: ModelSource, data: DataSource, metric: str | None = None, provider: str = "CPUExecutionProvider") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from stable_baselines3 import DDPG, SAC, TD3
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import gymnasium as gym
-    import torch
     from stable_baselines3.common.noise import ActionNoise
     from stable_baselines3.common.type_aliases import ReplayBufferSamples
     from stable_baselines3.common.vec_env import VecNormalize
@@ -270,7 +270,12 @@ def train(agent: OffPolicyAlgorithm, episodes: int, steps: int) -> None:
     env = agent.get_env()
     if env is not None:
         agent.set_env(env)  # has learn() reset it: somebody may have walked it in between
-    agent.learn(total_timesteps=episodes * steps, reset_num_timesteps=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the networks are small, and one thread sums in the same order on every machine
+    try:
+        agent.learn(total_timesteps=episodes * steps, reset_num_timesteps=False)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def remember(agent: OffPolicyAlgorithm, episode: Sequence[Transition], reward: float) -> None:

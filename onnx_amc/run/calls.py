@@ -1,0 +1,130 @@
+"""Data from a Python function: `module:function` called, its batches gathered into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import operator
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from onnx_amc.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onnx_amc.run.samples import InputSpec
+
+CALL = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*(?:\.\w+)*)")
+FORMS = "DATA is a FILE.npz, a folder of images or module:function"
+
+
+@contextlib.contextmanager
+def importable(folder: str) -> Iterator[None]:
+    """Put `folder` on the module path for a while."""
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def call(module: str, function: str, where: str) -> object:
+    """Call `module:function` without arguments; whatever it raises becomes a DataError."""
+    try:
+        module_ = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise DataError(
+                what=f"there is no module '{error.name}'",
+                where=where,
+                fix=f"looked for in {Path.cwd()} and among the installed packages; {FORMS}",
+            ) from error
+        raise _raised("importing it", error, where) from error
+    try:
+        found = operator.attrgetter(function)(module_)
+    except AttributeError as error:
+        public = [name for name, value in vars(module_).items() if callable(value) and not name.startswith("_")]
+        raise DataError(
+            what=f"the module has no '{function}'", where=where, fix=f"it has {', '.join(public) or 'no functions'}"
+        ) from error
+    if not callable(found):
+        raise DataError(what=f"'{function}' is a {type(found).__name__}", where=where, fix="name a function")
+    try:
+        return cast("object", found())
+    except (Exception, SystemExit) as error:
+        raise _raised("calling it without arguments", error, where) from error
+
+
+def drain(made: object, where: str) -> list[object]:
+    """Take all batches out of an iterable or an onnxruntime CalibrationDataReader."""
+    reader = getattr(made, "get_next", None)
+    if reader is None and not isinstance(made, Iterable):
+        raise DataError(
+            what=f"it returned a {type(made).__name__}",
+            where=where,
+            fix="return an iterable of (inputs, labels or None), or a CalibrationDataReader",
+        )
+    try:
+        return list(iter(reader, None) if reader else cast("Iterable[object]", made))
+    except (Exception, SystemExit) as error:
+        raise _raised("reading its batches", error, where) from error
+
+
+def _raised(doing: str, error: BaseException, where: str) -> DataError:
+    return DataError(what=f"{doing} raised {type(error).__name__}: {error}", where=where, fix="correct the function")
+
+
+def gather(
+    batches: list[object], inputs: Sequence[InputSpec], where: str
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Join batches, each (inputs, labels or None) or inputs alone, into arrays by name and labels."""
+    parts: dict[str, list[np.ndarray]] = {}
+    labels: list[np.ndarray] = []
+    again = "yield (inputs, labels) or (inputs, None) in every batch, inputs a dict of arrays by input name"
+    for i, item in enumerate(batches):
+        fed, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+        if not isinstance(fed, Mapping):
+            if len(inputs) != 1 or isinstance(fed, tuple | list):
+                raise DataError(what=f"batch {i} has a {type(fed).__name__} for inputs", where=where, fix=again)
+            fed = {inputs[0].name: fed}
+        if i and fed.keys() != parts.keys():
+            names = f"has {', '.join(map(repr, fed))}, those before it {', '.join(map(repr, parts))}"
+            raise DataError(what=f"batch {i} {names}", where=where, fix=again)
+        for name, value in fed.items():
+            parts.setdefault(name, []).append(array(value, f"{where}: batch {i}, '{name}'"))
+        if label is not None:
+            labels.append(np.atleast_1d(array(label, f"{where}: batch {i}, labels")))
+    if not batches:
+        raise DataError(what="it gave no batches", where=where, fix=again + "; a used-up iterator starts empty")
+    if labels and len(labels) != len(batches):
+        raise DataError(what=f"{len(labels)} of {len(batches)} batches have labels", where=where, fix=again)
+    arrays = {name: _join(values, f"{where}: '{name}'") for name, values in parts.items()}
+    return arrays, _join(labels, f"{where}: labels") if labels else None
+
+
+def _join(parts: list[np.ndarray], where: str) -> np.ndarray:
+    """Concatenate batches; a scalar counts once."""
+    for i, part in enumerate(parts):
+        if part.shape[1:] != parts[0].shape[1:] or part.ndim != parts[0].ndim:
+            raise DataError(
+                what=f"batch {i} has shape {part.shape}, batch 0 {parts[0].shape}",
+                where=where,
+                fix="give all samples one shape, samples on the first axis",
+            )
+    return np.concatenate(parts) if parts[0].ndim else parts[0]
+
+
+def array(value: object, where: str) -> np.ndarray:
+    """Make a numpy array of what the user gave, or raise a DataError."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(what=f"it makes no array ({error})", where=where, fix="give a numpy array") from error
