@@ -37,7 +37,7 @@ def compress(
     params: float | None = None,
     channels: float | None = None,
     listener: Listener | None = None,
-    **settings: Any,  # noqa: ANN401  the fields of config.Settings
+    **settings: Any,
 ) -> Result:
     """Compress a model to a budget.
 
@@ -73,7 +73,7 @@ def inspect(model: ModelSource, *, min_keep: float = 0.2, round_to: int | None =
     return run(model, min_keep, round_to)
 
 
-def apply(model: ModelSource, plan: Any, data: DataSource | None = None) -> onnx.ModelProto:  # noqa: ANN401
+def apply(model: ModelSource, plan: Any, data: DataSource | None = None) -> onnx.ModelProto:
     """Replay a plan (a `Plan`, its JSON, or the path of it): the same bytes as the run that wrote it."""
     from onnx_amc.pipeline import apply as run  # noqa: PLC0415
 

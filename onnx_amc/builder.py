@@ -62,7 +62,13 @@ class Builder:
                 self.refused[layer.node] = f"it has {self._width(layer.weight.index)} inputs, more than {WIDEST}"
         settings = self.settings
         moments = gather_moments(
-            self.analysis.model, wanted, data, self.calibration, rows=settings.rows, seed=settings.seed, progress=progress
+            self.analysis.model,
+            wanted,
+            data,
+            self.calibration,
+            rows=settings.rows,
+            seed=settings.seed,
+            progress=progress,
         )
         self.refitter = Refitter(self.analysis, wanted, moments, settings.ridge)
         self.corrector = Corrector(self.analysis, layers, data, self.calibration, settings.correction)
@@ -119,6 +125,8 @@ class Builder:
                 counts = full.copy()
                 counts[i] = max(1, round(ratio * group.channels))
                 losses.append(scorer.loss(self.build(self.kept(counts), correct=False)))
-            found.append(curve(levels[i], np.array([max(1, round(r * full[i])) / full[i] for r in PROBES]), np.array(losses)))
+            found.append(
+                curve(levels[i], np.array([max(1, round(r * full[i])) / full[i] for r in PROBES]), np.array(losses))
+            )
             progress(i + 1, len(groups))
         return found

@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     _compress(commands.add_parser("compress", help="cut a model down to a budget"))
     one = commands.add_parser("inspect", help="layers, groups, MACs, what is fixed and why, smallest reachable MACs")
     one.add_argument("model", metavar="MODEL")
-    one.add_argument("--min-keep", type=float, default=0.2, metavar="R", help="smallest fraction of a group that is kept (0.2)")
+    one.add_argument(
+        "--min-keep", type=float, default=0.2, metavar="R", help="smallest fraction of a group that is kept (0.2)"
+    )
     one.add_argument("--round-to", default="auto", metavar="auto|K", help="multiple of the kept channels (auto)")
     one.add_argument("--json", metavar="FILE", help="write everything as JSON")
     one = commands.add_parser("apply", help="replay a plan")
@@ -53,25 +55,45 @@ def parser() -> argparse.ArgumentParser:
 
 def _compress(one: argparse.ArgumentParser) -> None:
     one.add_argument("model", metavar="MODEL")
-    one.add_argument("--data", metavar="DATA", help="FILE.npz, a folder of images, or module:function; MODEL.npz if it is there")
+    one.add_argument(
+        "--data", metavar="DATA", help="FILE.npz, a folder of images, or module:function; MODEL.npz if it is there"
+    )
     budget = one.add_argument_group("budget (exactly one): the fraction that is left, above 0 and at most 1")
     budget.add_argument("--flops", type=float, metavar="R", help="of the multiply-accumulates")
     budget.add_argument("--params", type=float, metavar="R", help="of the parameters")
-    budget.add_argument("--channels", type=float, metavar="R", help="of the channels of every group, in place of a budget")
+    budget.add_argument(
+        "--channels", type=float, metavar="R", help="of the channels of every group, in place of a budget"
+    )
     for name in ("size", "latency", "max-drop"):
         budget.add_argument(f"--{name}", type=float, help=argparse.SUPPRESS)
     one.add_argument("-o", "--out", metavar="OUT", help="the compressed model (MODEL with .amc.onnx)")
-    one.add_argument("--policy", default="ddpg", help="ddpg (default), td3, sac, random, uniform, shallow, deep or knapsack")
+    one.add_argument(
+        "--policy", default="ddpg", help="ddpg (default), td3, sac, random, uniform, shallow, deep or knapsack"
+    )
     one.add_argument("--granularity", default="channel", choices=["channel", "weight"], help=argparse.SUPPRESS)
     one.add_argument("--episodes", type=int, default=100, metavar="N", help="plans that the search evaluates (100)")
     one.add_argument("--seed", type=int, default=0, metavar="S", help="of everything random (0)")
-    one.add_argument("--round-to", default="auto", metavar="auto|K", help="multiple of the kept channels (auto; 1 rounds nothing)")
-    one.add_argument("--min-keep", type=float, default=0.2, metavar="R", help="smallest fraction of a group that is kept (0.2)")
-    one.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="leave these nodes, weights or operator types whole")
-    one.add_argument("--refit", action=argparse.BooleanOptionalAction, default=True, help="refit what is left by least squares")
+    one.add_argument(
+        "--round-to", default="auto", metavar="auto|K", help="multiple of the kept channels (auto; 1 rounds nothing)"
+    )
+    one.add_argument(
+        "--min-keep", type=float, default=0.2, metavar="R", help="smallest fraction of a group that is kept (0.2)"
+    )
+    one.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave these nodes, weights or operator types whole",
+    )
+    one.add_argument(
+        "--refit", action=argparse.BooleanOptionalAction, default=True, help="refit what is left by least squares"
+    )
     one.add_argument("--recover", action=argparse.BooleanOptionalAction, default=False, help=argparse.SUPPRESS)
     one.add_argument("--metric", metavar="NAME", help="top1, top5, agreement, fidelity or module:function")
-    one.add_argument("--provider", default="CPUExecutionProvider", metavar="NAME", help="execution provider of onnxruntime")
+    one.add_argument(
+        "--provider", default="CPUExecutionProvider", metavar="NAME", help="execution provider of onnxruntime"
+    )
     one.add_argument("--run-dir", metavar="DIR", help="where plan.json and record.json go (OUT with .run)")
     one.add_argument("--json", metavar="FILE", help="write the record as JSON")
     one.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -81,7 +103,7 @@ def _compress(one: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 input or options, 3 budget out of reach, 1 a fault of ours, 130 interrupted."""
+    """Run one command; return 0 done, 2 input or options, 3 budget out of reach, 1 a fault of ours, 130 interrupted."""
     args = parser().parse_args(argv)
     if args.version:
         from onnx_amc import __version__  # noqa: PLC0415
@@ -122,7 +144,9 @@ def compress(args: argparse.Namespace) -> int:
     from onnx_amc.config import Settings, choose_budget, parse_round_to  # noqa: PLC0415  keeps --help light
 
     settings = Settings(
-        budget=choose_budget(**{k: getattr(args, k) for k in ("flops", "params", "channels", "size", "latency", "max_drop")}),
+        budget=choose_budget(
+            **{k: getattr(args, k) for k in ("flops", "params", "channels", "size", "latency", "max_drop")}
+        ),
         policy=args.policy,
         episodes=args.episodes,
         seed=args.seed,
@@ -191,7 +215,9 @@ def bench(args: argparse.Namespace) -> int:
 
     models = [load(path) for path in args.models]
     found = measure([m.original for m in models], one_feed(models[0]), seconds=args.seconds)
-    rows = [{"model": p, "latency_ms": f.milliseconds, "ratio": f.ratio} for p, f in zip(args.models, found, strict=True)]
+    rows = [
+        {"model": p, "latency_ms": f.milliseconds, "ratio": f.ratio} for p, f in zip(args.models, found, strict=True)
+    ]
     if args.json:
         _save({"models": rows}, Path(args.json))
     _display(quiet=False).latencies(rows)

@@ -81,7 +81,9 @@ class Settings:
         for name, least in (("episodes", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
-                raise OptionError(f"{value!r} is no whole number from {least}", where=f"--{name}", fix=f"give {least} or more")
+                raise OptionError(
+                    f"{value!r} is no whole number from {least}", where=f"--{name}", fix=f"give {least} or more"
+                )
         if self.round_to is not None and self.round_to < 1:
             raise OptionError(f"{self.round_to} is below 1", where="--round-to", fix="give auto, or 1 to round nothing")
 
@@ -119,12 +121,16 @@ def parse_round_to(text: str) -> int | None:
     try:
         return int(text)
     except ValueError as error:
-        raise OptionError(f"'{text}' is neither auto nor a whole number", where="--round-to", fix="give auto, 1, 4, 8 ...") from error
+        raise OptionError(
+            f"'{text}' is neither auto nor a whole number", where="--round-to", fix="give auto, 1, 4, 8 ..."
+        ) from error
 
 
 def _fraction(value: float, where: str) -> float:
     if not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value <= 1:
         raise OptionError(
-            f"{value} is not a fraction above 0 and at most 1", where=where, fix="give the fraction that is to be left, e.g. 0.5"
+            f"{value} is not a fraction above 0 and at most 1",
+            where=where,
+            fix="give the fraction that is to be left, e.g. 0.5",
         )
     return float(value)

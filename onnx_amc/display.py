@@ -5,10 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from onnx_amc.pipeline import Listener
@@ -38,7 +46,7 @@ class Display(Listener):
         self._task: TaskID | None = None
         self._name, self._total, self._begun, self._last = "", 0, 0.0, 0.0
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         """Start drawing."""
         if self._live:
             self._bar.start()
@@ -67,7 +75,9 @@ class Display(Listener):
         elif not self.quiet and (time.monotonic() - self._last > LINE_EVERY or done == self._total):
             self._last = time.monotonic()
             left = (self._last - self._begun) / max(done, 1) * max(self._total - done, 0)
-            self._err.print(f"{self._name} {done}/{self._total}, about {left:.0f} s left" + (f"; {note}" if note else ""))
+            self._err.print(
+                f"{self._name} {done}/{self._total}, about {left:.0f} s left" + (f"; {note}" if note else "")
+            )
 
     def note(self, text: str) -> None:
         """Print a remark."""
@@ -101,7 +111,12 @@ class Display(Listener):
         """Print groups, what is fixed and why, and what can be reached."""
         whole = max(found["macs"], 1)
         table = Table(title=f"{found['model']}: {found['macs']:,} MACs, {found['params']:,} parameters")
-        for name, justify in (("group", "left"), ("channels", "right"), ("MACs it takes part in", "right"), ("prunable", "left")):
+        for name, justify in (
+            ("group", "left"),
+            ("channels", "right"),
+            ("MACs it takes part in", "right"),
+            ("prunable", "left"),
+        ):
             table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for group in found["groups"]:
             table.add_row(group["name"], str(group["channels"]), _share(group["macs"], whole), "yes")

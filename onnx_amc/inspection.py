@@ -108,15 +108,23 @@ def protected(analysis: Analysis, patterns: Sequence[str]) -> list[bool]:
 
     """
     labels = _labels(analysis)
-    everything = {name for node in analysis.model.original.graph.node for name in (node.name, node.op_type, *node.output)}
+    everything = {
+        name for node in analysis.model.original.graph.node for name in (node.name, node.op_type, *node.output)
+    }
     everything |= set(analysis.model.weights) | {g.name for g in (*analysis.groups, *analysis.fixed)}
     result = [False] * len(analysis.groups)
     for pattern in patterns:
         hit = [any(_matches(pattern, label) for label in mine) for mine in labels]
         if not any(hit):
             known = any(_matches(pattern, name) for name in everything if name)
-            what = "matches only what cannot be cut anyway" if known else "matches no node, tensor, weight or operator type"
-            raise OptionError(f"pattern '{pattern}' {what}", where="--keep", fix="see `onnx-amc inspect MODEL` for the names")
+            what = (
+                "matches only what cannot be cut anyway"
+                if known
+                else "matches no node, tensor, weight or operator type"
+            )
+            raise OptionError(
+                f"pattern '{pattern}' {what}", where="--keep", fix="see `onnx-amc inspect MODEL` for the names"
+            )
         result = [a or b for a, b in zip(result, hit, strict=True)]
     return result
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import resource
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +90,9 @@ def compress(
         return run.deliver(run.choose())
 
 
-def apply(model: ModelSource, plan: Plan | str | os.PathLike[str] | Mapping[str, Any], data: DataSource | None = None) -> onnx.ModelProto:
+def apply(
+    model: ModelSource, plan: Plan | str | os.PathLike[str] | Mapping[str, Any], data: DataSource | None = None
+) -> onnx.ModelProto:
     """Replay a plan: the same bytes as the run that wrote it, given the same data.
 
     Raises:
@@ -114,7 +115,9 @@ def apply(model: ModelSource, plan: Plan | str | os.PathLike[str] | Mapping[str,
         return builder.deliverable(plan.kept)
 
 
-def evaluate(model: ModelSource, data: DataSource, metric: str | None = None, provider: str = "CPUExecutionProvider") -> dict[str, Any]:
+def evaluate(
+    model: ModelSource, data: DataSource, metric: str | None = None, provider: str = "CPUExecutionProvider"
+) -> dict[str, Any]:
     """Score a model on data; the metric is what suits the data unless named."""
     loaded = _load(model)
     classes = _classes(loaded)
@@ -175,7 +178,9 @@ class _Run:
         """Levels and budget; refuses a model in which nothing can be cut."""
         groups, settings = self.analysis.groups, self.settings
         if not any(not whole for whole in self.kept_whole):
-            reasons = "; ".join(f"{g.name}: {g.reason}" for g in self.analysis.fixed[:3]) or "it has no Conv, Gemm or MatMul"
+            reasons = (
+                "; ".join(f"{g.name}: {g.reason}" for g in self.analysis.fixed[:3]) or "it has no Conv, Gemm or MatMul"
+            )
             raise ModelError(
                 f"the model has no prunable layer ({reasons})",
                 where=self.model.source,
@@ -196,14 +201,17 @@ class _Run:
         return space
 
     def _evaluate(self, counts: np.ndarray) -> tuple[float, float]:
-        assert self.scorer is not None
+        if self.scorer is None:
+            raise RuntimeError("a run without data evaluates nothing")
         found = self.scorer(self.builder.build(self.builder.kept(counts)))
         return found.value, found.loss
 
     def _tell(self, tried: Tried) -> None:
         done = sum(t.source == tried.source for t in self.journal.trials)
         ratio = self.space.price(tried.counts) / self.space.price(self.space.full)
-        self.listener.advance(done, f"{tried.source}: {tried.score:.4f} at {ratio:.1%}, best {self.journal.best.score:.4f}")
+        self.listener.advance(
+            done, f"{tried.source}: {tried.score:.4f} at {ratio:.1%}, best {self.journal.best.score:.4f}"
+        )
 
     def choose(self) -> np.ndarray:
         """Return the counts to deliver: the best plan seen, or the very one that was asked for."""
@@ -305,7 +313,9 @@ class _Run:
             "original": original,
             "compressed": compressed,
             "baselines": baselines,
-            "delivered": next((t.source for t in self.journal.trials if np.array_equal(t.counts, counts)), self.settings.policy),
+            "delivered": next(
+                (t.source for t in self.journal.trials if np.array_equal(t.counts, counts)), self.settings.policy
+            ),
             "seconds": self.seconds,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "checks": {"masked_equals_cut": gap, "checker": True},
@@ -390,7 +400,9 @@ def _sidecar(model: ModelSource) -> Path | None:
     return None if isinstance(model, onnx.ModelProto) else sources.sidecar(model)
 
 
-def _data(loaded: Model, model: ModelSource, data: DataSource | None, settings: Settings, listener: Listener) -> sources.Dataset:
+def _data(
+    loaded: Model, model: ModelSource, data: DataSource | None, settings: Settings, listener: Listener
+) -> sources.Dataset:
     specs = input_specs(loaded.proto)
     source = data if data is not None else _sidecar(model)
     if source is not None:
@@ -429,5 +441,3 @@ def _replayed(plan: Plan) -> Settings:
 def save_record(record: Mapping[str, Any], path: Path) -> None:
     """Write a record as JSON."""
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-

@@ -33,7 +33,7 @@ class Moments:
         self.gram[:, width, width] += columns.shape[1]
         self.rows += columns.shape[1]
 
-    def mean(self, group: int = 0) -> Float[np.ndarray, "width"]:
+    def mean(self, group: int = 0) -> Float[np.ndarray, width]:
         """E[x]."""
         return np.asarray(self.gram[group, -1, :-1] / self.rows)
 

@@ -37,9 +37,7 @@ class Window:
     def outputs(self, space: tuple[int, ...]) -> tuple[int, ...]:
         """Output size per axis for inputs of this size."""
         d = len(self.kernel)
-        padded = [
-            (space[i] - 1) * self.upsample[i] + 1 + self.pads[i] + self.pads[d + i] for i in range(d)
-        ]
+        padded = [(space[i] - 1) * self.upsample[i] + 1 + self.pads[i] + self.pads[d + i] for i in range(d)]
         reach = [(self.kernel[i] - 1) * self.dilations[i] + 1 for i in range(d)]
         return tuple((p - r) // s + 1 for p, r, s in zip(padded, reach, self.strides, strict=True))
 
@@ -62,10 +60,8 @@ def patches(
     wide = _spread(x, window)
     out = np.empty((c, window.taps, n, len(positions)), dtype=x.dtype)
     for tap, offset in enumerate(product(*(range(k) for k in window.kernel))):
-        index = tuple(
-            positions[:, i] * window.strides[i] + offset[i] * window.dilations[i] for i in range(d)
-        )
-        out[:, tap] = np.moveaxis(wide[(slice(None), slice(None), *index)], 0, 1)
+        index = tuple(positions[:, i] * window.strides[i] + offset[i] * window.dilations[i] for i in range(d))
+        out[:, tap] = np.moveaxis(wide[(slice(None), slice(None), *index)], 0, 1)  # type: ignore[arg-type]
     return out.reshape(c * window.taps, -1)
 
 
@@ -81,7 +77,9 @@ def _spread(x: np.ndarray, window: Window) -> np.ndarray:
     d = len(window.kernel)
     space = x.shape[2:]
     if any(u > 1 for u in window.upsample):
-        sparse = np.zeros((*x.shape[:2], *((s - 1) * u + 1 for s, u in zip(space, window.upsample, strict=True))), x.dtype)
+        sparse = np.zeros(
+            (*x.shape[:2], *((s - 1) * u + 1 for s, u in zip(space, window.upsample, strict=True))), x.dtype
+        )
         sparse[(slice(None), slice(None), *(slice(None, None, u) for u in window.upsample))] = x
         x = sparse
     if not any(window.pads):

@@ -32,8 +32,9 @@ class Price:
     names: tuple[str, ...]
 
     def terms(self, counts: np.ndarray) -> np.ndarray:
-        """int (terms,): each node's share of the price when group g keeps counts[g] channels."""
-        return self.constant * np.prod(self.base + self.share @ counts, axis=1)
+        """Int (terms,): each node's share of the price when group g keeps counts[g] channels."""
+        shares: np.ndarray = self.constant * np.prod(self.base + self.share @ counts, axis=1)
+        return shares
 
     def __call__(self, counts: np.ndarray) -> int:
         """Return the whole price."""
@@ -41,7 +42,7 @@ class Price:
 
     def of_group(self, group: int) -> np.ndarray:
         """Tell which terms a group takes part in, bool (terms,)."""
-        return (self.share[:, :, group] > 0).any(axis=1)
+        return np.asarray((self.share[:, :, group] > 0).any(axis=1))
 
 
 def macs(analysis: Analysis) -> Price:
@@ -80,5 +81,5 @@ def _price(analysis: Analysis, entries: Sequence[tuple[str, int, Sequence[Tokens
 
 
 def counts_of(analysis: Analysis, kept: Mapping[str, Sequence[int]]) -> np.ndarray:
-    """int (groups,): how many channels each group keeps."""
+    """Int (groups,): how many channels each group keeps."""
     return np.array([len(kept[g.name]) if g.name in kept else g.channels for g in analysis.groups], dtype=np.int64)

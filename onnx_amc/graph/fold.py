@@ -11,7 +11,9 @@ from onnx import numpy_helper
 
 from onnx_amc.errors import ModelError
 
-NEVER = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
+NEVER = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 LARGEST = 65_536
 LARGEST_FLOAT = 1_024
 
@@ -90,7 +92,9 @@ def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     heavy = [t for t in light.graph.initializer if not _light(t)]
     for tensor in heavy:
         if tensor.name not in listed:
-            light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
     names = {t.name for t in heavy}
     rest = [t for t in light.graph.initializer if t.name not in names]
     kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in rest]
@@ -128,7 +132,7 @@ def _evaluate(
     try:
         session = ort.InferenceSession(constants.SerializeToString(), options, providers=["CPUExecutionProvider"])
         results: Iterable[np.ndarray] = session.run(wanted, {})
-    except Exception as error:  # onnxruntime raises its own, undocumented kinds  # noqa: BLE001
+    except Exception as error:  # onnxruntime raises its own, undocumented kinds
         raise ModelError(
             f"onnxruntime cannot evaluate its constants: {error}", where=where, fix="export the model again"
         ) from error

@@ -6,6 +6,7 @@ often) form a *group*, which is one step of the agent's walk.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,7 +114,8 @@ def analyse(model: Model) -> Analysis:
         ModelError: A rule met a graph that is not what the operator's specification says.
 
     """
-    ledger, axes = Ledger(), {}
+    ledger = Ledger()
+    axes: dict[str, Axes | None] = {}
     walk = _Walk(model, ledger, axes)
     for node in model.proto.graph.node:
         walk.visit(node)
@@ -251,7 +253,7 @@ def _footprints(ledger: Ledger, labels: np.ndarray, count: int) -> list[bytes]:
     pairs, times = np.unique(label * len(arrays) + where, return_counts=True)
     content = np.stack([pairs % len(arrays), times], axis=1)
     bounds = np.searchsorted(pairs // len(arrays), np.arange(count + 1))
-    return [content[a:b].tobytes() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [content[a:b].tobytes() for a, b in itertools.pairwise(bounds)]
 
 
 class _Members:

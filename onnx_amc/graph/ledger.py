@@ -142,7 +142,7 @@ class Ledger:
         return [(o, a, b) for o, a, b in zip(self.owners, self.starts, ends, strict=False)]
 
     def classes(self) -> np.ndarray:
-        """int (tokens,): the channel that each token belongs to."""
+        """Int (tokens,): the channel that each token belongs to."""
         if not self._ties:
             return np.arange(self.size)
         left, right = (np.concatenate(side) for side in zip(*self._ties, strict=True))

@@ -19,7 +19,9 @@ from onnx_amc.errors import ModelError
 from onnx_amc.graph.fold import fold
 from onnx_amc.graph.shapes import concrete_shapes
 
-FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16})
+FLOATS = frozenset(
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
+)
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -181,7 +183,9 @@ def _declare(proto: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
 def _unshare(proto: onnx.ModelProto) -> dict[str, tuple[str, str]]:
     """Give each user its own copy of a vector or a constant fill that exporters store once; a shared matrix is a true tie."""
     uses = Counter(name for node in proto.graph.node for name in set(node.input) if name)
-    shared = {t.name: t for t in proto.graph.initializer if uses[t.name] > 1 and t.data_type in FLOATS and _accidental(t)}
+    shared = {
+        t.name: t for t in proto.graph.initializer if uses[t.name] > 1 and t.data_type in FLOATS and _accidental(t)
+    }
     origin: dict[str, tuple[str, str]] = {}
     seen: set[str] = set()
     for node in proto.graph.node:

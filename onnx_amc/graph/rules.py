@@ -45,7 +45,7 @@ class Step:
     @property
     def name(self) -> str:
         """What the user knows the node by."""
-        return self.node.name or self.node.output[0]
+        return str(self.node.name or self.node.output[0])
 
     @property
     def label(self) -> str:
@@ -103,7 +103,13 @@ class Step:
         """Output i with no axis that can be cut."""
         return (None,) * len(self.shapes.get(self.node.output[i], ()))
 
-    def join(self, a: Tokens | None, b: Tokens | None, why: str = "ties it to an axis that cannot be cut") -> Tokens | None:
+    def edit(self, slot: int | str, tokens: Tokens, value: Callable[[Keep], np.ndarray]) -> None:
+        """Have a constant input or an attribute follow the cut of these tokens."""
+        self.book.edits.append(Edit(self.key, slot, value, tokens))
+
+    def join(
+        self, a: Tokens | None, b: Tokens | None, why: str = "ties it to an axis that cannot be cut"
+    ) -> Tokens | None:
         """Tie two axes, naming this node where one of them cannot be cut."""
         return self.book.join(a, b, f"{self.label} {why}")
 
@@ -223,7 +229,9 @@ def conv(step: Step) -> list[Axes]:
         step.book.mark(step.x(2)[0], "produces", step.key)
         outputs = step.join(outputs, step.x(2)[0])
     inner = inputs[0] if inputs is not None else None
-    price(step, int(np.prod(weight[2:])) * out[0], [(out[1], outputs), (weight[1], inner), *((d, None) for d in out[2:])])
+    price(
+        step, int(np.prod(weight[2:])) * out[0], [(out[1], outputs), (weight[1], inner), *((d, None) for d in out[2:])]
+    )
     depthwise = groups > 1 and weight[1] == 1
     if not depthwise:
         read(step, 0, 1, inputs, outputs)
@@ -238,7 +246,7 @@ def _depthwise(step: Step, x: Tokens | None, w: Tokens | None, groups: int) -> T
         return None
     step.book.tie(x[:, None], w.reshape(groups, -1))
     step.book.mark(w, "carries", step.key)
-    step.book.edits.append(edit(step, "group", lambda keep: np.array(int(keep(x).sum())), x))
+    step.edit("group", x, lambda keep: np.array(int(keep(x).sum())))
     return w
 
 
@@ -357,7 +365,7 @@ UNARY = (
 
 @rule(*UNARY.split())
 def unary(step: Step) -> list[Axes]:
-    """y = f(x), element by element."""
+    """Y = f(x), element by element."""
     if step.node.op_type != "Identity":
         mark_params(step)
     return [step.x(0) for _ in step.node.output]
@@ -371,7 +379,7 @@ ELEMENTWISE = (
 
 @rule(*ELEMENTWISE.split())
 def elementwise(step: Step) -> list[Axes]:
-    """z = f(x, y), element by element with broadcasting."""
+    """Z = f(x, y), element by element with broadcasting."""
     mark_params(step)
     if step.attrs.get("broadcast") or "axis" in step.attrs:
         step.fix_all("uses the broadcasting of opsets before 7")
@@ -394,10 +402,3 @@ def normalise_channels(step: Step) -> list[Axes]:
             step.fix(before, "takes the statistics over it")
     first: Axes = (fresh[0], channels, *fresh[2:])
     return [first, *((channels,) for _ in step.node.output[1:])]
-
-
-def edit(step: Step, slot: int | str, value: Callable[..., np.ndarray], tokens: Tokens) -> Any:
-    """Build an edit of this node."""
-    from onnx_amc.graph.ledger import Edit
-
-    return Edit(step.key, slot, value, tokens)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
 
-from onnx_amc.graph.ledger import Axes, Edit, Keep, Owner, Tokens
+from onnx_amc.graph.ledger import Axes, Keep, Owner, Tokens
 from onnx_amc.graph.rules import Step, mark_params, rule
 
 LAST = np.iinfo(np.int64).max
-
-
-def _edit(step: Step, slot: int | str, tokens: Tokens, value: Callable[[Keep], np.ndarray]) -> None:
-    step.book.edits.append(Edit(step.key, slot, value, tokens))
 
 
 def _normal(axes: list[int], rank: int) -> list[int]:
@@ -100,7 +97,7 @@ def resize(step: Step) -> list[Axes]:
                 new[at] = keep(tokens).sum()
             return new
 
-        _edit(step, 3, np.concatenate([t for _, t in moving]), value)
+        step.edit(3, np.concatenate([t for _, t in moving]), value)
     return [tuple(out)]
 
 
@@ -138,7 +135,7 @@ def pad(step: Step) -> list[Axes]:
             return new
 
         slot: int | str = "pads" if "pads" in step.attrs else 1
-        _edit(step, slot, np.concatenate([t for _, t in added]), value)
+        step.edit(slot, np.concatenate([t for _, t in added]), value)
     return [tuple(out)]
 
 
@@ -188,7 +185,7 @@ def _follow(step: Step, target: np.ndarray, out: list[Tokens | None]) -> None:
             new[i] = keep(tokens).sum()
         return new
 
-    _edit(step, 1, np.concatenate([t for _, t in named]), value)
+    step.edit(1, np.concatenate([t for _, t in named]), value)
 
 
 def _runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -224,8 +221,7 @@ def _merged(step: Step, axes: list[int]) -> Tokens | None:
     for k in live[1:]:
         step.fix(step.x(0)[axes[k]], "merges it with another channel axis")
     tokens = step.x(0)[axes[live[0]]]
-    assert tokens is not None
-    view = tokens.reshape([-1 if k == live[0] else 1 for k in range(len(axes))])
+    view = np.asarray(tokens).reshape([-1 if k == live[0] else 1 for k in range(len(axes))])
     return np.broadcast_to(view, shape).ravel()
 
 
@@ -296,11 +292,11 @@ def split(step: Step) -> list[Axes]:
         return [x for _ in step.node.output]
     sizes = [step.shapes[o][axis] for o in step.node.output]
     bounds = np.cumsum([0, *sizes])
-    parts = [tokens[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [tokens[a:b] for a, b in itertools.pairwise(bounds)]
     slot: int | str = 1 if step.opset >= 13 else "split"
     if step.has(1) and step.const(1) is None:
         step.fix(tokens, "splits by sizes known at run time only")
-    _edit(step, slot, tokens, lambda keep: np.array([int(keep(p).sum()) for p in parts], dtype=np.int64))
+    step.edit(slot, tokens, lambda keep: np.array([int(keep(p).sum()) for p in parts], dtype=np.int64))
     return [(*x[:axis], part, *x[axis + 1 :]) for part in parts]
 
 
@@ -349,8 +345,8 @@ def _slice_edits(step: Step, starts: list[int], ends: list[int], moves: list[tup
         return value
 
     attribute = "starts" in step.attrs
-    _edit(step, "starts" if attribute else 1, everything, bound(starts, 2))
-    _edit(step, "ends" if attribute else 2, everything, bound(ends, 3))
+    step.edit("starts" if attribute else 1, everything, bound(starts, 2))
+    step.edit("ends" if attribute else 2, everything, bound(ends, 3))
 
 
 @rule("Gather")
@@ -374,7 +370,7 @@ def gather(step: Step) -> list[Axes]:
             renumbered: np.ndarray = place[order[keep(source[order])]].astype(indices.dtype)
             return renumbered
 
-        _edit(step, 1, tokens, value)
+        step.edit(1, tokens, value)
     return [(*x[:axis], *picked, *x[axis + 1 :])]
 
 
@@ -401,7 +397,7 @@ def stretch(step: Step) -> list[Axes]:
                     new[i] = keep(tokens).sum()
                 return new
 
-            _edit(step, 1, np.concatenate([t for _, t in live]), value)
+            step.edit(1, np.concatenate([t for _, t in live]), value)
     return [tuple(out)]
 
 

@@ -69,22 +69,23 @@ def tapped(model: onnx.ModelProto, points: Sequence[Point], opset: int, *, corre
     graph.toposort()
     for output in graph.outputs:
         output.dtype = np.float32
-    return gs.export_onnx(graph, do_type_check=False)
+    result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    return result
 
 
 class _Ops:
     """Appends nodes behind one point."""
 
-    def __init__(self, graph: Any, point: Point, opset: int) -> None:  # noqa: ANN401  graphsurgeon is untyped
+    def __init__(self, graph: Any, point: Point, opset: int) -> None:
         self.graph, self.point, self.opset = graph, point, opset
 
-    def apply(self, op: str, inputs: list[Any], part: str, **attrs: Any) -> Any:  # noqa: ANN401
+    def apply(self, op: str, inputs: list[Any], part: str, **attrs: Any) -> Any:
         """Append one node and return its output."""
         out = gs.Variable(self.point.name(part))
         self.graph.nodes.append(gs.Node(op, self.point.name(part), attrs=attrs, inputs=inputs, outputs=[out]))
         return out
 
-    def mean(self, x: Any, part: str) -> Any:  # noqa: ANN401
+    def mean(self, x: Any, part: str) -> Any:
         """Mean over all axes but the channel's."""
         axes = [i for i in range(self.point.rank) if i != self.point.axis]
         if self.opset >= 18:
@@ -92,17 +93,22 @@ class _Ops:
             return self.apply("ReduceMean", [x, constant], part, keepdims=1)
         return self.apply("ReduceMean", [x], part, keepdims=1, axes=axes)
 
-    def correct(self, centred: Any, mean: Any, std: Any, users: list[Any], y: Any) -> Any:  # noqa: ANN401
+    def correct(self, centred: Any, mean: Any, std: Any, users: list[Any], y: Any) -> Any:
         """Hand the corrected activation to all that read it, and return the scale."""
         shape = [1 if d < 0 else d for d in self.point.shape]
         target, goal = (gs.Constant(self.point.name(n), np.ones(shape, dtype=np.float32)) for n in ("std0", "mean0"))
         tiny = gs.Constant(self.point.name("tiny"), np.array(1e-12, dtype=np.float32))
-        low, high = (gs.Constant(self.point.name(n), np.array(v, dtype=np.float32)) for n, v in (("low", SMALLEST), ("high", LARGEST)))
+        low, high = (
+            gs.Constant(self.point.name(n), np.array(v, dtype=np.float32))
+            for n, v in (("low", SMALLEST), ("high", LARGEST))
+        )
         ratio = self.apply("Div", [target, self.apply("Max", [std, tiny], "positive")], "ratio")
         scale = self.apply("Max", [self.apply("Min", [ratio, high], "bounded"), low], "scale")
         scaled = self.apply("Mul", [centred, scale], "scaled")
         # The goal is read in either case, so that both kinds of point have the same initializers.
-        centre = self.apply("Mul", [goal, gs.Constant(self.point.name("one"), np.array(float(self.point.shift), np.float32))], "centre")
+        centre = self.apply(
+            "Mul", [goal, gs.Constant(self.point.name("one"), np.array(float(self.point.shift), np.float32))], "centre"
+        )
         if not self.point.shift:
             centre = self.apply("Add", [centre, self.apply("Mul", [mean, scale], "moved")], "unmoved")
         fixed = self.apply("Add", [scaled, centre], "corrected")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ Mover = Callable[[np.ndarray, dict[str, object], list[int] | None], np.ndarray]
 
 MOVERS: dict[str, Mover] = {
     "Identity": lambda x, _a, _s: x,
-    "Transpose": lambda x, a, _s: x.transpose(a.get("perm")),  # type: ignore[arg-type]
+    "Transpose": lambda x, a, _s: x.transpose(cast("list[int] | None", a.get("perm"))),
     "Reshape": lambda x, _a, s: x.reshape(s or []),
     "Flatten": lambda x, _a, s: x.reshape(s or []),
     "Squeeze": lambda x, _a, s: x.reshape(s or []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ class Plan:
         Path(path).write_text(json.dumps(self.to_json(analysis), indent=1) + "\n", encoding="utf-8")
 
 
-def load_plan(path: str | Path, analysis: Analysis) -> Plan:
+def load_plan(path: str | os.PathLike[str], analysis: Analysis) -> Plan:
     """Read a plan and hold it against the model.
 
     Raises:
@@ -61,9 +62,13 @@ def load_plan(path: str | Path, analysis: Analysis) -> Plan:
     return parse_plan(document, analysis, where)
 
 
-def parse_plan(document: Any, analysis: Analysis, where: str) -> Plan:  # noqa: ANN401  untrusted JSON
+def parse_plan(document: Any, analysis: Analysis, where: str) -> Plan:
     """Check a plan read from JSON; see `load_plan`."""
-    if not isinstance(document, dict) or document.get("format") != FORMAT or not isinstance(document.get("groups"), list):
+    if (
+        not isinstance(document, dict)
+        or document.get("format") != FORMAT
+        or not isinstance(document.get("groups"), list)
+    ):
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise PlanError(f"format is {found!r}, not {FORMAT}", where=where, fix="give a plan.json written by onnx-amc")
     sha = document.get("model_sha256")
@@ -81,12 +86,11 @@ def parse_plan(document: Any, analysis: Analysis, where: str) -> Plan:  # noqa: 
     return Plan(kept, rest)
 
 
-def _entry(entry: Any, analysis: Analysis, where: str) -> tuple[str, tuple[int, ...]]:  # noqa: ANN401  untrusted JSON
-    name, channels = (entry.get("name"), entry.get("kept")) if isinstance(entry, dict) else (None, None)
+def _entry(entry: Any, analysis: Analysis, where: str) -> tuple[str, tuple[int, ...]]:
+    name: Any = entry.get("name") if isinstance(entry, dict) else None
+    channels: Any = entry.get("kept") if isinstance(entry, dict) else None
     if name not in analysis.index:
-        raise PlanError(
-            f"unknown group {name!r}", where=where, fix="see `onnx-amc inspect` for the model's groups"
-        )
+        raise PlanError(f"unknown group {name!r}", where=where, fix="see `onnx-amc inspect` for the model's groups")
     total = analysis.groups[analysis.index[name]].channels
     fits = (
         isinstance(channels, list)

@@ -108,14 +108,18 @@ class Refitter:
             old, moments = self._weights[layer.node], self.moments[layer.node]
             flat = (old.shape[1], -1)
             parts = [
-                error(moments.covariance(g) if layer.affine else moments.second(g), old[g].reshape(flat), new[g].reshape(flat))
+                error(
+                    moments.covariance(g) if layer.affine else moments.second(g),
+                    old[g].reshape(flat),
+                    new[g].reshape(flat),
+                )
                 for g in range(len(old))
             ]
             found[layer.node] = float(np.mean(parts))
         return found
 
     def rank(self, group: Group) -> Ranking:
-        """Order a group's channels by optimal-brain-surgeon elimination over all its readers; by magnitude where none has moments."""
+        """Order a group's channels by elimination over all its readers; by magnitude where none has moments."""
         parts = [p for layer in self.layers for p in self._parts(group, layer)]
         if not parts:
             return rank_by_magnitude(self.analysis, group)

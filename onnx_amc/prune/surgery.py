@@ -57,7 +57,9 @@ def finish(analysis: Analysis, result: onnx.ModelProto) -> onnx.ModelProto:
         if result.graph.initializer[i].name not in used:
             del result.graph.initializer[i]
     declared = {t.name for t in result.graph.initializer}
-    ours = {i.name for i in analysis.model.original.graph.input} - {t.name for t in analysis.model.original.graph.initializer}
+    ours = {i.name for i in analysis.model.original.graph.input} - {
+        t.name for t in analysis.model.original.graph.initializer
+    }
     for i in reversed(range(len(result.graph.input))):
         if result.graph.input[i].name not in declared | ours:
             del result.graph.input[i]

@@ -73,7 +73,9 @@ def find_metric(name: str | None, data: Dataset, classes: int | None) -> tuple[s
     if name is None:
         name = "fidelity" if classes is None else "top1" if data.labels is not None else "agreement"
     if name in {"top1", "top5"} and data.labels is None:
-        raise OptionError(f"metric '{name}' needs labels", where="--metric", fix="give labels, or take --metric agreement")
+        raise OptionError(
+            f"metric '{name}' needs labels", where="--metric", fix="give labels, or take --metric agreement"
+        )
     if name in METRICS:
         return name, METRICS[name]
     if ":" not in name:
@@ -86,7 +88,9 @@ def find_metric(name: str | None, data: Dataset, classes: int | None) -> tuple[s
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise OptionError(f"cannot import '{name}': {error}", where="--metric", fix="check the module's and function's names") from error
+        raise OptionError(
+            f"cannot import '{name}': {error}", where="--metric", fix="check the module's and function's names"
+        ) from error
     return name, found
 
 
@@ -158,6 +162,8 @@ def _flat(z: np.ndarray) -> np.ndarray:
 
 def _relative(z: np.ndarray, z0: np.ndarray) -> float:
     """E|z - z0|^2 relative to the variance of z0; 1e6 where z is not finite."""
-    power = float(np.mean(np.square(z0 - z0.mean(axis=0, keepdims=True), dtype=np.float64))) or float(np.mean(np.square(z0, dtype=np.float64)))
+    power = float(np.mean(np.square(z0 - z0.mean(axis=0, keepdims=True), dtype=np.float64))) or float(
+        np.mean(np.square(z0, dtype=np.float64))
+    )
     gap = float(np.mean(np.square(np.subtract(z, z0, dtype=np.float64))))
     return gap / max(power, 1e-300) if np.isfinite(gap) else 1e6

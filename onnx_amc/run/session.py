@@ -33,7 +33,9 @@ def open_session(
     known = ort.get_available_providers()
     if provider not in known:
         raise ModelError(
-            f"onnxruntime has no provider '{provider}' here", where="--provider", fix=f"choose one of {', '.join(known)}"
+            f"onnxruntime has no provider '{provider}' here",
+            where="--provider",
+            fix=f"choose one of {', '.join(known)}",
         )
     try:
         return ort.InferenceSession(source, options, providers=[provider])

@@ -122,7 +122,7 @@ class EpisodeReplayBuffer(ReplayBuffer):
         self._rng = np.random.default_rng(seed)
         self.held: list[tuple[Array, Array, Array]] = []
 
-    def add(  # noqa: PLR0917 - SB3's signature
+    def add(
         self, obs: Array, next_obs: Array, action: Array, reward: Array, done: Array, infos: list[dict[str, Any]]
     ) -> None:
         """Hold the transition back, or store the whole episode if it was the last; `action` is what was asked for."""

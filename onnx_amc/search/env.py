@@ -46,7 +46,9 @@ class ChannelPruningEnv(gym.Env[np.ndarray, np.ndarray]):
         """Steps of an episode, T."""
         return len(self.space)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start again from the whole network."""
         super().reset(seed=seed, options=options)
         self.counts = self.space.full.copy()

@@ -114,7 +114,7 @@ class Space:
         return np.array([lv[self.nearest(i, float(wanted[i]))] for i, lv in enumerate(self.levels)], dtype=np.int64)
 
     def largest(self, family: Callable[[float], np.ndarray]) -> np.ndarray:
-        """Return the largest member that meets the budget, of a family of ratio profiles that grows with its parameter in [0, 1]."""
+        """Return the largest plan within the budget, of a family of ratio profiles that grows with its parameter in [0, 1]."""
         best = self.smallest
         for strength in np.linspace(0.0, 1.0, 1001):
             counts = self.at(family(float(strength)))

@@ -57,6 +57,5 @@ class State:
         """Float32 (11,): what is seen before step `step`, with `price` what the network costs as cut so far."""
         at = min(step, len(self._static) - 1)
         dynamic = [1.0 - price / self._whole, self._rest[at], previous]
-        return np.clip(np.concatenate([self._static[at], dynamic]), 0.0, 1.0).astype(np.float32)
-
-
+        seen: np.ndarray = np.clip(np.concatenate([self._static[at], dynamic]), 0.0, 1.0).astype(np.float32)
+        return seen
