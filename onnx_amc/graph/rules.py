@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_amc.graph.ledger import Axes, Ledger, Reader, Term, Tokens
+from onnx_amc.graph.ledger import Axes, Edit, Keep, Ledger, Reader, Term, Tokens
 
 
 @dataclass(frozen=True)
