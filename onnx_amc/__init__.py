@@ -10,7 +10,7 @@ from onnx_amc.errors import AmcError, BudgetError, DataError, ModelError, Option
 if TYPE_CHECKING:
     import onnx
 
-    from onnx_amc.pipeline import DataSource, Listener, ModelSource, Result
+    from onnx_amc.compression import DataSource, Listener, ModelSource, Result
 
 __version__ = version("onnx-amc")
 

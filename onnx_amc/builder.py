@@ -18,6 +18,7 @@ from onnx_amc.run.capture import gather_moments
 from onnx_amc.run.correct import Corrector
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.score import Scorer, agreement
+from onnx_amc.rundir import Memo
 from onnx_amc.search.baselines import curve
 
 Progress = Callable[[int, int], None]
@@ -104,7 +105,7 @@ class Builder:
         """Return the finished model."""
         return finish(self.analysis, self.build(kept))
 
-    def errors(self, levels: Sequence[np.ndarray], progress: Progress) -> list[np.ndarray]:
+    def errors(self, levels: Sequence[np.ndarray], progress: Progress, memo: Memo) -> list[np.ndarray]:
         """Error of the network's output with one group alone cut, at each of its levels (for the knapsack).
 
         Measured at three ratios on calibration samples, refitted but not corrected, and interpolated.
@@ -120,11 +121,14 @@ class Builder:
             if len(levels[i]) == 1:
                 found.append(np.zeros(1))
                 continue
-            losses = []
+            losses: list[float] = []
             for ratio in PROBES:
                 counts = full.copy()
                 counts[i] = max(1, round(ratio * group.channels))
-                losses.append(scorer.loss(self.build(self.kept(counts), correct=False)))
+                losses += memo.get(
+                    f"probe {i} {counts[i]}",
+                    lambda c=counts: [scorer.loss(self.build(self.kept(c), correct=False))],  # type: ignore[misc]
+                )
             found.append(
                 curve(levels[i], np.array([max(1, round(r * full[i])) / full[i] for r in PROBES]), np.array(losses))
             )

@@ -99,7 +99,7 @@ def _compress(one: argparse.ArgumentParser) -> None:
     one.add_argument("--quiet", action="store_true", help="print nothing but errors")
     for name in ("--workers", "--report"):
         one.add_argument(name, help=argparse.SUPPRESS)
-    one.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
+    one.add_argument("--resume", action="store_true", help="go on with the interrupted run in the run directory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"onnx-amc: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("onnx-amc: interrupted; nothing was written over", file=sys.stderr)
+        print("onnx-amc: interrupted; no model was written. The same command with --resume goes on", file=sys.stderr)
         return INTERRUPTED
     except Exception:  # noqa: BLE001  the last resort: say that it is our fault
         traceback.print_exc()
@@ -160,7 +160,7 @@ def compress(args: argparse.Namespace) -> int:
     from onnx_amc import pipeline  # noqa: PLC0415
 
     with _display(quiet=args.quiet) as display:
-        result = pipeline.compress(args.model, args.data, settings, display)
+        result = pipeline.compress(args.model, args.data, settings, display, folder, resume=args.resume)
     result.save(out)
     result.record["out"] = str(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,9 +189,10 @@ def apply(args: argparse.Namespace) -> int:
     out = Path(args.out)
     _writable(out, "-o")
     from onnx_amc import pipeline  # noqa: PLC0415
+    from onnx_amc.delivery import write_model  # noqa: PLC0415
 
     model = pipeline.apply(args.model, args.plan, args.data)
-    pipeline.write_model(model, out)
+    write_model(model, out)
     print(f"wrote {out}")
     return DONE
 
@@ -209,8 +210,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """`onnx-amc bench`."""
+    from onnx_amc.delivery import one_feed  # noqa: PLC0415
     from onnx_amc.graph.load import load  # noqa: PLC0415
-    from onnx_amc.pipeline import one_feed  # noqa: PLC0415
     from onnx_amc.run.latency import measure  # noqa: PLC0415
 
     models = [load(path) for path in args.models]
@@ -240,7 +241,6 @@ def _refuse_what_is_to_come(args: argparse.Namespace) -> None:
         "--granularity weight": args.granularity == "weight",
         "--workers": args.workers is not None,
         "--report": args.report is not None,
-        "--resume": args.resume,
     }
     for option, given in asked.items():
         if given:

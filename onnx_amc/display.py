@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from onnx_amc.pipeline import Listener
+from onnx_amc.compression import Listener
 
 LINE_EVERY = 5.0
 """Seconds between plain progress lines where there is no terminal."""

@@ -1,0 +1,355 @@
+"""One run of `compress`: read, find the groups, calibrate, search, cut, refit, check, record."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_amc.builder import Builder
+from onnx_amc.config import Settings
+from onnx_amc.delivery import check_feed, class_count, figures, input_specs, one_feed, write_model
+from onnx_amc.errors import BudgetError, ModelError, SelfCheckError
+from onnx_amc.graph import cost
+from onnx_amc.graph.groups import Analysis, analyse
+from onnx_amc.graph.load import Model, load
+from onnx_amc.inspection import facts_of, protected
+from onnx_amc.prune.plan import Plan
+from onnx_amc.run import data as sources
+from onnx_amc.run.check import self_check
+from onnx_amc.run.latency import measure
+from onnx_amc.run.score import Scorer, find_metric
+from onnx_amc.rundir import Memo, RunDir
+from onnx_amc.search.env import ChannelPruningEnv
+from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Tried, propose, search
+from onnx_amc.search.space import Space, levels_of
+
+DataSource = str | os.PathLike[str] | sources.Dataset | Mapping[str, np.ndarray]
+ModelSource = str | os.PathLike[str] | onnx.ModelProto
+
+SYNTHETIC_SAMPLES = 256
+
+
+class Listener:
+    """Hears how a run goes; the command line draws it. Every method may be overridden, none must be."""
+
+    def stage(self, name: str, total: int | None) -> None:
+        """Say that a stage begins, of so many steps (None: unknown)."""
+
+    def advance(self, done: int, note: str = "") -> None:
+        """Say how many steps of the stage are done."""
+
+    def note(self, text: str) -> None:
+        """Say something the user should know."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run delivers.
+
+    Args:
+        model: The compressed model.
+        plan: What was cut.
+        record: Everything measured, as in `--json`.
+        analysis: Of the original.
+        trials: Every evaluated plan.
+
+    """
+
+    model: onnx.ModelProto
+    plan: Plan
+    record: dict[str, Any]
+    analysis: Analysis = field(repr=False)
+    trials: list[Tried] = field(repr=False, default_factory=list)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model: beside its place first, then renamed, so that a file there is replaced by a whole one only."""
+        write_model(self.model, Path(path))
+
+
+class Compression:
+    """One run; its parts are made on the way down `__init__`, and `choose` and `deliver` finish it.
+
+    Args:
+        model: What to compress.
+        data: Samples; None for the sidecar, or noise.
+        settings: Of the run.
+        listener: Hears how it goes.
+        run_dir: Where evaluations are written down as they come; None writes nothing.
+        resume: Whether to go on with what is in `run_dir`.
+
+    """
+
+    def __init__(
+        self,
+        model: ModelSource,
+        data: DataSource | None,
+        settings: Settings,
+        listener: Listener,
+        run_dir: str | os.PathLike[str] | None = None,
+        *,
+        resume: bool = False,
+    ) -> None:
+        self.started = time.perf_counter()
+        self.seconds = dict.fromkeys(("analyse", "calibrate", "search", "search_onnxruntime", "recover", "total"), 0.0)
+        self.settings, self.listener = settings, listener
+        with self._timed("analyse"):
+            self.listener.stage("analyse", None)
+            self.analysis = analyse(load_model(model))
+            self.model = self.analysis.model
+            self.space = self._space()
+        self.data: sources.Dataset | None = None
+        if not settings.blind or data is not None or sidecar(model):
+            self.data = find_data(self.model, model, data, settings, listener)
+        self.memo = self._memo(run_dir, resume=resume)
+        with self._timed("calibrate"):
+            self._calibrate()
+        self.journal = Journal(self._evaluate, self._tell)
+        self.baselines: dict[str, Tried] = {}
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - start
+
+    def _memo(self, run_dir: str | os.PathLike[str] | None, *, resume: bool) -> Memo:
+        if run_dir is None:
+            return Memo()
+        samples = [self.data.source, len(self.data)] if self.data else None
+        identity = {"model": self.model.sha256, "settings": asdict(self.settings), "data": samples}
+        return RunDir(run_dir, identity, resume=resume)
+
+    def _calibrate(self) -> None:
+        settings, data = self.settings, self.data
+        calibration, reward = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self.scorer: Scorer | None = None
+        if data is not None:
+            for name in data.unused:
+                self.listener.note(f"array '{name}' in {data.source} is neither an input nor labels: ignored")
+            calibration, reward = data.split(settings.seed, settings.calibration, settings.reward)
+            name, metric = find_metric(settings.metric, data, class_count(self.model))
+            self.scorer = Scorer(self.model.original, data, reward, metric, name, settings.provider, self.model.source)
+        self.listener.stage("calibrate", len(calibration) or None)
+        self.builder = Builder(self.analysis, settings, data, calibration, lambda n, _: self.listener.advance(n))
+        for node, why in self.builder.refused.items():
+            self.listener.note(f"layer '{node}' is cut but not refitted: {why}")
+
+    def _space(self) -> Space:
+        """Levels and budget; refuses a model in which nothing can be cut."""
+        groups, settings = self.analysis.groups, self.settings
+        whole = protected(self.analysis, settings.keep)
+        if all(whole):
+            reasons = "; ".join(f"{g.name}: {g.reason}" for g in self.analysis.fixed[:3])
+            raise ModelError(
+                f"the model has no prunable layer ({reasons or 'no Conv, Gemm or MatMul feeds another'})",
+                where=self.model.source,
+                fix="see `onnx-amc inspect` for what fixes each layer" + (", or relax --keep" if settings.keep else ""),
+            )
+        price = cost.params(self.analysis) if settings.budget.kind == "params" else cost.macs(self.analysis)
+        levels = tuple(
+            np.array([g.channels]) if keep else levels_of(g.channels, settings.round_to, settings.min_keep)
+            for g, keep in zip(groups, whole, strict=True)
+        )
+        total = price(np.array([g.channels for g in groups], dtype=np.int64))
+        ratio = 1.0 if settings.budget.kind == "channels" else settings.budget.ratio
+        unit = "parameters" if settings.budget.kind == "params" else "MACs"
+        space = Space(tuple(g.name for g in groups), levels, price, int(np.floor(ratio * total + 1e-9)), unit)
+        blocked = [f"{g.name} ({g.reason})" for g in self.analysis.fixed]
+        space.check(where=settings.budget.option, blocked=blocked)
+        return space
+
+    def environment(self) -> ChannelPruningEnv:
+        """The Gymnasium environment of this run, each episode evaluated in onnxruntime."""
+        return ChannelPruningEnv(
+            self.space, facts_of(self.analysis), lambda c: self.journal.ask(c, "environment").reward
+        )
+
+    def _evaluate(self, counts: np.ndarray) -> tuple[float, float]:
+        def compute() -> list[float]:
+            if self.scorer is None:
+                raise RuntimeError("a run without data evaluates nothing")
+            found = self.scorer(self.builder.build(self.builder.kept(counts)))
+            return [found.value, found.loss]
+
+        value, loss = self.memo.get("plan " + " ".join(map(str, counts.tolist())), compute)
+        return value, loss
+
+    def _tell(self, tried: Tried) -> None:
+        done = sum(t.source == tried.source for t in self.journal.trials)
+        ratio = self.space.price(tried.counts) / self.space.price(self.space.full)
+        best = self.journal.best.score
+        self.listener.advance(done, f"{tried.source}: {tried.score:.4f} at {ratio:.1%}, best {best:.4f}")
+
+    def choose(self) -> np.ndarray:
+        """Return the counts to deliver: the best plan seen, or the very one that was asked for."""
+        if self.settings.budget.kind == "channels":
+            return self.space.at(self.settings.budget.ratio)
+        if self.scorer is None:
+            return propose(self.space, self.settings.policy, [])
+        before = self._onnxruntime()
+        with self._timed("search"):
+            chosen = self._search()
+        self.seconds["search_onnxruntime"] = self._onnxruntime() - before
+        return chosen
+
+    def _onnxruntime(self) -> float:
+        return (self.scorer.seconds if self.scorer else 0.0) + self.builder.seconds
+
+    def _search(self) -> np.ndarray:
+        settings, space = self.settings, self.space
+        errors: list[np.ndarray] = []
+        if settings.policy == "knapsack" or settings.policy not in CLOSED:
+            self.listener.stage("sensitivity", len(self.analysis.groups))
+            errors = self.builder.errors(space.levels, lambda n, _: self.listener.advance(n), self.memo)
+        names = ["uniform", *(["knapsack"] if errors else [])]
+        self.listener.stage("baselines", len(names))
+        for name in names:
+            self.baselines[name] = self.journal.ask(propose(space, name, errors), name)
+        if settings.policy in CLOSED:
+            known = self.baselines.get(settings.policy)
+            chosen = known or self.journal.ask(propose(space, settings.policy, errors), settings.policy)
+            return chosen.counts
+        self.listener.stage(f"search ({settings.policy})", settings.episodes)
+        search(
+            space,
+            facts_of(self.analysis),
+            self.journal,
+            policy=settings.policy,
+            episodes=settings.episodes,
+            seed=settings.seed,
+            starts=list(self.baselines.values()) if settings.policy in AGENTS else [],
+        )
+        return self.journal.best.counts
+
+    def deliver(self, counts: np.ndarray) -> Result:
+        """Build, check and measure the final model."""
+        self.listener.stage("check", None)
+        kept = self.builder.kept(counts)
+        gap = self_check(self.analysis, kept, check_feed(self.model, self.data))
+        model = self.builder.deliverable(kept)
+        compressed = self._recounted(model, counts)
+        original = figures(self.model.original, self.model)
+        original["score"] = self.scorer.original.value if self.scorer else None
+        baselines = self._timed_against(model, original, compressed)
+        if isinstance(self.memo, RunDir):
+            self.memo.close()
+        self.seconds["total"] = time.perf_counter() - self.started
+        record = {
+            **self._asked(),
+            "original": original,
+            "compressed": compressed,
+            "baselines": baselines,
+            "seconds": self.seconds,
+            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "checks": {"masked_equals_cut": gap, "checker": True},
+            **self._found(counts),
+        }
+        s = self.settings
+        plan = Plan(
+            kept,
+            {
+                "budget": asdict(s.budget),
+                "round_to": "auto" if s.round_to is None else s.round_to,
+                "refit": s.refit,
+                "seed": s.seed,
+            },
+        )
+        return Result(model, plan, record, self.analysis, self.journal.trials)
+
+    def _timed_against(
+        self, model: onnx.ModelProto, original: dict[str, Any], compressed: dict[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """Measure latencies in turn, enter them, and return the baselines' figures."""
+        price = cost.macs(self.analysis)
+        found = {name: {"macs": price(t.counts), "score": t.score} for name, t in self.baselines.items()}
+        candidates, tables = [self.model.original, model], [original, compressed]
+        if "uniform" in self.baselines:
+            candidates.append(self.builder.deliverable(self.builder.kept(self.baselines["uniform"].counts)))
+            found["uniform"] |= figures(candidates[-1])
+            tables.append(found["uniform"])
+        self.listener.stage("latency", None)
+        times = measure(candidates, one_feed(self.model), provider=self.settings.provider)
+        for table, taken in zip(tables, times, strict=True):
+            table["latency_ms"], table["latency_ratio"] = taken.milliseconds, taken.ratio
+        return found
+
+    def _asked(self) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "model": self.model.source,
+            "out": None,
+            "seed": settings.seed,
+            "policy": settings.policy,
+            "metric": self.scorer.name if self.scorer else None,
+            "data": self.data.source if self.data else None,
+            "episodes": 0 if settings.policy in CLOSED else settings.episodes,
+            "budget": asdict(settings.budget),
+        }
+
+    def _found(self, counts: np.ndarray) -> dict[str, Any]:
+        trials = [t for t in self.journal.trials if t.source == self.settings.policy]
+        best = max(range(len(trials)), key=lambda i: (trials[i].score, -trials[i].loss), default=None)
+        first = next((t for t in self.journal.trials if np.array_equal(t.counts, counts)), None)
+        return {
+            "delivered": first.source if first else self.settings.policy,
+            "best_episode": best,
+            "rewards": [t.reward for t in trials],
+            "groups": [
+                {"name": g.name, "channels": g.channels, "kept": int(n)}
+                for g, n in zip(self.analysis.groups, counts, strict=True)
+            ],
+        }
+
+    def _recounted(self, model: onnx.ModelProto, counts: np.ndarray) -> dict[str, Any]:
+        """Count and score what is delivered by a second route, and hold it against the plan's price and the budget."""
+        onnx.checker.check_model(model)
+        found = figures(model)
+        planned = cost.macs(self.analysis)(counts)
+        if found["macs"] != planned:
+            raise SelfCheckError(
+                f"the cut model has {found['macs']} MACs, its plan says {planned}",
+                where=self.model.source,
+                fix="nothing was written; please report the model's graph as a bug",
+            )
+        if not self.space.feasible(counts):
+            raise BudgetError(
+                f"the plan costs {self.space.price(counts)} {self.space.unit}, more than {self.space.limit}",
+                where=self.settings.budget.option,
+                fix="ask for a larger fraction",
+            )
+        found["score"] = self.scorer(model).value if self.scorer else None
+        return found
+
+
+def load_model(model: ModelSource) -> Model:
+    """Read a model from wherever it is."""
+    return load(model if isinstance(model, onnx.ModelProto) else Path(model))
+
+
+def sidecar(model: ModelSource) -> Path | None:
+    """The data that lies beside a model's file."""
+    return None if isinstance(model, onnx.ModelProto) else sources.sidecar(model)
+
+
+def find_data(
+    loaded: Model, model: ModelSource, data: DataSource | None, settings: Settings, listener: Listener
+) -> sources.Dataset:
+    """The user's data, the sidecar, or noise with a remark."""
+    specs = input_specs(loaded.proto)
+    source = data if data is not None else sidecar(model)
+    if source is not None:
+        return sources.load(source, specs, classes=class_count(loaded))
+    listener.note(
+        "no data: calibration inputs are synthetic noise and the score is fidelity to the original. Expect a worse result "
+        "than with a few hundred real inputs (--data)"
+    )
+    return sources.synthesise(specs, SYNTHETIC_SAMPLES, settings.seed)

@@ -1,0 +1,86 @@
+"""The last steps: count, check and write what is delivered, each by a route of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_amc.errors import OptionError
+from onnx_amc.graph import cost
+from onnx_amc.graph.groups import analyse
+from onnx_amc.graph.load import FLOATS, Model, load, true_inputs
+from onnx_amc.graph.shapes import sample_feed
+from onnx_amc.run.capture import fixed_batch
+from onnx_amc.run.samples import Dataset, InputSpec
+from onnx_amc.run.session import open_session
+
+
+def figures(model: onnx.ModelProto, known: Model | None = None) -> dict[str, Any]:
+    """MACs, parameters and bytes of a model, counted on the model itself.
+
+    Args:
+        model: The model.
+        known: The same model where it is loaded already.
+
+    """
+    loaded = known or load(model)
+    analysis = analyse(loaded)
+    full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
+    params = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in FLOATS)
+    return {"macs": cost.macs(analysis)(full), "params": params, "bytes": loaded.bytes}
+
+
+def write_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write beside the place, read back in onnxruntime, then rename: a file there is replaced by a whole one only.
+
+    Raises:
+        OptionError: The folder cannot be written.
+
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        open_session(str(temporary), where=str(path))
+        temporary.replace(path)
+    except OSError as error:
+        raise OptionError(
+            f"cannot be written: {error.strerror}", where=str(path), fix="choose another place"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
+    """What the model takes."""
+    return [
+        InputSpec(
+            info.name,
+            np.dtype(onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)),
+            tuple(d.dim_value if d.dim_value > 0 else None for d in info.type.tensor_type.shape.dim),
+        )
+        for info in true_inputs(model)
+    ]
+
+
+def check_feed(model: Model, data: Dataset | None, samples: int = 4) -> dict[str, np.ndarray]:
+    """Input of the self-check: a few samples of the data, or noise."""
+    if data is None:
+        return sample_feed(model.proto, model.shapes)
+    return data.batch(np.arange(fixed_batch(model.proto) or samples) % len(data))
+
+
+def one_feed(model: Model) -> dict[str, np.ndarray]:
+    """Input of the latency measurement: noise, batch 1."""
+    return sample_feed(model.proto, model.shapes)
+
+
+def class_count(model: Model) -> int | None:
+    """The number of classes where the first output looks like a classifier's, (batch, classes), else None."""
+    outputs = model.proto.graph.output
+    shape = model.shapes.get(outputs[0].name, ()) if outputs else ()
+    wide = [d for d in shape[1:] if d > 1]
+    return wide[0] if len(wide) == 1 else None

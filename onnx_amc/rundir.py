@@ -1,0 +1,90 @@
+"""The run directory: results that cost time, written down as they come, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from onnx_amc.errors import OptionError
+
+FORMAT = 1
+
+
+class Memo:
+    """Remembers numbers by key, in memory only."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, list[float]] = {}
+
+    def get(self, key: str, compute: Callable[[], list[float]]) -> list[float]:
+        """Return what is known under the key, or compute it and write it down."""
+        if key not in self._known:
+            self._known[key] = compute()
+            self._write(key, self._known[key])
+        return self._known[key]
+
+    def _write(self, key: str, values: list[float]) -> None:
+        """Keep a result beyond this process; here: not at all."""
+
+
+class RunDir(Memo):
+    """Remembers in `evaluations.jsonl`; every search is deterministic, so a resumed one asks the same questions again.
+
+    Args:
+        folder: The run directory; made where it does not exist.
+        identity: What the run is a function of: model, data and settings.
+        resume: Whether to go on with what is there; otherwise it is begun anew.
+
+    Raises:
+        OptionError: There is nothing to resume, or it belongs to another run.
+
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any], *, resume: bool) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+        self._path = self.folder / "evaluations.jsonl"
+        text = json.dumps(identity, sort_keys=True, default=str)
+        self._print = hashlib.sha256(text.encode()).hexdigest()
+        if resume:
+            self._load()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = self._path.open("a" if resume else "w", encoding="utf-8")
+        if not resume:
+            self._line({"format": FORMAT, "run": self._print})
+
+    def _load(self) -> None:
+        where = f"--resume {self.folder}"
+        if not self._path.is_file():
+            raise OptionError("there is no run to resume", where=where, fix="leave --resume out, or name its --run-dir")
+        whole = self._path.read_text(encoding="utf-8")
+        complete = whole[: whole.rfind("\n") + 1]
+        if len(complete) < len(whole):
+            self._path.write_text(complete, encoding="utf-8")
+        try:
+            head, *lines = [json.loads(line) for line in complete.splitlines()]
+            same = head["format"] == FORMAT and head["run"] == self._print
+            self._known = {line["key"]: [float(v) for v in line["values"]] for line in lines}
+        except (ValueError, KeyError, TypeError) as error:
+            raise OptionError("evaluations.jsonl is damaged", where=where, fix="run again without --resume") from error
+        if not same:
+            raise OptionError(
+                "it was made with another model, other data or other options",
+                where=where,
+                fix="give the same command as before, or leave --resume out to begin anew",
+            )
+
+    def _write(self, key: str, values: list[float]) -> None:
+        self._line({"key": key, "values": values})
+
+    def _line(self, entry: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
