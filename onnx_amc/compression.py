@@ -240,8 +240,6 @@ class Compression:
         original = figures(self.model.original, self.model)
         original["score"] = self.scorer.original.value if self.scorer else None
         baselines = self._timed_against(model, original, compressed)
-        if isinstance(self.memo, RunDir):
-            self.memo.close()
         self.seconds["total"] = time.perf_counter() - self.started
         record = {
             **self._asked(),

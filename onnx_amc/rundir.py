@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from onnx_amc.errors import OptionError
 
@@ -50,12 +50,9 @@ class RunDir(Memo):
         self._path = self.folder / "evaluations.jsonl"
         text = json.dumps(identity, sort_keys=True, default=str)
         self._print = hashlib.sha256(text.encode()).hexdigest()
+        self._begun = resume
         if resume:
             self._load()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = self._path.open("a" if resume else "w", encoding="utf-8")
-        if not resume:
-            self._line({"format": FORMAT, "run": self._print})
 
     def _load(self) -> None:
         where = f"--resume {self.folder}"
@@ -79,12 +76,10 @@ class RunDir(Memo):
             )
 
     def _write(self, key: str, values: list[float]) -> None:
-        self._line({"key": key, "values": values})
-
-    def _line(self, entry: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        lines: list[dict[str, Any]] = [{"key": key, "values": values}]
+        if not self._begun:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lines.insert(0, {"format": FORMAT, "run": self._print})
+        with self._path.open("a" if self._begun else "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        self._begun = True

@@ -55,7 +55,7 @@ class Step:
     @property
     def key(self) -> str:
         """What the program knows the node by."""
-        return self.node.output[0]
+        return str(self.node.output[0])
 
     def shape(self, i: int) -> tuple[int, ...]:
         """Shape of input i."""
