@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 
 from onnx_amc.config import Settings
+from onnx_amc.fit.moments import Moments
+from onnx_amc.fit.solve import dead_columns
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.prune.layers import find_layers
 from onnx_amc.prune.refit import Ranking, Refitter, rank_by_magnitude
@@ -26,6 +28,9 @@ Kept = dict[str, tuple[int, ...]]
 
 PROBES = (0.75, 0.5, 0.25)
 """Kept ratios at which each group's effect on the network's output is measured."""
+
+ROWS_PER_INPUT = 4
+"""Rows per unknown below which a least-squares fit starts to learn the noise."""
 
 WIDEST = 6_000
 """Inputs above which a layer gets no Gram matrix (its memory is quadratic): its readers are cut without refit."""
@@ -52,6 +57,7 @@ class Builder:
         self.corrector: Corrector | None = None
         self.seconds = 0.0
         self.refused: dict[str, str] = {}
+        self.remarks: list[str] = []
         if data is not None and settings.refit:
             self._calibrate(data, progress)
 
@@ -71,8 +77,28 @@ class Builder:
             seed=settings.seed,
             progress=progress,
         )
+        self.remarks += self._examined(moments)
         self.refitter = Refitter(self.analysis, wanted, moments, settings.ridge)
         self.corrector = Corrector(self.analysis, layers, data, self.calibration, settings.correction)
+
+    def _examined(self, moments: Mapping[str, Moments]) -> list[str]:
+        """Look at the rank of the layers' moments, and remark on what makes their refit doubtful."""
+        names, remarks = self.analysis.names, []
+        scarce = {n: m.rows / (m.gram.shape[1] - 1) for n, m in moments.items()}
+        scarce = {n: rows for n, rows in scarce.items() if rows < ROWS_PER_INPUT}
+        if scarce:
+            worst = min(scarce, key=lambda n: scarce[n])
+            remarks.append(
+                f"{len(scarce)} layers have fewer than {ROWS_PER_INPUT} rows per input to be refitted from (fewest: "
+                f"'{names[worst]}', {scarce[worst]:.1f}): give more data"
+            )
+        dead = {
+            n: int(sum(dead_columns(m.covariance(g)).sum() for g in range(len(m.gram)))) for n, m in moments.items()
+        }
+        if any(dead.values()):
+            layers = sum(count > 0 for count in dead.values())
+            remarks.append(f"{sum(dead.values())} inputs of {layers} layers never change: they go first, at no cost")
+        return remarks
 
     @staticmethod
     def _width(index: np.ndarray) -> int:

@@ -141,7 +141,9 @@ class Compression:
         self.listener.stage("calibrate", len(calibration) or None)
         self.builder = Builder(self.analysis, settings, data, calibration, lambda n, _: self.listener.advance(n))
         for node, why in self.builder.refused.items():
-            self.listener.note(f"layer '{node}' is cut but not refitted: {why}")
+            self.listener.note(f"layer '{self.analysis.names[node]}' is cut but not refitted: {why}")
+        for remark in self.builder.remarks:
+            self.listener.note(remark)
 
     def _space(self) -> Space:
         """Levels and budget; refuses a model in which nothing can be cut."""

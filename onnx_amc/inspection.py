@@ -25,7 +25,7 @@ def summary(analysis: Analysis, min_keep: float, round_to: int | None) -> dict[s
     least = np.array([levels_of(g.channels, round_to, min_keep)[0] for g in groups], dtype=np.int64)
     macs = price.terms(full)
     kinds = {t.node: t.op for t in analysis.ledger.terms}
-    names = node_names(analysis)
+    names = analysis.names
     return {
         "model": analysis.model.source,
         "macs": int(macs.sum()),
@@ -52,11 +52,6 @@ def _group(group: Group, names: dict[str, str], macs: int | None) -> dict[str, A
     if macs is not None:
         found["macs"] = macs
     return found
-
-
-def node_names(analysis: Analysis) -> dict[str, str]:
-    """What the user knows each node by, from its first output."""
-    return {n.output[0]: n.name or n.output[0] for n in analysis.model.proto.graph.node}
 
 
 def facts_of(analysis: Analysis) -> list[LayerFacts]:

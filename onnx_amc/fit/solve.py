@@ -12,10 +12,15 @@ DEAD = 1e-10
 """A column whose variance is below this share of the mean one never moves: its effect is a constant."""
 
 
+def dead_columns(h: Float[np.ndarray, "k k"]) -> Bool[np.ndarray, " k"]:
+    """Which inputs never change on the samples."""
+    diagonal = np.diag(h)
+    return np.asarray(diagonal <= DEAD * max(float(diagonal.mean()), 1e-300))
+
+
 def ridge_of(h: Float[np.ndarray, "k k"], ridge: float) -> float:
     """The ridge as an absolute number: `ridge` times the mean variance of the columns that live."""
-    diagonal = np.diag(h)
-    alive = diagonal[diagonal > DEAD * max(float(diagonal.mean()), 1e-300)]
+    alive = np.diag(h)[~dead_columns(h)]
     return float(ridge * (alive.mean() if alive.size else 1.0))
 
 

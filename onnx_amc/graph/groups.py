@@ -87,6 +87,11 @@ class Analysis:
     place: np.ndarray
 
     @cached_property
+    def names(self) -> dict[str, str]:
+        """What the user knows each node by, from its first output."""
+        return {n.output[0]: n.name or n.output[0] for n in self.model.proto.graph.node}
+
+    @cached_property
     def index(self) -> dict[str, int]:
         """Position of each group by name."""
         return {g.name: i for i, g in enumerate(self.groups)}
