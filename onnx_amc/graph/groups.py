@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from onnx_amc.errors import ModelError
-from onnx_amc.graph import rules_shape  # noqa: F401  enters its rules into the table
+from onnx_amc.graph import rules_norm, rules_shape  # noqa: F401  they enter their rules into the table
 from onnx_amc.graph.ledger import Axes, Keep, Ledger, Owner, Tokens
 from onnx_amc.graph.load import FLOATS, Model, attributes, names_read
 from onnx_amc.graph.rules import RULES, Step, without_rule
@@ -119,7 +119,27 @@ def analyse(model: Model) -> Analysis:
         ModelError: A rule met a graph that is not what the operator's specification says.
 
     """
-    ledger = Ledger()
+    ledger, labels = _walked(model, {})
+    choices: dict[str, int] = {}
+    for attempt in range(1, CARRIERS):
+        unlucky = _unlucky(ledger, labels)
+        if not unlucky:
+            break
+        choices |= dict.fromkeys(unlucky, attempt)
+        ledger, labels = _walked(model, choices)
+    lost = _unlucky(ledger, labels)
+    if lost:
+        ledger, labels = _walked(model, {k: v for k, v in choices.items() if k not in lost})
+    return _gather(model, ledger, labels)
+
+
+CARRIERS = 4
+"""Axes of a split that are tried as the carrier of its channels: head width, heads, q/k/v."""
+
+
+def _walked(model: Model, choices: dict[str, int]) -> tuple[Ledger, np.ndarray]:
+    """One walk over the graph, with the carriers of some splits chosen."""
+    ledger = Ledger(choices=choices)
     axes: dict[str, Axes | None] = {}
     walk = _Walk(model, ledger, axes)
     for node in model.proto.graph.node:
@@ -127,8 +147,19 @@ def analyse(model: Model) -> Analysis:
     for output in model.proto.graph.output:
         for tokens in axes.get(output.name) or ():
             ledger.fix(tokens, f"it is the model's output '{output.name}'")
-    labels = ledger.classes()
-    return _gather(model, ledger, labels)
+    return ledger, ledger.classes()
+
+
+def _unlucky(ledger: Ledger, labels: np.ndarray) -> set[str]:
+    """Splits whose carrier cannot be cut, where a bare contraction has to do with it."""
+    fixed = ledger.reasons(labels)
+    bare = set(np.unique(labels[ledger.bare()]).tolist())
+    found = set()
+    for key, tokens in ledger.splits:
+        classes = set(np.unique(labels[tokens]).tolist())
+        if classes & bare or (key in ledger.choices and classes & fixed.keys()):
+            found.add(key)
+    return found
 
 
 class _Walk:

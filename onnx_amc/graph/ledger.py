@@ -93,6 +93,9 @@ class Ledger:
     edits: list[Edit] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
+    splits: list[tuple[str, Tokens]] = field(default_factory=list)
+    choices: dict[str, int] = field(default_factory=dict)
+    _bare: list[Tokens] = field(default_factory=list)
     _ties: list[tuple[Tokens, Tokens]] = field(default_factory=list)
     _fixed: list[tuple[Tokens, str]] = field(default_factory=list)
 
@@ -112,6 +115,16 @@ class Ledger:
         """Forbid the removal of these tokens, for a reason the user will read."""
         if tokens is not None and tokens.size:
             self._fixed.append((tokens.ravel(), reason))
+
+    def fix_bare(self, tokens: Tokens | None, reason: str) -> None:
+        """Forbid the removal of tokens that are read without a weight; another carrier of a split may avoid it."""
+        if tokens is not None:
+            self._bare.append(tokens.ravel())
+            self.fix(tokens, reason)
+
+    def bare(self) -> Tokens:
+        """All tokens that are read without a weight."""
+        return np.concatenate([np.zeros(0, dtype=np.int64), *self._bare])
 
     def join(self, a: Tokens | None, b: Tokens | None, reason: str) -> Tokens | None:
         """Tie two axes index by index; where one of them cannot be cut, neither can the other."""

@@ -162,10 +162,13 @@ def mark_params(step: Step, role: str = "carries") -> None:
 def contract(step: Step, a: int, a_axis: int, b: int, b_axis: int) -> Tokens | None:
     """Sum over a shared axis of inputs a and b: the channels are *read* here, by whichever of the two is a weight."""
     left, right = step.x(a)[a_axis], step.x(b)[b_axis]
-    if step.is_param(a) == step.is_param(b):
-        why = "multiplies two weights" if step.is_param(a) else "contracts two activations"
-        step.fix(left, why)
-        step.fix(right, why)
+    if step.is_param(a) and step.is_param(b):
+        step.fix(left, "multiplies two weights")
+        step.fix(right, "multiplies two weights")
+        return None
+    if not step.is_param(a) and not step.is_param(b):
+        joined = step.join(left, right, "contracts it with an axis that cannot be cut")
+        step.book.fix_bare(joined, f"{step.label} contracts two activations")
         return None
     weight = left if step.is_param(a) else right
     activation = right if step.is_param(a) else left

@@ -226,7 +226,10 @@ def _merged(step: Step, axes: list[int]) -> Tokens | None:
 
 
 def _split(step: Step, tokens: Tokens | None, shape: list[int]) -> list[Tokens | None]:
-    """One axis laid out as several: the tokens go to one of them, tied across the others so that the cut stays rectangular."""
+    """One axis laid out as several: the tokens go to one of them, tied across the others so that the cut stays rectangular.
+
+    The longest axis carries them (the later of two) unless the ledger's `choices` say otherwise: attention is cut by whole heads.
+    """
     out: list[Tokens | None] = [None] * len(shape)
     if tokens is None or not shape:
         step.fix(tokens, "removes its axis")
@@ -235,10 +238,13 @@ def _split(step: Step, tokens: Tokens | None, shape: list[int]) -> list[Tokens |
         return out
     block = tokens.reshape(shape)
     exact = [k for k in range(len(shape)) if shape[k] > 1 and bool((block == _first(block, k)).all())]
-    carrier = exact[0] if exact else max(range(len(shape)), key=lambda k: (shape[k], k))
+    order = sorted((k for k in range(len(shape)) if shape[k] > 1), key=lambda k: (-shape[k], -k))
+    choice = min(step.book.choices.get(step.key, 0), len(order) - 1)
+    carrier = exact[0] if exact else order[choice]
     first = _first(block, carrier)
     if not exact:
         step.book.tie(block, first)
+        step.book.splits.append((step.key, first.ravel()))
     out[carrier] = first.ravel()
     return out
 
