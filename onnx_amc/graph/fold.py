@@ -10,9 +10,13 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 from onnx_amc.errors import ModelError
+from onnx_amc.graph.shapes import is_light, measured, without_weights
 
 NEVER = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+DATA_DEPENDENT = frozenset(
+    {"NonZero", "Unique", "Compress", "NonMaxSuppression", "If", "Loop", "Scan", "StringSplit", "Range"}
 )
 LARGEST = 65_536
 LARGEST_FLOAT = 1_024
@@ -26,7 +30,7 @@ def fold(proto: onnx.ModelProto, where: str) -> None:
     """
     graph = proto.graph
     static = _static_shapes(proto)
-    known = {t.name for t in graph.initializer if _light(t)}
+    known = {t.name for t in graph.initializer if is_light(t)}
     foldable: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.op_type in NEVER or node.domain not in {"", "ai.onnx"} or any(a.HasField("g") for a in node.attribute):
@@ -55,11 +59,6 @@ def fold(proto: onnx.ModelProto, where: str) -> None:
     graph.node.extend(kept)
 
 
-def _light(tensor: onnx.TensorProto) -> bool:
-    integer = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).kind in "iub" if tensor.data_type else False
-    return integer or int(np.prod(tensor.dims)) <= 1
-
-
 def _small(value: np.ndarray) -> bool:
     return bool(value.size <= (LARGEST_FLOAT if value.dtype.kind not in "iub" else LARGEST))
 
@@ -81,26 +80,16 @@ def _static_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
         if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
             found[info.name] = [d.dim_value for d in kind.shape.dim]
     found.update({t.name: list(t.dims) for t in proto.graph.initializer})
+    unknown = {n.input[0] for n in proto.graph.node if n.op_type == "Shape" and n.input[0] not in found}
+    if unknown and all(i.name in found for i in proto.graph.input) and not _data_dependent(proto):
+        given = {i.name: tuple(found[i.name]) for i in proto.graph.input}
+        found.update({name: list(shape) for name, shape in measured(proto, given, sorted(unknown)).items()})
     return found
 
 
-def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy that keeps shapes of large tensors but not their data: shape inference is slow on big files."""
-    light = onnx.ModelProto()
-    light.CopyFrom(proto)
-    listed = {i.name for i in light.graph.input}
-    heavy = [t for t in light.graph.initializer if not _light(t)]
-    for tensor in heavy:
-        if tensor.name not in listed:
-            light.graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            )
-    names = {t.name for t in heavy}
-    rest = [t for t in light.graph.initializer if t.name not in names]
-    kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in rest]
-    del light.graph.initializer[:]
-    light.graph.initializer.extend(kept)
-    return light
+def _data_dependent(proto: onnx.ModelProto) -> bool:
+    """Whether shapes may depend on values."""
+    return any(n.op_type in DATA_DEPENDENT for n in proto.graph.node)
 
 
 def _evaluate(
@@ -111,7 +100,7 @@ def _evaluate(
     constants.opset_import.extend(proto.opset_import)
     constants.graph.name = "constants"
     read = {name for node in nodes for name in node.input}
-    constants.graph.initializer.extend(t for t in proto.graph.initializer if t.name in read and _light(t))
+    constants.graph.initializer.extend(t for t in proto.graph.initializer if t.name in read and is_light(t))
     for node in nodes:
         if node.op_type == "Shape":
             constants.graph.initializer.append(numpy_helper.from_array(_shape_of(node, static), node.output[0]))

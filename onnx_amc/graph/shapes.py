@@ -8,8 +8,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnx_amc.graph.fold import without_weights
-
 IMAGE_SIDE = 224
 """Height and width assumed for an image input that names neither."""
 
@@ -38,7 +36,7 @@ def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
             shapes.setdefault(info.name, tuple(d.dim_value for d in dims))
     missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
     if missing:
-        shapes |= _measured(proto, given, missing)
+        shapes |= measured(proto, given, missing)
     return shapes
 
 
@@ -65,7 +63,7 @@ def _settle(info: onnx.ValueInfoProto) -> tuple[int, ...]:
     return tuple(d.dim_value for d in dims)
 
 
-def _measured(
+def measured(
     proto: onnx.ModelProto, given: Mapping[str, tuple[int, ...]], names: list[str]
 ) -> dict[str, tuple[int, ...]]:
     """Run the graph once with the unknown tensors as outputs."""
@@ -81,3 +79,28 @@ def _measured(
     except Exception:  # onnxruntime raises its own, undocumented kinds  # noqa: BLE001
         return {}
     return {n: np.shape(v) for n, v in zip(names, results, strict=True)}
+
+
+def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy that keeps shapes of large tensors but not their data: shape inference is slow on big files."""
+    light = onnx.ModelProto()
+    light.CopyFrom(proto)
+    listed = {i.name for i in light.graph.input}
+    heavy = [t for t in light.graph.initializer if not is_light(t)]
+    for tensor in heavy:
+        if tensor.name not in listed:
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+    names = {t.name for t in heavy}
+    rest = [t for t in light.graph.initializer if t.name not in names]
+    kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in rest]
+    del light.graph.initializer[:]
+    light.graph.initializer.extend(kept)
+    return light
+
+
+def is_light(tensor: onnx.TensorProto) -> bool:
+    """Whether a constant may take part in size arithmetic: whole numbers, or a single float."""
+    integer = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).kind in "iub" if tensor.data_type else False
+    return integer or int(np.prod(tensor.dims)) <= 1
