@@ -15,9 +15,7 @@ from onnx_amc.graph.shapes import is_light, measured, without_weights
 NEVER = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
-DATA_DEPENDENT = frozenset(
-    {"NonZero", "Unique", "Compress", "NonMaxSuppression", "If", "Loop", "Scan", "StringSplit", "Range"}
-)
+DATA_DEPENDENT = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "If", "Loop", "Scan", "StringSplit"})
 LARGEST = 65_536
 LARGEST_FLOAT = 1_024
 

@@ -168,6 +168,8 @@ class _Walk:
     def __init__(self, model: Model, ledger: Ledger, axes: dict[str, Axes | None]) -> None:
         self.model, self.ledger, self.axes = model, ledger, axes
         self.params = set(model.weights)
+        nodes = model.proto.graph.node
+        self.quantised = {name for n in nodes if n.op_type == "DequantizeLinear" for name in n.input}
 
     def visit(self, node: object) -> None:
         """Apply the node's rule and store the axes of its outputs."""
@@ -222,7 +224,7 @@ class _Walk:
 
     def _weight_axes(self, name: str) -> Axes:
         tensor = self.model.weights[name]
-        if tensor.data_type not in FLOATS:
+        if tensor.data_type not in FLOATS and name not in self.quantised:
             return (None,) * len(tensor.dims)
         return tuple(self.ledger.fresh(Owner(name, i), d) if d > 1 else None for i, d in enumerate(tensor.dims))
 

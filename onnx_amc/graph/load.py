@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
@@ -73,6 +74,9 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     _check(original, where)
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
+    if len(proto.functions):
+        proto = onnx.inliner.inline_local_functions(proto)
+    _densify(proto)
     lifted = _lift_constants(proto)
     fold(proto, where)
     origin = _unshare(proto)
@@ -157,6 +161,20 @@ def _lift_constants(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     return lifted
+
+
+def _densify(proto: onnx.ModelProto) -> None:
+    """Write sparse initializers out: a cut of their indices would be one more thing to get wrong."""
+    for sparse in proto.graph.sparse_initializer:
+        values = numpy_helper.to_array(sparse.values)
+        indices = numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(list(sparse.dims), dtype=values.dtype)
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+        proto.graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+    del proto.graph.sparse_initializer[:]
 
 
 def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:

@@ -170,8 +170,12 @@ def contract(step: Step, a: int, a_axis: int, b: int, b_axis: int) -> Tokens | N
         joined = step.join(left, right, "contracts it with an axis that cannot be cut")
         step.book.fix_bare(joined, f"{step.label} contracts two activations")
         return None
-    weight = left if step.is_param(a) else right
-    activation = right if step.is_param(a) else left
+    return contract_axes(step, left, right, weight_is_right=step.is_param(b))
+
+
+def contract_axes(step: Step, left: Tokens | None, right: Tokens | None, *, weight_is_right: bool) -> Tokens | None:
+    """Tie an activation's channels to the axis of the weight that reads them."""
+    weight, activation = (right, left) if weight_is_right else (left, right)
     if activation is None:
         step.book.mark(weight, "reads", step.key)
         step.fix(weight, "reads an axis that cannot be cut")

@@ -1,11 +1,11 @@
-"""The operator table, continued: normalisations over axes, recurrent layers, and what shuffles blocks."""
+"""The operator table, continued: normalisations over axes, recurrent layers, Einsum, quantisation, and what shuffles blocks."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from onnx_amc.graph.ledger import Axes, Tokens
-from onnx_amc.graph.rules import Step, mark_params, rule
+from onnx_amc.graph.ledger import Axes, Keep, Tokens
+from onnx_amc.graph.rules import Step, contract_axes, mark_params, rule
 
 
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
@@ -19,8 +19,7 @@ def layer_norm(step: Step) -> list[Axes]:
     for i in range(1, len(step.node.input)):
         for tokens in step.x(i) if step.has(i) else ():
             step.fix(tokens, "scales an axis that cannot be cut")
-    kept: Axes = (*x[:first], *((None,) * (len(x) - first)))
-    return [kept, *(step.plain(i) for i in range(1, len(step.node.output)))]
+    return [x, *(step.plain(i) for i in range(1, len(step.node.output)))]
 
 
 @rule("GroupNormalization")
@@ -32,7 +31,7 @@ def group_norm(step: Step) -> list[Axes]:
     for i in (1, 2):
         for tokens in step.x(i):
             step.fix(tokens, "scales an axis that cannot be cut")
-    return [(x[0], *((None,) * (len(x) - 1)))]
+    return [x]
 
 
 @rule("DepthToSpace", "SpaceToDepth")
@@ -51,8 +50,131 @@ def blocks(step: Step) -> list[Axes]:
     block = tokens.reshape(-1, size) if crd else tokens.reshape(size, -1).T
     step.book.tie(block, block[:, :1])
     first = block[:, 0]
-    return [(x[0], first if len(first) > 1 else _single(step, first), None, None)]
+    if len(first) == 1:
+        step.fix(first, "makes one channel of it")
+        return [(x[0], None, None, None)]
+    return [(x[0], first, None, None)]
 
 
-def _single(step: Step, tokens: Tokens) -> None:
-    step.fix(tokens, "makes one channel of it")
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+@rule("LSTM", "GRU", "RNN")
+def recurrent(step: Step) -> list[Axes]:
+    """A hidden unit is one row of every gate in W, R and B, one column of R, and the same in both directions."""
+    kind, hidden = step.node.op_type, int(step.attrs["hidden_size"])
+    gates = GATES[kind]
+    if step.attrs.get("layout", 0) or not (step.is_param(1) and step.is_param(2)):
+        step.fix_all("has an unusual layout, or weights computed at run time")
+        return [step.plain(i) for i in range(len(step.node.output))]
+    x, w, r = step.x(0), step.x(1), step.x(2)
+    contract_axes(step, x[2], w[2], weight_is_right=True)
+    unit = r[2]
+    for tokens in (w[1], r[1]):
+        step.book.mark(tokens, "produces", step.key)
+        unit = _gatewise(step, tokens, unit, gates)
+    step.book.mark(r[2], "reads", step.key)
+    if step.has(3):
+        step.book.mark(step.x(3)[1], "produces", step.key)
+        unit = _gatewise(step, step.x(3)[1], unit, 2 * gates)
+    for i in (5, 6):
+        if step.has(i):
+            mark_params(step)
+            unit = step.join(unit, step.x(i)[2], "takes its first state from an axis that cannot be cut")
+    if step.has(7):
+        step.book.mark(step.x(7)[1], "carries", step.key)
+        unit = _gatewise(step, step.x(7)[1], unit, 3)
+    if unit is not None and hidden > 1:
+        live = unit
+
+        def size(keep: Keep) -> np.ndarray:
+            return np.array(int(keep(live).sum()))
+
+        step.edit("hidden_size", live, size)
+    whole: Axes = (x[0], None, x[1], unit)
+    last: Axes = (None, x[1], unit)
+    return [whole, last, last][: len(step.node.output)]
+
+
+def _gatewise(step: Step, tokens: Tokens | None, unit: Tokens | None, gates: int) -> Tokens | None:
+    """Tie the rows of each gate to the hidden units."""
+    if tokens is None or unit is None:
+        return step.join(tokens, unit)
+    step.book.tie(tokens.reshape(gates, -1), unit[None])
+    return unit
+
+
+@rule("Einsum")
+def einsum(step: Step) -> list[Axes]:
+    """Letters that stay are tied; a letter that goes is contracted."""
+    equation = (
+        str(step.attrs["equation"], "ascii") if isinstance(step.attrs["equation"], bytes) else step.attrs["equation"]
+    )
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    operands = left.split(",")
+    if not arrow or "." in equation or any(len(set(o)) < len(o) for o in operands):
+        step.fix_all("has an equation that is not understood")
+        return [step.plain()]
+    axes: dict[str, Tokens | None] = {}
+    for letter in dict.fromkeys("".join(operands)):
+        holders = [i for i, o in enumerate(operands) if letter in o]
+        tokens = [step.x(i)[operands[i].index(letter)] for i in holders]
+        if letter in right:
+            for i, t in zip(holders, tokens, strict=True):
+                if step.is_param(i):
+                    step.book.mark(t, "produces", step.key)
+            joined = tokens[0]
+            for other in tokens[1:]:
+                joined = step.join(joined, other)
+            axes[letter] = joined
+        elif len(holders) == 1:
+            step.fix(tokens[0], "sums over it")
+        elif len(holders) == 2:
+            _contracted(step, holders, tokens)
+        else:
+            for t in tokens:
+                step.fix(t, "contracts more than two operands")
+    return [tuple(axes[letter] for letter in right)]
+
+
+def _contracted(step: Step, holders: list[int], tokens: list[Tokens | None]) -> None:
+    weights = [step.is_param(i) for i in holders]
+    if weights[0] != weights[1]:
+        contract_axes(step, tokens[weights.index(False)], tokens[weights.index(True)], weight_is_right=True)
+        return
+    joined = step.join(tokens[0], tokens[1], "contracts it with an axis that cannot be cut")
+    step.book.fix_bare(joined, f"{step.label} contracts two {'weights' if weights[0] else 'activations'}")
+
+
+@rule("TopK")
+def top_k(step: Step) -> list[Axes]:
+    """The axis is sorted as a whole; the others pass."""
+    x = step.x(0)
+    axis = int(step.attrs.get("axis", -1)) % len(x)
+    step.fix(x[axis], "sorts it")
+    out = tuple(None if i == axis else t for i, t in enumerate(x))
+    return [out for _ in step.node.output]
+
+
+@rule("QuantizeLinear", "DequantizeLinear")
+def quantise(step: Step) -> list[Axes]:
+    """Element by element; scales and zero points per channel live with the channel."""
+    x = step.x(0)
+    axis = int(step.attrs.get("axis", 1)) % max(len(x), 1)
+    if step.attrs.get("block_size"):
+        step.fix_all("quantises in blocks")
+        return [x]
+    out = list(x)
+    for i in range(1, len(step.node.input)):
+        if step.has(i) and len(step.shape(i)) == 1 and step.shape(i)[0] > 1:
+            step.book.mark(step.x(i)[0], "carries", step.key)
+            out[axis] = step.join(out[axis], step.x(i)[0])
+    if step.is_param(0) and step.has(2) and _offset(step):
+        for tokens in x:
+            step.fix(tokens, "has a zero point that is not zero, so a weight of zero is not nothing")
+    return [tuple(out)]
+
+
+def _offset(step: Step) -> bool:
+    zero = step.const(2)
+    return zero is None or bool(np.any(zero))

@@ -70,7 +70,7 @@ def across(step: Step) -> list[Axes]:
         mixed = set(range(axis, rank)) if old else {axis}
     for i in mixed:
         step.fix(x[i], "mixes its channels")
-    return [tuple(None if i in mixed else t for i, t in enumerate(x)) for _ in step.node.output]
+    return [x for _ in step.node.output]
 
 
 @rule("Resize", "Upsample")
