@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from onnx_amc.errors import ModelError
-from onnx_amc.graph import rules_norm, rules_shape  # noqa: F401  they enter their rules into the table
+from onnx_amc.graph import rules_norm, rules_select, rules_shape  # noqa: F401  they enter their rules into the table
 from onnx_amc.graph.ledger import Axes, Keep, Ledger, Owner, Tokens
 from onnx_amc.graph.load import FLOATS, Model, attributes, names_read
 from onnx_amc.graph.rules import RULES, Step, without_rule

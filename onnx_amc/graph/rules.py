@@ -135,6 +135,11 @@ def without_rule(step: Step) -> list[Axes]:
     return [step.plain(i) for i in range(len(step.node.output))]
 
 
+def normal(axes: list[int], rank: int) -> list[int]:
+    """Axes counted from the front."""
+    return [a + rank if a < 0 else a for a in axes]
+
+
 def broadcast(step: Step, inputs: list[int], output: tuple[int, ...]) -> Axes:
     """Numpy's broadcasting: axes aligned at the right, length 1 stretches and ties nothing."""
     result: list[Tokens | None] = []
@@ -393,19 +398,3 @@ def elementwise(step: Step) -> list[Axes]:
         return [step.plain()]
     inputs = [0] if step.node.op_type == "CastLike" else [i for i in range(len(step.node.input)) if step.has(i)]
     return [broadcast(step, inputs, step.out_shape())]
-
-
-@rule("BatchNormalization", "InstanceNormalization")
-def normalise_channels(step: Step) -> list[Axes]:
-    """Per-channel affine; the statistics live with the channel."""
-    x = step.x(0)
-    channels = x[1]
-    for i in range(1, len(step.node.input)):
-        step.book.mark(step.x(i)[0], "carries", step.key)
-        channels = step.join(channels, step.x(i)[0])
-    fresh = tuple(None if i > 1 and step.node.op_type == "InstanceNormalization" else t for i, t in enumerate(x))
-    for before, after in zip(x[2:], fresh[2:], strict=True):
-        if after is None:
-            step.fix(before, "takes the statistics over it")
-    first: Axes = (fresh[0], channels, *fresh[2:])
-    return [first, *((channels,) for _ in step.node.output[1:])]

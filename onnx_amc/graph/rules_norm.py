@@ -8,6 +8,22 @@ from onnx_amc.graph.ledger import Axes, Keep, Tokens
 from onnx_amc.graph.rules import Step, contract_axes, mark_params, rule
 
 
+@rule("BatchNormalization", "InstanceNormalization")
+def normalise_channels(step: Step) -> list[Axes]:
+    """Per-channel affine; the statistics live with the channel."""
+    x = step.x(0)
+    channels = x[1]
+    for i in range(1, len(step.node.input)):
+        step.book.mark(step.x(i)[0], "carries", step.key)
+        channels = step.join(channels, step.x(i)[0])
+    fresh = tuple(None if i > 1 and step.node.op_type == "InstanceNormalization" else t for i, t in enumerate(x))
+    for before, after in zip(x[2:], fresh[2:], strict=True):
+        if after is None:
+            step.fix(before, "takes the statistics over it")
+    first: Axes = (fresh[0], channels, *fresh[2:])
+    return [first, *((channels,) for _ in step.node.output[1:])]
+
+
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 def layer_norm(step: Step) -> list[Axes]:
     """Every axis from `axis` on is read as a whole; the others pass."""

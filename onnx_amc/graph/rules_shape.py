@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-
 import numpy as np
 
 from onnx_amc.graph.ledger import Axes, Keep, Owner, Tokens
-from onnx_amc.graph.rules import Step, mark_params, rule
+from onnx_amc.graph.rules import Step, normal, rule
 
 LAST = np.iinfo(np.int64).max
-
-
-def _normal(axes: list[int], rank: int) -> list[int]:
-    return [a + rank if a < 0 else a for a in axes]
 
 
 # ---- space --------------------------------------------------------------------------------------------------------
@@ -43,7 +36,7 @@ def reduce(step: Step) -> list[Axes]:
             return [step.plain()]
         if not axes:
             axes = [] if step.attrs.get("noop_with_empty_axes") else list(range(rank))
-    gone = set(_normal(axes or [], rank))
+    gone = set(normal(axes or [], rank))
     for axis in gone:
         step.fix(step.x(0)[axis], "reduces over it")
     if step.attrs.get("keepdims", 1):
@@ -61,12 +54,12 @@ def across(step: Step) -> list[Axes]:
         mixed = {1}
     elif kind == "CumSum":
         at = step.const(1)
-        mixed = set(range(rank)) if at is None else set(_normal([int(at.reshape(-1)[0])], rank))
+        mixed = set(range(rank)) if at is None else set(normal([int(at.reshape(-1)[0])], rank))
     elif kind == "MeanVarianceNormalization":
-        mixed = set(_normal([int(a) for a in step.attrs.get("axes", [0, 2, 3])], rank))
+        mixed = set(normal([int(a) for a in step.attrs.get("axes", [0, 2, 3])], rank))
     else:
         old = step.opset < 13 and kind != "LpNormalization"
-        axis = _normal([int(step.attrs.get("axis", 1 if old else -1))], rank)[0]
+        axis = normal([int(step.attrs.get("axis", 1 if old else -1))], rank)[0]
         mixed = set(range(axis, rank)) if old else {axis}
     for i in mixed:
         step.fix(x[i], "mixes its channels")
@@ -110,7 +103,7 @@ def pad(step: Step) -> list[Axes]:
     if pads is None or (step.has(3) and listed is None):
         step.fix_all("pads by amounts known at run time only")
         return [step.plain()]
-    axes = _normal(listed, rank) if listed is not None else list(range(rank))
+    axes = normal(listed, rank) if listed is not None else list(range(rank))
     mode = step.attrs.get("mode", b"constant")
     constant = mode in {b"constant", "constant"}
     out: list[Tokens | None] = list(x)
@@ -252,162 +245,3 @@ def _split(step: Step, tokens: Tokens | None, shape: list[int]) -> list[Tokens |
 def _first(block: Tokens, axis: int) -> Tokens:
     """The tokens along `axis` at index 0 of every other axis, kept broadcastable."""
     return block[tuple(slice(None) if k == axis else slice(0, 1) for k in range(block.ndim))]
-
-
-# ---- joining and selecting --------------------------------------------------------------------------------------------
-
-
-@rule("Concat")
-def concat(step: Step) -> list[Axes]:
-    """Channels stand one after the other; every other axis is tied."""
-    mark_params(step)
-    inputs = [i for i in range(len(step.node.input)) if step.has(i) and int(np.prod(step.shape(i)))]
-    rank = len(step.out_shape())
-    axis = _normal([int(step.attrs.get("axis", 1))], rank)[0]
-    out: list[Tokens | None] = []
-    for k in range(rank):
-        parts = [step.x(i)[k] for i in inputs]
-        if k != axis:
-            joined = parts[0]
-            for part in parts[1:]:
-                joined = step.join(joined, part)
-            out.append(joined)
-        elif all(p is None for p in parts):
-            out.append(None)
-        else:
-            out.append(np.concatenate([_filled(step, i, k) for i in inputs]))
-    return [tuple(out)]
-
-
-def _filled(step: Step, i: int, axis: int) -> Tokens:
-    """Tokens of input i; where it has none, new ones that cannot be cut."""
-    tokens = step.x(i)[axis]
-    if tokens is None:
-        tokens = step.book.fresh(Owner(f"{step.key}/{i}", -1), step.shape(i)[axis])
-        step.fix(tokens, "joins it to channels that cannot be cut")
-    return tokens
-
-
-@rule("Split")
-def split(step: Step) -> list[Axes]:
-    """Each output takes its run of the channels; the sizes are written out where the cut makes them unequal."""
-    x = step.x(0)
-    axis = _normal([int(step.attrs.get("axis", 0))], len(x))[0]
-    tokens = x[axis]
-    if tokens is None:
-        return [x for _ in step.node.output]
-    sizes = [step.shapes[o][axis] for o in step.node.output]
-    bounds = np.cumsum([0, *sizes])
-    parts = [tokens[a:b] for a, b in itertools.pairwise(bounds)]
-    slot: int | str = 1 if step.opset >= 13 else "split"
-    if step.has(1) and step.const(1) is None:
-        step.fix(tokens, "splits by sizes known at run time only")
-    step.edit(slot, tokens, lambda keep: np.array([int(keep(p).sum()) for p in parts], dtype=np.int64))
-    return [(*x[:axis], part, *x[axis + 1 :]) for part in parts]
-
-
-@rule("Slice")
-def slice_(step: Step) -> list[Axes]:
-    """A run of the channels; its bounds move with the cut. A stride over channels fixes them."""
-    x, shape = step.x(0), step.shape(0)
-    starts, ends = step.setting("starts", 1), step.setting("ends", 2)
-    axes, steps = step.setting("axes", 3), step.setting("steps", 4)
-    if starts is None or ends is None or (step.has(3) and axes is None) or (step.has(4) and steps is None):
-        step.fix_all("slices by bounds known at run time only")
-        return [step.plain()]
-    axes = _normal(axes if axes is not None else list(range(len(starts))), len(shape))
-    steps = steps or [1] * len(axes)
-    out: list[Tokens | None] = list(x)
-    moves: list[tuple[int, Tokens, int, int]] = []
-    for at, axis in enumerate(axes):
-        tokens = x[axis]
-        if tokens is None:
-            continue
-        low, high, stride = slice(starts[at], ends[at], steps[at]).indices(shape[axis])
-        if stride != 1:
-            step.fix(tokens, "takes every other channel")
-            out[axis] = None
-            continue
-        out[axis] = tokens[low:high] if high - low > 1 else None
-        if out[axis] is None:
-            step.fix(tokens, "takes one channel of it")
-        elif (low, high) != (0, shape[axis]):
-            moves.append((at, tokens, low, high))
-    if moves:
-        _slice_edits(step, starts, ends, moves)
-    return [tuple(out)]
-
-
-def _slice_edits(step: Step, starts: list[int], ends: list[int], moves: list[tuple[int, Tokens, int, int]]) -> None:
-    everything = np.concatenate([t for _, t, _, _ in moves])
-
-    def bound(values: list[int], which: int) -> Callable[[Keep], np.ndarray]:
-        def value(keep: Keep) -> np.ndarray:
-            new = np.array(values, dtype=np.int64)
-            for move in moves:
-                new[move[0]] = keep(move[1][: move[which]]).sum()
-            return new
-
-        return value
-
-    attribute = "starts" in step.attrs
-    step.edit("starts" if attribute else 1, everything, bound(starts, 2))
-    step.edit("ends" if attribute else 2, everything, bound(ends, 3))
-
-
-@rule("Gather")
-def gather(step: Step) -> list[Axes]:
-    """Channels picked by constant indices; the indices are renumbered with the cut."""
-    mark_params(step, "produces")
-    x, axis = step.x(0), _normal([int(step.attrs.get("axis", 0))], len(step.shape(0)))[0]
-    tokens, indices = x[axis], step.const(1)
-    rank = len(step.shape(1))
-    if tokens is None:
-        picked: Axes = (None,) * rank
-    elif indices is None or rank != 1 or indices.size < 2:
-        step.fix(tokens, "picks from it" if indices is not None else "picks from it at run time")
-        picked = (None,) * rank
-    else:
-        source, order = tokens, indices % len(tokens)
-        picked = (source[order],)
-
-        def value(keep: Keep) -> np.ndarray:
-            place = np.cumsum(keep(source)) - 1
-            renumbered: np.ndarray = place[order[keep(source[order])]].astype(indices.dtype)
-            return renumbered
-
-        step.edit(1, tokens, value)
-    return [(*x[:axis], *picked, *x[axis + 1 :])]
-
-
-@rule("Expand", "Tile")
-def stretch(step: Step) -> list[Axes]:
-    """Copies along axes of length 1; an axis with channels must keep its length."""
-    before, after = step.shape(0), step.out_shape()
-    aligned = (None,) * (len(after) - len(before)) + step.x(0)
-    sizes = (1,) * (len(after) - len(before)) + before
-    out: list[Tokens | None] = []
-    for tokens, old, new in zip(aligned, sizes, after, strict=True):
-        if tokens is not None and old != new:
-            step.fix(tokens, "repeats it")
-        out.append(tokens if old == new else None)
-    target = step.const(1)
-    if step.node.op_type == "Expand" and target is not None:
-        named = (1,) * (len(after) - len(target)) + tuple(int(v) for v in target)
-        live = [(i, t) for i, t in enumerate(out) if t is not None and named[i] > 1]
-        if live:
-
-            def value(keep: Keep) -> np.ndarray:
-                new = np.array(named, dtype=np.int64)
-                for i, tokens in live:
-                    new[i] = keep(tokens).sum()
-                return new
-
-            step.edit(1, np.concatenate([t for _, t in live]), value)
-    return [tuple(out)]
-
-
-@rule("Shape", "Size")
-def measure(step: Step) -> list[Axes]:
-    """Sizes are computed at run time, from what is left."""
-    return [step.plain()]
