@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.config import Settings
+from onnx_amc.errors import ModelError
 from onnx_amc.fit.moments import Moments
 from onnx_amc.fit.solve import dead_columns
 from onnx_amc.graph.groups import Analysis
@@ -79,7 +80,10 @@ class Builder:
         )
         self.remarks += self._examined(moments)
         self.refitter = Refitter(self.analysis, wanted, moments, settings.ridge)
-        self.corrector = Corrector(self.analysis, layers, data, self.calibration, settings.correction)
+        try:
+            self.corrector = Corrector(self.analysis, layers, data, self.calibration, settings.correction)
+        except ModelError as error:
+            self.remarks.append(f"no statistics correction: {error.what}")
 
     def _examined(self, moments: Mapping[str, Moments]) -> list[str]:
         """Look at the rank of the layers' moments, and remark on what makes their refit doubtful."""

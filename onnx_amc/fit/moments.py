@@ -7,9 +7,10 @@ from jaxtyping import Float
 
 
 class Moments:
-    """Sums of z z' over rows z = [x, 1], one matrix per convolution group.
+    """Sums of z z' over rows z = [x - c, 1], one matrix per convolution group; c is the mean of the first rows added.
 
-    The column of ones carries the mean, hence the bias. Products are taken in the data's precision, sums kept in float64.
+    The column of ones carries the mean, hence the bias. Products are taken in the data's precision (float32 at least), after
+    the centre is taken off, and sums are kept in float64.
 
     Args:
         groups: Groups of the convolution; 1 otherwise.
@@ -19,13 +20,18 @@ class Moments:
 
     def __init__(self, groups: int, width: int) -> None:
         self.gram = np.zeros((groups, width + 1, width + 1))
+        self.centre: np.ndarray | None = None
         self.rows = 0
 
     def add(self, columns: Float[np.ndarray, "groups_width rows"]) -> None:
         """Add rows, given as columns (see `patches`). Cost: rows x width^2 x groups."""
         groups, width = self.gram.shape[0], self.gram.shape[1] - 1
+        data = columns.astype(np.float32, copy=False) if columns.dtype == np.float16 else columns
+        if self.centre is None:
+            self.centre = data.mean(axis=1, dtype=np.float64).astype(data.dtype)
+        data = data - self.centre[:, None]
         for g in range(groups):
-            z = columns[g * width : (g + 1) * width]
+            z = data[g * width : (g + 1) * width]
             sums = z.sum(axis=1, dtype=np.float64)
             self.gram[g, :width, :width] += z @ z.T
             self.gram[g, width, :width] += sums
@@ -33,15 +39,24 @@ class Moments:
         self.gram[:, width, width] += columns.shape[1]
         self.rows += columns.shape[1]
 
-    def mean(self, group: int = 0) -> Float[np.ndarray, width]:
-        """E[x]."""
+    def _offset(self, group: int) -> np.ndarray:
+        """E[x - c]."""
         return np.asarray(self.gram[group, -1, :-1] / self.rows)
+
+    def mean(self, group: int = 0) -> Float[np.ndarray, " width"]:
+        """E[x]."""
+        if self.centre is None:
+            raise ValueError("no rows were added")
+        width = self.gram.shape[1] - 1
+        centre = self.centre[group * width : (group + 1) * width].astype(np.float64)
+        return np.asarray(centre + self._offset(group))
 
     def second(self, group: int = 0) -> Float[np.ndarray, "width width"]:
         """E[x x']."""
-        return np.asarray(self.gram[group, :-1, :-1] / self.rows)
+        mean = self.mean(group)
+        return np.asarray(self.covariance(group) + np.outer(mean, mean))
 
     def covariance(self, group: int = 0) -> Float[np.ndarray, "width width"]:
         """E[x x'] - E[x] E[x]'."""
-        mean = self.mean(group)
-        return np.asarray(self.second(group) - np.outer(mean, mean))
+        offset = self._offset(group)
+        return np.asarray(self.gram[group, :-1, :-1] / self.rows - np.outer(offset, offset))

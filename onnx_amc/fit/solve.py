@@ -25,7 +25,7 @@ def ridge_of(h: Float[np.ndarray, "k k"], ridge: float) -> float:
 
 
 def refit(
-    h: Float[np.ndarray, "k k"], w: Float[np.ndarray, "o k"], kept: Bool[np.ndarray, k], ridge: float
+    h: Float[np.ndarray, "k k"], w: Float[np.ndarray, "o k"], kept: Bool[np.ndarray, " k"], ridge: float
 ) -> Float[np.ndarray, "o s"]:
     """Weights on the kept columns that reproduce w x best: argmin_v E|w x - v x_s|^2 + lambda |v - w_s|^2.
 
@@ -82,7 +82,7 @@ class Part:
 
 def eliminate(
     parts: list[Part], channels: int, ridge: float = 1e-4, steps: int = 192
-) -> tuple[Int[np.ndarray, c], Float[np.ndarray, c]]:
+) -> tuple[Int[np.ndarray, " c"], Float[np.ndarray, " c"]]:
     """Order the channels by optimal-brain-surgeon elimination on blocks, over all readers of a group together.
 
     At each step the channel goes whose removal, with all remaining weights refitted, adds least to the readers' relative

@@ -27,6 +27,7 @@ class Point:
         rank: Its number of axes.
         axis: Its channel axis.
         shift: Whether its mean may be corrected as well as its deviation.
+        dtype: Its ONNX element type; statistics are taken in float32 whatever it is.
 
     """
 
@@ -34,6 +35,7 @@ class Point:
     rank: int
     axis: int
     shift: bool
+    dtype: int = onnx.TensorProto.FLOAT
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,7 +43,7 @@ class Point:
         return tuple(-1 if i == self.axis else 1 for i in range(self.rank))
 
     def name(self, part: str) -> str:
-        """Name of one of the tap's tensors: outputs `mean` and `scale`, initializers `mean0` and `std0`."""
+        """Name of one of the tap's tensors: outputs `mean` and `scale`, initializers `mean0`, `std0`, `live`."""
         return f"{self.tensor}/tap/{part}"
 
 
@@ -49,8 +51,8 @@ def tapped(model: onnx.ModelProto, points: Sequence[Point], opset: int, *, corre
     """Return a graph whose outputs are the mean and scale of each point, over all but its channel axis, in turn.
 
     Without `correct`, scale is the standard deviation. With it, scale is what brings the deviation to the initializer `std0`
-    (within bounds), and everything downstream sees (y - mean) scale + mean0: one run then corrects all layers in order, each on
-    the corrected output of those before it.
+    (within bounds; 1 where the initializer `live` is 0), and everything downstream sees (y - mean) scale + mean0: one run then
+    corrects all layers in order, each on the corrected output of those before it.
     """
     graph = gs.import_onnx(model)
     known = graph.tensors()
@@ -59,8 +61,9 @@ def tapped(model: onnx.ModelProto, points: Sequence[Point], opset: int, *, corre
     for point in points:
         y = known[point.tensor]
         ops = _Ops(graph, point, opset)
-        mean = ops.mean(y, "mean")
-        centred = ops.apply("Sub", [y, mean], "centred")
+        wide = ops.apply("Cast", [y], "wide", to=onnx.TensorProto.FLOAT) if point.dtype != onnx.TensorProto.FLOAT else y
+        mean = ops.mean(wide, "mean")
+        centred = ops.apply("Sub", [wide, mean], "centred")
         variance = ops.mean(ops.apply("Mul", [centred, centred], "squared"), "variance")
         std = ops.apply("Sqrt", [variance], "std" if correct else "scale")
         graph.outputs += [mean, std]
@@ -85,6 +88,10 @@ class _Ops:
         self.graph.nodes.append(gs.Node(op, self.point.name(part), attrs=attrs, inputs=inputs, outputs=[out]))
         return out
 
+    def constant(self, part: str, value: float | np.ndarray) -> Any:
+        """A float32 initializer."""
+        return gs.Constant(self.point.name(part), np.asarray(value, dtype=np.float32))
+
     def mean(self, x: Any, part: str) -> Any:
         """Mean over all axes but the channel's."""
         axes = [i for i in range(self.point.rank) if i != self.point.axis]
@@ -96,22 +103,17 @@ class _Ops:
     def correct(self, centred: Any, mean: Any, std: Any, users: list[Any], y: Any) -> Any:
         """Hand the corrected activation to all that read it, and return the scale."""
         shape = [1 if d < 0 else d for d in self.point.shape]
-        target, goal = (gs.Constant(self.point.name(n), np.ones(shape, dtype=np.float32)) for n in ("std0", "mean0"))
-        tiny = gs.Constant(self.point.name("tiny"), np.array(1e-12, dtype=np.float32))
-        low, high = (
-            gs.Constant(self.point.name(n), np.array(v, dtype=np.float32))
-            for n, v in (("low", SMALLEST), ("high", LARGEST))
-        )
-        ratio = self.apply("Div", [target, self.apply("Max", [std, tiny], "positive")], "ratio")
-        scale = self.apply("Max", [self.apply("Min", [ratio, high], "bounded"), low], "scale")
-        scaled = self.apply("Mul", [centred, scale], "scaled")
-        # The goal is read in either case, so that both kinds of point have the same initializers.
-        centre = self.apply(
-            "Mul", [goal, gs.Constant(self.point.name("one"), np.array(float(self.point.shift), np.float32))], "centre"
-        )
-        if not self.point.shift:
-            centre = self.apply("Add", [centre, self.apply("Mul", [mean, scale], "moved")], "unmoved")
-        fixed = self.apply("Add", [scaled, centre], "corrected")
+        target, goal, live = (self.constant(n, np.ones(shape)) for n in ("std0", "mean0", "live"))
+        one = self.constant("one", 1.0)
+        ratio = self.apply("Div", [target, self.apply("Max", [std, self.constant("tiny", 1e-12)], "positive")], "ratio")
+        lower = self.apply("Min", [ratio, self.constant("high", LARGEST)], "lower")
+        bounded = self.apply("Max", [lower, self.constant("low", SMALLEST)], "bounded")
+        change = self.apply("Mul", [live, self.apply("Sub", [bounded, one], "less")], "change")
+        scale = self.apply("Add", [one, change], "scale")
+        centre = goal if self.point.shift else self.apply("Mul", [mean, scale], "centre")
+        fixed = self.apply("Add", [self.apply("Mul", [centred, scale], "scaled"), centre], "corrected")
+        if self.point.dtype != onnx.TensorProto.FLOAT:
+            fixed = self.apply("Cast", [fixed], "narrow", to=self.point.dtype)
         for node in users:
             for i, tensor in enumerate(node.inputs):
                 if tensor is y:

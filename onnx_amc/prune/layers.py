@@ -54,6 +54,7 @@ class Layer:
         weight: Where w lies; index is (groups, outputs, inputs, taps).
         bias: Where b lies, index (groups x outputs,); None where there is none.
         can_add_bias: Whether a bias may be given to the node.
+        scalable: Whether scaling w (and b) scales y: not where a bias is added that cannot be written.
         window: Geometry of the kernel.
         inputs: Tokens of the inputs, (groups, inputs); None where they cannot be cut.
         outputs: Tokens of the outputs, (groups x outputs,); None where they cannot be cut.
@@ -67,6 +68,7 @@ class Layer:
     weight: Stored
     bias: Stored | None
     can_add_bias: bool
+    scalable: bool
     window: Window
     inputs: Tokens | None
     outputs: Tokens | None
@@ -125,7 +127,7 @@ class _Finder:
         weight = self.stored(reader.w)
         if weight is None:
             return "its weight is computed in the graph"
-        if uses[weight.name] > 1:
+        if uses[weight.name] > 1 or len(self.consumers.get(weight.name, [])) > 1:
             return "its weight is shared with another node"
         attrs = attributes(node)
         if node.op_type == "Gemm" and (attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0):
@@ -134,9 +136,19 @@ class _Finder:
             return self._convolution(reader, node, weight, attrs)
         flip = node.op_type == "Gemm" and attrs.get("transB", 0)
         matrix = Stored(weight.name, (weight.index if flip else weight.index.T)[None, :, :, None])
-        output, bias, addable = self._bias(node, matrix.index.shape[1])
+        output, bias, addable, scalable = self._bias(node, matrix.index.shape[1])
         return Layer(
-            reader.node, output, reader.x, True, matrix, bias, addable, Window(), reader.inputs, reader.outputs
+            reader.node,
+            output,
+            reader.x,
+            True,
+            matrix,
+            bias,
+            addable,
+            scalable,
+            Window(),
+            reader.inputs,
+            reader.outputs,
         )
 
     def _convolution(
@@ -153,23 +165,26 @@ class _Finder:
                          self.model.shapes[reader.node][2:])  # fmt: skip
         if window is None:
             return "its padding is unusual"
-        output, bias, addable = self._bias(node, index.shape[0] * index.shape[1])
+        output, bias, addable, scalable = self._bias(node, index.shape[0] * index.shape[1])
         stored = Stored(weight.name, index)
-        return Layer(reader.node, output, reader.x, False, stored, bias, addable, window, reader.inputs, reader.outputs)
+        return Layer(
+            reader.node, output, reader.x, False, stored, bias, addable, scalable, window, reader.inputs, reader.outputs
+        )
 
-    def _bias(self, node: onnx.NodeProto, outputs: int) -> tuple[str, Stored | None, bool]:
-        """The tensor that holds the biased output, where the bias lies, and whether one may be added."""
+    def _bias(self, node: onnx.NodeProto, outputs: int) -> tuple[str, Stored | None, bool, bool]:
+        """The biased output, where the bias lies, whether one may be added, and whether the output can be scaled."""
         if node.op_type != "MatMul":
             if len(node.input) < 3 or not node.input[2]:
-                return node.output[0], None, True
-            return node.output[0], self._vector(node.input[2], outputs), False
+                return node.output[0], None, True, True
+            bias = self._vector(node.input[2], outputs)
+            return node.output[0], bias, False, bias is not None
         users = self.consumers.get(node.output[0], [])
         if len(users) != 1 or users[0].op_type != "Add" or node.output[0] in self.outputs:
-            return node.output[0], None, False
+            return node.output[0], None, False, True
         other = next((n for n in users[0].input if n != node.output[0]), "")
         last = self.model.shapes.get(other, ())[-1:] == (outputs,)
         bias = self._vector(other, outputs) if last else None
-        return (users[0].output[0] if bias else node.output[0]), bias, False
+        return (users[0].output[0] if bias else node.output[0]), bias, False, True
 
     def _vector(self, name: str, length: int) -> Stored | None:
         """A bias that one node alone reads, one number per output."""

@@ -83,7 +83,11 @@ def gather_moments(
         wanted = [n for n in names if n not in inputs]
         found = dict(zip(wanted, _run(session, wanted, feed, model.source), strict=True)) | feed
         for layer in layers:
-            _add(moments[layer.node], layer, found[layer.x][:count], -(-rows // len(index)), rng, model.source)
+            x = found[layer.x]
+            x = x[
+                : len(x) * count // len(part)
+            ]  # without what only fills a fixed batch; places may be folded into axis 0
+            _add(moments[layer.node], layer, x, -(-rows * count // len(index)), rng, model.source)
         done += count
         progress(done, len(index))
     return moments
@@ -104,7 +108,7 @@ def _run(session: object, names: list[str], feed: dict[str, np.ndarray], where: 
         ) from error
 
 
-def _add(moments: Moments, layer: Layer, x: np.ndarray, per_sample: int, rng: np.random.Generator, where: str) -> None:
+def _add(moments: Moments, layer: Layer, x: np.ndarray, rows: int, rng: np.random.Generator, where: str) -> None:
     if not np.isfinite(x).all():
         raise DataError(
             f"activation '{layer.x}' has NaN or infinite values on the calibration data",
@@ -112,8 +116,8 @@ def _add(moments: Moments, layer: Layer, x: np.ndarray, per_sample: int, rng: np
             fix="check the preprocessing of the data, and that the model itself gives finite results",
         )
     if layer.channels_last:
-        flat = x.reshape(x.shape[0], -1, x.shape[-1])
-        at = choose((flat.shape[1],), per_sample, rng)[:, 0]
-        moments.add(patches(flat[:, at].reshape(-1, x.shape[-1]), layer.window, np.zeros((1, 0), dtype=np.int64)))
+        flat = x.reshape(-1, x.shape[-1])
+        at = choose((len(flat),), rows, rng)[:, 0]
+        moments.add(patches(flat[at], layer.window, np.zeros((1, 0), dtype=np.int64)))
     else:
-        moments.add(patches(x, layer.window, choose(layer.window.outputs(x.shape[2:]), per_sample, rng)))
+        moments.add(patches(x, layer.window, choose(layer.window.outputs(x.shape[2:]), -(-rows // len(x)), rng)))

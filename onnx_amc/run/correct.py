@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnx_amc.errors import ModelError
 from onnx_amc.graph.groups import Analysis
-from onnx_amc.graph.load import true_inputs
+from onnx_amc.graph.load import Model, true_inputs
 from onnx_amc.graph.taps import Point, tapped
 from onnx_amc.prune.layers import Layer
 from onnx_amc.prune.refit import Values, read, write
@@ -39,6 +40,9 @@ class Corrector:
         index: Which samples; as many of them are taken as fit into memory in one batch.
         samples: At most so many.
 
+    Raises:
+        ModelError: The graph runs on its own batch size only.
+
     """
 
     def __init__(
@@ -46,28 +50,37 @@ class Corrector:
     ) -> None:
         self.analysis = analysis
         model = analysis.model
-        self.layers = [layer for layer in layers if layer.output in model.shapes]
+        self.layers = [layer for layer in layers if layer.scalable and layer.output in model.shapes]
         self.points = [self._point(layer) for layer in self.layers]
         largest = max((int(np.prod(s)) for s in model.shapes.values()), default=1)
         count = int(np.clip(MEMORY // (24 * largest), 1, min(samples, len(index))))
+        self.samples = count
         self._feed = data.batch(np.sort(np.random.default_rng(0).permutation(index)[:count]))
         template = onnx.ModelProto()
         template.CopyFrom(model.proto)
-        for info in true_inputs(template) if fixed_batch(template) else ():
-            info.type.tensor_type.shape.dim[0].dim_param = "N"
         del template.graph.value_info[:]
+        _free_batch(template, model)
         self._template = tapped(template, self.points, model.opset, correct=True)
         measured = self._run(tapped(template, self.points, model.opset, correct=False))
         self._means, self._stds = measured[0::2], measured[1::2]
 
     def _point(self, layer: Layer) -> Point:
         rank = len(self.analysis.model.shapes[layer.output])
-        return Point(layer.output, rank, rank - 1 if layer.channels_last else 1, layer.affine)
+        dtype = self.analysis.model.weights[layer.weight.name].data_type
+        return Point(layer.output, rank, rank - 1 if layer.channels_last else 1, layer.affine, dtype)
 
     def _run(self, proto: onnx.ModelProto) -> list[np.ndarray]:
         session = open_session(proto, where=self.analysis.model.source)
         wanted = {i.name for i in session.get_inputs()}
-        return [np.ravel(v) for v in session.run(None, {k: v for k, v in self._feed.items() if k in wanted})]
+        try:
+            found = session.run(None, {k: v for k, v in self._feed.items() if k in wanted})
+        except Exception as error:  # onnxruntime raises its own, undocumented kinds
+            raise ModelError(
+                f"it does not run on a batch of {self.samples}: {str(error).splitlines()[0]}",
+                where=self.analysis.model.source,
+                fix="export the model with a dynamic batch axis",
+            ) from error
+        return [np.ravel(v) for v in found]
 
     def correct(self, kept: Mapping[str, Sequence[int]], values: Values, biases: Values) -> tuple[Values, Values]:
         """Return weights and biases with the correction folded in; the arguments are those of `surgery.cut`."""
@@ -76,20 +89,20 @@ class Corrector:
             keep(layer.outputs) if layer.outputs is not None else np.ones(len(mean), dtype=bool)
             for layer, mean in zip(self.layers, self._means, strict=True)
         ]
-        proto = cut(self.analysis, kept, values, biases, self._template)
+        proto = _free_batch(cut(self.analysis, kept, values, biases, self._template), self.analysis.model)
         goals: dict[str, np.ndarray] = {}
         for point, mean, std, mask in zip(self.points, self._means, self._stds, alive, strict=True):
             goals[point.name("mean0")] = mean[mask].reshape(point.shape)
             goals[point.name("std0")] = std[mask].reshape(point.shape)
+            goals[point.name("live")] = (std[mask] > DEAD * std[mask].mean()).reshape(point.shape)
         for tensor in proto.graph.initializer:
             if tensor.name in goals:
                 tensor.CopyFrom(numpy_helper.from_array(goals[tensor.name].astype(np.float32), tensor.name))
         measured = self._run(proto)
         values, biases = {k: v.copy() for k, v in values.items()}, dict(biases)
         for i, layer in enumerate(self.layers):
-            std = self._stds[i][alive[i]]
-            scale = np.where(std > DEAD * std.mean(), measured[2 * i + 1], 1.0)
-            self._fold(layer, alive[i], measured[2 * i], scale, self._means[i][alive[i]], values, biases)
+            goal = self._means[i][alive[i]]
+            self._fold(layer, alive[i], measured[2 * i], measured[2 * i + 1], goal, values, biases)
         return values, biases
 
     def _fold(
@@ -108,3 +121,24 @@ class Corrector:
         elif layer.can_add_bias:
             b = biases.get(layer.node, np.zeros(int(alive.sum())))
             biases[layer.node] = scale * (b - mean) + goal
+
+
+def _free_batch(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
+    """Have a graph of a fixed batch take any, in place: inputs say so, and target shapes take the batch from their input."""
+    batch = fixed_batch(model.proto)
+    if batch is None:
+        return proto
+    for info in [*true_inputs(proto), *proto.graph.output]:
+        if info.type.tensor_type.shape.dim:
+            info.type.tensor_type.shape.dim[0].dim_param = "N"
+    constants = {t.name: t for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type != "Reshape" or node.input[1] not in constants:
+            continue
+        target = numpy_helper.to_array(constants[node.input[1]]).copy()
+        if target.size and target[0] == batch == model.shapes.get(node.input[0], (0,))[0]:
+            target[0] = 0
+            name = f"{node.output[0]}/any"
+            proto.graph.initializer.append(numpy_helper.from_array(target, name))
+            node.input[1] = name
+    return proto

@@ -39,8 +39,14 @@ def curve(levels: np.ndarray, ratios: np.ndarray, losses: np.ndarray) -> np.ndar
         losses: The losses.
 
     """
-    removed = np.concatenate([[0.0], 1.0 - np.sort(ratios)[::-1]])
-    found = np.maximum.accumulate(np.concatenate([[0.0], np.maximum(losses[np.argsort(-ratios)], 0.0)]))
+    worst = {0.0: 0.0}
+    for ratio, loss in zip(ratios.tolist(), losses.tolist(), strict=True):
+        gone = 1.0 - ratio
+        worst[gone] = max(worst.get(gone, 0.0), loss) if gone > 0 else 0.0
+    removed = np.array(sorted(worst))
+    found = np.maximum.accumulate(np.array([worst[r] for r in removed]))
+    if len(removed) == 1:
+        return np.zeros(len(levels))
     if removed[-1] < 1.0:
         slope = (found[-1] - found[-2]) / max(removed[-1] - removed[-2], 1e-9)
         removed = np.append(removed, 1.0)

@@ -115,9 +115,11 @@ class Space:
 
     def largest(self, family: Callable[[float], np.ndarray]) -> np.ndarray:
         """Return the largest plan within the budget, of a family of ratio profiles that grows with its parameter in [0, 1]."""
-        best = self.smallest
-        for strength in np.linspace(0.0, 1.0, 1001):
-            counts = self.at(family(float(strength)))
-            if self.feasible(counts) and self.price(counts) >= self.price(best):
-                best = counts
-        return best
+        low, high = 0.0, 1.0
+        if self.feasible(self.at(family(high))):
+            return self.at(family(high))
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.feasible(self.at(family(middle))) else (low, middle)
+        best = self.at(family(low))
+        return best if self.feasible(best) else self.smallest
