@@ -1,0 +1,198 @@
+"""Who may import whom, who may print, how long things may get; each rule is shown a source that breaks it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TREE = {
+    path.relative_to(ROOT / "onnx_amc").as_posix(): path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "onnx_amc").rglob("*.py"))
+}
+
+MAY = {
+    "errors": set(),
+    "fit": {"errors"},
+    "graph": {"errors"},
+    "search": {"errors"},
+    "report": {"errors"},
+    "prune": {"errors", "graph", "fit"},
+    "run": {"errors", "graph", "fit", "prune"},
+}
+"""What each package may import besides itself."""
+
+ORDER = ["config", "rundir", "inspection", "delivery", "builder", "compression", "pipeline", "envs", "__init__",
+         "display", "cli", "__main__"]  # fmt: skip
+"""The modules above the packages: each may import all packages, and of these those before it."""
+
+DOORS = {
+    "torch": ("search/agent.py",),
+    "stable_baselines3": ("search/agent.py",),
+    "onnx_graphsurgeon": ("graph/",),
+    "onnxruntime": ("graph/", "run/"),
+    "rich": ("display.py",),
+}
+"""Where the heavy packages come in; nowhere else."""
+
+SHUT = {"onnx": ("fit/", "search/")}
+"""Who has never heard of a package."""
+
+MODULE, FUNCTION = 400, 80
+"""Lines at most."""
+
+
+def imports(source: str) -> Iterator[str]:
+    """Every module or name that is imported, wherever in the file, dotted; a relative one begins with a dot."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def part(path: str) -> str:
+    """The package or top module that a file belongs to."""
+    return path.split("/", maxsplit=1)[0].removesuffix(".py")
+
+
+def directions(path: str, source: str) -> Iterator[str]:
+    """Imports go one way."""
+    me, parts = part(path), {part(p) for p in TREE}
+    if me not in MAY and me not in ORDER:
+        yield "it has no place in the order"
+        return
+    allowed = {me, *MAY.get(me, [*MAY, *ORDER[: ORDER.index(me) if me in ORDER else 0]])}
+    for name in imports(source):
+        root, _, rest = name.partition(".")
+        inner = rest.split(".")[0]
+        target = inner if inner in parts else "__init__"
+        if not root or (root == "onnx_amc" and target not in allowed):
+            yield f"imports {name}"
+
+
+def doors(path: str, source: str) -> Iterator[str]:
+    """Heavy packages have one door each."""
+    for name in imports(source):
+        package = name.split(".")[0]
+        if not path.startswith(DOORS.get(package, "")) or path.startswith(SHUT.get(package, ("//",))):
+            yield f"imports {name}"
+
+
+def silence(path: str, source: str) -> Iterator[str]:
+    """Only the command line prints."""
+    for node in ast.walk(ast.parse(source)):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "print"
+            and path != "cli.py"
+        ):
+            yield f"prints in line {node.lineno}"
+
+
+def lengths(_path: str, source: str) -> Iterator[str]:
+    """No long file, no long function."""
+    if (lines := len(source.splitlines())) > MODULE:
+        yield f"has {lines} lines"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > FUNCTION:
+                yield f"{node.name} has {lines} lines"
+
+
+RULES = {rule.__name__: rule for rule in (directions, doors, silence, lengths)}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_package_keeps_the_rule(rule: str) -> None:
+    assert [f"{path}: {fault}" for path, source in TREE.items() for fault in RULES[rule](path, source)] == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "source"),
+    [
+        ("directions", "graph/load.py", "from onnx_amc.prune.plan import Plan"),
+        ("directions", "graph/load.py", "import onnx_amc.fit.solve"),
+        ("directions", "fit/solve.py", "from onnx_amc import graph"),
+        ("directions", "prune/refit.py", "def f():\n    from onnx_amc.run import capture"),
+        ("directions", "run/capture.py", "from onnx_amc.search.space import Space"),
+        ("directions", "search/loop.py", "if TYPE_CHECKING:\n    from onnx_amc.run.score import Score"),
+        ("directions", "search/loop.py", "from onnx_amc.config import Settings"),
+        ("directions", "search/loop.py", "from . import space"),
+        ("directions", "search/loop.py", "from onnx_amc import compress"),
+        ("directions", "errors.py", "from onnx_amc.graph.load import Model"),
+        ("directions", "builder.py", "from onnx_amc.pipeline import compress"),
+        ("directions", "pipeline.py", "import onnx_amc.cli"),
+        ("directions", "utils/helpers.py", ""),
+        ("doors", "search/loop.py", "def f():\n    import torch"),
+        ("doors", "agent.py", "from stable_baselines3.common import buffers"),
+        ("doors", "run/correct.py", "import onnx_graphsurgeon as gs"),
+        ("doors", "prune/refit.py", "import onnxruntime as ort"),
+        ("doors", "fit/solve.py", "from onnx import numpy_helper"),
+        ("silence", "pipeline.py", "def f():\n    print('hello')"),
+        ("lengths", "graph/rules.py", "x = 0\n" * 401),
+        ("lengths", "graph/rules.py", "class A:\n  def f():\n" + "    x = 0\n" * 80),
+    ],
+)
+def test_the_rule_can_be_broken(rule: str, path: str, source: str) -> None:
+    assert list(RULES[rule](path, source))
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "source"),
+    [
+        (
+            "directions",
+            "run/capture.py",
+            "from onnx_amc.graph import load\nfrom onnx_amc.run.data import Dataset\nimport numpy",
+        ),
+        ("directions", "cli.py", "from onnx_amc import pipeline, __version__"),
+        ("doors", "search/agent.py", "import torch"),
+        ("silence", "cli.py", "print('hello')"),
+        ("lengths", "graph/rules.py", "x = 0\n" * 400),
+        ("lengths", "graph/rules.py", "def f():\n" + "    x = 0\n" * 79),
+    ],
+)
+def test_the_rule_forbids_no_more(rule: str, path: str, source: str) -> None:
+    assert not list(RULES[rule](path, source))
+
+
+# ---- what is loaded -----------------------------------------------------------------------------------------------
+
+LEARNING = {"torch", "stable_baselines3"}
+HEAVY = LEARNING | {"numpy", "onnx", "onnxruntime", "scipy", "rich", "gymnasium"}
+MODEL = ROOT / "models" / "digits_mlp.onnx"
+
+
+def loaded(*command: str) -> set[str]:
+    """Top packages that a fresh Python loads for a command."""
+    found = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True)
+    return {line.rpartition("|")[2].strip().split(".")[0] for line in found.stderr.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("command", "unwanted"),
+    [
+        (["-c", "import onnx_amc.cli"], HEAVY),
+        (["-m", "onnx_amc", "--help"], HEAVY),
+        (["-m", "onnx_amc", "compress", "--help"], HEAVY),
+        (["-c", "import onnx_amc, onnx_amc.pipeline"], LEARNING),
+        (["-c", f"import onnx_amc; onnx_amc.inspect({str(MODEL)!r})"], LEARNING),
+    ],
+    ids=["import cli", "--help", "compress --help", "import pipeline", "inspect"],
+)
+def test_what_does_not_learn_loads_no_torch(command: list[str], unwanted: set[str]) -> None:
+    found = loaded(*command)
+    assert "onnx_amc" in found
+    assert not found & unwanted
+
+
+def test_a_loaded_torch_would_be_noticed() -> None:
+    assert loaded("-c", "import onnx_amc.search.agent") >= LEARNING

@@ -1,0 +1,302 @@
+"""The layers that readers are, the moments of their inputs, and the refit from both, held against onnxruntime."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+
+from onnx_amc.builder import Builder
+from onnx_amc.config import Budget, Settings
+from onnx_amc.delivery import input_specs
+from onnx_amc.fit.patches import choose, patches
+from onnx_amc.graph.groups import Analysis, analyse
+from onnx_amc.graph.load import load
+from onnx_amc.prune.layers import Layer, find_layers
+from onnx_amc.prune.refit import Refitter, rank_by_magnitude, read
+from onnx_amc.prune.surgery import cut
+from onnx_amc.run import data as sources
+from onnx_amc.run.capture import gather_moments
+from onnx_amc.run.data import Dataset
+from onnx_amc.run.score import Scorer, top1
+
+MODELS = Path(__file__).parents[1] / "models"
+SAMPLES = 64
+
+
+def net(graph: str, opset: int = 17, **weights: Any) -> Analysis:
+    """A network in ONNX's text form: what is declared after the outputs is a weight, seeded noise where none is given."""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> toy {graph}')
+    rng = np.random.default_rng(0)
+    for info in model.graph.value_info:
+        shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
+        value = np.asarray(weights.get(info.name, rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))))
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        model.graph.initializer.append(numpy_helper.from_array(value.astype(dtype).reshape(shape), info.name))
+    del model.graph.value_info[:]
+    return analyse(load(model))
+
+
+def noise(analysis: Analysis) -> Dataset:
+    return sources.synthesise(input_specs(analysis.model.proto), SAMPLES, seed=1)
+
+
+def run(model: onnx.ModelProto, data: Dataset, names: list[str]) -> list[np.ndarray]:
+    """Any tensors of a model over all samples, in plain onnxruntime."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    inputs = {i.name for i in exposed.graph.input}
+    known = inputs | {o.name for o in exposed.graph.output}
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(names) if n not in known)
+    session = ort.InferenceSession(exposed.SerializeToString(), providers=["CPUExecutionProvider"])
+    feed = data.batch(np.arange(len(data)))
+    wanted = list(dict.fromkeys(n for n in names if n not in inputs))
+    found = feed | dict(zip(wanted, session.run(wanted, feed), strict=True))
+    return [found[n] for n in names]
+
+
+def by_channel(y: np.ndarray, layer: Layer) -> np.ndarray:
+    """(outputs, rows) of a layer's output."""
+    return np.moveaxis(y, -1 if layer.channels_last else 1, 0).reshape(y.shape[-1 if layer.channels_last else 1], -1)
+
+
+def affine(analysis: Analysis, layer: Layer, x: np.ndarray) -> np.ndarray:
+    """W x + b as the layer describes it, (outputs, rows)."""
+    if layer.channels_last:
+        columns = patches(x.reshape(-1, x.shape[-1]), layer.window, np.zeros((1, 0), dtype=np.int64))
+    else:
+        space = layer.window.outputs(x.shape[2:])
+        columns = patches(x, layer.window, choose(space, 10**6, np.random.default_rng(0)))
+    w = read(analysis, layer.weight)
+    groups, outputs, inputs, taps = w.shape
+    y = w.reshape(groups, outputs, -1) @ columns.reshape(groups, inputs * taps, -1)
+    bias = 0 if layer.bias is None else read(analysis, layer.bias)[:, None]
+    return np.asarray(y.reshape(groups * outputs, -1) + bias)
+
+
+IMAGES, ROWS, WORDS = (
+    "(float[N,6,7,6] x) => (float[N,4,P,Q] y)",
+    "(float[N,6] x) => (float[N,4] y)",
+    ("(float[N,5,6] x) => (float[N,5,4] y)"),
+)
+LAYERS = {
+    "Conv": f"{IMAGES} <float[4,6,3,2] w, float[4] b> {{ y = Conv <pads = [1,0,2,1]> (x, w, b) }}",
+    "Conv without bias": f"{IMAGES} <float[4,6,3,3] w> {{ y = Conv <strides = [2,1], dilations = [1,2]> (x, w) }}",
+    "Conv in groups": f'{IMAGES} <float[4,3,3,3] w, float[4] b> {{ y = Conv <group = 2> (x, w, b) }}',
+    "Conv, same upper": f'{IMAGES} <float[4,6,3,2] w> {{ y = Conv <auto_pad = "SAME_UPPER", strides = [2,2]> (x, w) }}',
+    "Conv, same lower": f'{IMAGES} <float[4,6,2,3] w> {{ y = Conv <auto_pad = "SAME_LOWER", strides = [1,2]> (x, w) }}',
+    "Conv over time": "(float[N,6,9] x) => (float[N,4,P] y) <float[4,6,3] w, float[4] b> { y = Conv (x, w, b) }",
+    "ConvTranspose": f"{IMAGES} <float[6,4,3,2] w, float[4] b> {{ "
+    "y = ConvTranspose <strides = [2,3], pads = [1,0,2,1], output_padding = [1,2], dilations = [1,2]> (x, w, b) }",
+    "Gemm": f"{ROWS} <float[6,4] w, float[4] b> {{ y = Gemm (x, w, b) }}",
+    "Gemm without bias": f"{ROWS} <float[6,4] w> {{ y = Gemm (x, w) }}",
+    "Gemm, transposed": f"{ROWS} <float[4,6] w, float[1,4] b> {{ y = Gemm <transB = 1> (x, w, b) }}",
+    "MatMul": f"{WORDS} <float[6,4] w> {{ y = MatMul (x, w) }}",
+    "MatMul + Add": f"{WORDS} <float[6,4] w, float[4] b> {{ h = MatMul (x, w) y = Add (h, b) }}",
+    "Add + MatMul": f"{WORDS} <float[6,4] w, float[1,1,4] b> {{ h = MatMul (x, w) y = Add (b, h) }}",
+    "MatMul + one number": f"{WORDS} <float[6,4] w, float[1] b> {{ h = MatMul (x, w) y = Add (h, b) }}",
+    "MatMul + a place": f"{WORDS} <float[6,4] w, float[5,4] b> {{ h = MatMul (x, w) y = Add (h, b) }}",
+    "MatMul read twice": f"{WORDS} <float[6,4] w, float[4] b> {{ h = MatMul (x, w) s = Add (h, b) y = Mul (s, h) }}",
+    "weight behind Transpose": f"{WORDS} <float[4,6] w> {{ t = Transpose (w) y = MatMul (x, t) }}",
+    "weight behind Reshape": f"{IMAGES} <float[4,6] w, int64[4] s> {{ t = Reshape (w, s) y = Conv (x, t) }}",
+    "bias behind Flatten": f"{ROWS} <float[6,4] w, float[4,1] b> {{ c = Flatten <axis = 0> (b) y = Gemm (x, w, c) }}",
+}  # fmt: skip
+WITHOUT_BIAS = {
+    "Conv without bias",
+    "Conv, same upper",
+    "Conv, same lower",
+    "Gemm without bias",
+    "weight behind Reshape",
+}
+SCALED_ONLY = {"MatMul", "MatMul + one number", "MatMul + a place", "MatMul read twice", "weight behind Transpose"}
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_a_layer_says_how_its_output_comes_from_its_input(case: str) -> None:
+    analysis = net(LAYERS[case], s=[4, 6, 1, 1])
+    (layer,), refused = find_layers(analysis)
+    assert not refused
+    assert (layer.bias is None) == (case in WITHOUT_BIAS | SCALED_ONLY)
+    assert layer.can_add_bias == (case in WITHOUT_BIAS)
+    assert layer.affine == (case not in SCALED_ONLY)
+    x, y = run(analysis.model.proto, noise(analysis), [layer.x, layer.output])
+    np.testing.assert_allclose(affine(analysis, layer, x), by_channel(y, layer), atol=1e-5)
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_moments_through_a_layer_are_those_of_its_output(case: str) -> None:
+    analysis = net(LAYERS[case], s=[4, 6, 1, 1])
+    (layer,), _ = find_layers(analysis)
+    data = noise(analysis)
+    moments = gather_moments(analysis.model, [layer], data, np.arange(SAMPLES), rows=10**6, seed=0)[layer.node]
+    y = by_channel(run(analysis.model.proto, data, [layer.output])[0], layer)
+    w = read(analysis, layer.weight)
+    bias = np.zeros(len(y)) if layer.bias is None else read(analysis, layer.bias)
+    assert moments.rows == y.shape[1]
+    for g, rows in enumerate(np.split(np.arange(len(y)), len(w))):
+        flat = w[g].reshape(len(rows), -1)
+        np.testing.assert_allclose(flat @ moments.mean(g) + bias[rows], y[rows].mean(axis=1), atol=1e-5)
+        np.testing.assert_allclose(flat @ moments.covariance(g) @ flat.T, np.cov(y[rows], bias=True), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("graph", "reason"),
+    [
+        (f"{ROWS} <float[6,4] w, float[4] b> {{ t = Abs (w) y = Gemm (x, t, b) }}", "computed in the graph"),
+        (f"{ROWS} <float[6,4] w> {{ y = Gemm <alpha = 0.5> (x, w) }}", "scales its operands"),
+        (
+            f'{IMAGES} <float[6,4,3,3] w> {{ y = ConvTranspose <auto_pad = "SAME_UPPER", strides = [2,2]> (x, w) }}',
+            "padding",
+        ),
+        ("(float[N,6] x) => (float[N,6] y) <float[6,6] w> { h = MatMul (x, w) y = MatMul (h, w) }", "shared"),
+    ],
+)
+def test_what_cannot_be_refitted_is_refused_with_the_reason(graph: str, reason: str) -> None:
+    layers, refused = find_layers(net(graph))
+    assert not layers
+    assert all(reason in why for why in refused.values())
+    assert "y" in refused
+
+
+EMBEDDING = """(int64[N,3] ids, float[N,3,6] x) => (float[N,3,20] y) <float[20,8] e, float[6,8] w> {
+    g = Gather (e, ids) h = MatMul (x, w) s = Add (g, h) t = Transpose (e) y = MatMul (s, t) }"""
+
+
+@pytest.mark.xfail(
+    reason="find_layers counts the readers of a weight only, so a tied embedding is refitted", strict=True
+)
+def test_a_weight_that_another_operator_takes_is_refused() -> None:
+    layers, refused = find_layers(net(EMBEDDING))
+    assert [layer.node for layer in layers] == ["h"]
+    assert "shared" in refused["y"]
+
+
+@pytest.mark.xfail(reason="capture._add takes the first `count` rows where axis 0 is more than the batch", strict=True)
+def test_places_folded_into_the_batch_are_all_looked_at() -> None:
+    analysis = net(
+        """(float[N,4,6] x) => (float[M,4] y) <int64[2] s, float[6,4] w, float[4] b> {
+        f = Reshape (x, s) y = Gemm (f, w, b) }""",
+        s=[-1, 6],
+    )
+    layers, _ = find_layers(analysis)
+    moments = gather_moments(analysis.model, layers, noise(analysis), np.arange(SAMPLES), rows=10**6, seed=0)
+    assert moments["y"].rows == 4 * SAMPLES
+
+
+# ---- the refit ----------------------------------------------------------------------------------------------------
+
+TWINS = {
+    "Conv": """(float[N,3,6,6] x) => (float[N,5,4,4] y) <float[8,3,3,3] w, float[8] b, float[5,8,3,3] v> {
+        h = Conv <pads = [1,1,1,1]> (x, w, b) r = Relu (h) y = Conv (r, v) }""",
+    "Conv in groups": """(float[N,3,6,6] x) => (float[N,6,6,6] y) <float[8,3,3,3] w, float[8] b, float[6,4,1,1] v, float[6] c> {
+        h = Conv <pads = [1,1,1,1]> (x, w, b) r = Relu (h) y = Conv <group = 2> (r, v, c) }""",
+    "ConvTranspose": """(float[N,3,4,4] x) => (float[N,5,9,9] y) <float[8,3,1,1] w, float[8] b, float[8,5,3,3] v, float[5] c> {
+        h = Conv (x, w, b) r = Relu (h) y = ConvTranspose <strides = [2,2]> (r, v, c) }""",
+    "Gemm": """(float[N,6] x) => (float[N,5] y) <float[8,6] w, float[8] b, float[8,5] v, float[5] c> {
+        h = Gemm <transB = 1> (x, w, b) r = Relu (h) y = Gemm (r, v, c) }""",
+    "MatMul": """(float[N,4,6] x) => (float[N,4,5] y) <float[8,6] w, float[8] b, float[5,8] v> {
+        t = Transpose (w) h = MatMul (x, t) k = Add (h, b) r = Relu (k) u = Transpose (v) y = MatMul (r, u) }""",
+}  # fmt: skip
+PAIRS = {"Conv in groups": np.array([0, 1, 0, 1, 2, 3, 2, 3])}
+"""Which of the first layer's channels are equal; otherwise the first four are the last four."""
+
+
+def twins(case: str) -> tuple[Analysis, np.ndarray]:
+    """A network whose first layer has each of its channels twice."""
+    pairs = PAIRS.get(case, np.tile(np.arange(4), 2))
+    analysis = net(TWINS[case])
+    w, b = analysis.model.value("w")[pairs], analysis.model.value("b")[pairs]
+    return net(TWINS[case], w=w, b=b), pairs
+
+
+def refitter(analysis: Analysis, data: Dataset, ridge: float = 1e-9) -> Refitter:
+    layers = [layer for layer in find_layers(analysis)[0] if layer.inputs is not None]
+    moments = gather_moments(analysis.model, layers, data, np.arange(len(data)), rows=10_000, seed=0)
+    return Refitter(analysis, layers, moments, ridge)
+
+
+@pytest.mark.parametrize("case", TWINS)
+def test_cutting_one_of_each_two_equal_channels_costs_nothing(case: str) -> None:
+    analysis, pairs = twins(case)
+    data, (group,) = noise(analysis), analysis.groups
+    refit = refitter(analysis, data)
+    ranking = refit.rank(group)
+    half = group.channels // 2
+    kept = {group.name: ranking.kept(half)}
+    assert len(set(pairs[list(kept[group.name])])) == half
+    assert ranking.error(half) < 1e-6 < ranking.error(half - 1)
+    assert max(refit.errors(kept).values()) < 1e-6
+    values, biases = refit.solve(kept)
+    whole, plain, refitted = (
+        run(m, data, ["y"])[0] for m in (analysis.model.proto, cut(analysis, kept), cut(analysis, kept, values, biases))
+    )
+    np.testing.assert_allclose(refitted, whole, atol=1e-3)
+    assert np.abs(plain - whole).max() > 0.1
+
+
+@pytest.mark.parametrize("case", ["Conv", "Gemm"])
+def test_constant_channels_go_into_the_bias(case: str) -> None:
+    """The first layer's last four channels are constant; the reader's bias, given to it if it had none, takes them over."""
+    plain = net(TWINS[case])
+    w, b = plain.model.value("w").copy(), np.abs(plain.model.value("b"))
+    w[4:] = 0
+    analysis = net(TWINS[case], w=w, b=b)
+    data, (group,) = noise(analysis), analysis.groups
+    refit = refitter(analysis, data, ridge=1e-4)
+    kept = {group.name: refit.rank(group).kept(4)}
+    assert kept[group.name] == (0, 1, 2, 3)
+    cut_model = cut(analysis, kept, *refit.solve(kept))
+    whole, refitted = (run(m, data, ["y"])[0] for m in (analysis.model.proto, cut_model))
+    np.testing.assert_allclose(refitted, whole, atol=1e-3)
+
+
+def test_what_reads_no_cut_channel_is_left_alone() -> None:
+    analysis, _ = twins("Gemm")
+    assert refitter(analysis, noise(analysis)).solve({}) == ({}, {})
+
+
+# ---- on a trained network -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Analysis, Dataset, np.ndarray, np.ndarray]:
+    analysis = analyse(load(MODELS / "digits_resnet.onnx"))
+    data = sources.load(MODELS / "digits_resnet.npz", input_specs(analysis.model.proto), classes=10)
+    return analysis, data, *data.split(0, 250, 250)
+
+
+SETTINGS = Settings(Budget("channels", 0.5), rows=5_000)
+
+
+def halves(analysis: Analysis) -> np.ndarray:
+    return np.array([g.channels // 2 for g in analysis.groups])
+
+
+def test_refit_beats_no_refit(digits: tuple[Analysis, Dataset, np.ndarray, np.ndarray]) -> None:
+    analysis, data, calibration, reward = digits
+    builder = Builder(analysis, SETTINGS, data, calibration)
+    score = Scorer(analysis.model.original, data, reward, top1, "top1")
+    kept = builder.kept(halves(analysis))
+    magnitude = {g.name: rank_by_magnitude(analysis, g).kept(g.channels // 2) for g in analysis.groups}
+    refitted, same, by_size = (
+        score(m) for m in (builder.build(kept, correct=False), cut(analysis, kept), cut(analysis, magnitude))
+    )
+    assert refitted.value > max(same.value, by_size.value) + 0.1
+    assert refitted.loss < 0.5 * min(same.loss, by_size.loss)
+
+
+def test_refit_never_looks_at_the_labels(digits: tuple[Analysis, Dataset, np.ndarray, np.ndarray]) -> None:
+    analysis, data, calibration, _ = digits
+    assert data.labels is not None
+    built = []
+    for labels in (data.labels, np.roll(data.labels, 1), None):
+        builder = Builder(analysis, SETTINGS, replace(data, labels=labels), calibration[:50])
+        built.append(builder.build(builder.kept(halves(analysis))).SerializeToString(deterministic=True))
+    assert built[0] == built[1] == built[2]
