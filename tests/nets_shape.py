@@ -43,8 +43,7 @@ def space() -> Iterator[Row]:
     yield image("DepthToSpace", "r = DepthToSpace <blocksize = 2> (h)", 2, "", 2)
     yield image("DepthToSpace by columns and rows", 'r = DepthToSpace <blocksize = 2, mode = "CRD"> (h)', 2, "", 2)
     yield image("SpaceToDepth", "r = SpaceToDepth <blocksize = 2> (h)", 8, "", 32)
-    yield image("no rule", "q = ReverseSequence <batch_axis = 1, time_axis = 2> (h, l) r = Relu (q)", 0, "int64[8] l",
-                weights={"l": np.full(8, 6)}, reason="has no rule yet")  # fmt: skip
+    yield image("no rule", "q = Trilu (h) r = Relu (q)", 0, reason="has no rule yet")
 
 
 def order() -> Iterator[Row]:
@@ -69,7 +68,7 @@ def order() -> Iterator[Row]:
     yield image("Expand", "q = GlobalAveragePool (h) r = Expand (q, s)", 8, "int64[4] s", weights={"s": [1, 8, 3, 3]})
     yield image("Tile in space", "r = Tile (h, s)", 8, "int64[4] s", weights={"s": [1, 1, 2, 1]})
     yield image("Tile of channels fixes", "r = Tile (h, s)", 0, "int64[4] s", 16, weights={"s": [1, 2, 1, 1]}, reason="repeats it")
-    yield image("Size, Shape", "s = Shape (h) c = Cast <to = 1> (s) m = ReduceMax <keepdims = 0> (c) z = Size (x) f = Cast <to = 1> (z) "
+    yield image("Size, Shape", "s = Shape (h) d = Cast <to = 1> (s) m = ReduceMax <keepdims = 0> (d) z = Size (x) f = Cast <to = 1> (z) "
                 "g = Mul (m, f) k = Sub (g, g) r = Add (h, k)")  # fmt: skip
 
 

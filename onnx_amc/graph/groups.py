@@ -209,7 +209,7 @@ class _Walk:
             step.fix_all("has a shape known at run time only")
             return [step.plain(i) for i in range(len(node.output))]
         try:
-            return chosen(step)
+            return [_without_singles(step, axes) for axes in chosen(step)]
         except (IndexError, ValueError, KeyError) as error:
             raise ModelError(
                 f"{step.label} does not fit its operator's specification ({error})",
@@ -233,6 +233,14 @@ class _Walk:
         return self.model.value(name) if tensor is not None and tensor.data_type not in FLOATS else None
 
 
+def _without_singles(step: Step, axes: Axes) -> Axes:
+    """An axis of length 1 has no tokens: it stretches and vanishes too easily. Whatever is left alone on one stays."""
+    for tokens in axes:
+        if tokens is not None and len(tokens) == 1:
+            step.fix(tokens, "leaves it alone on its axis")
+    return tuple(None if t is None or len(t) == 1 else t for t in axes)
+
+
 def _gather(model: Model, ledger: Ledger, labels: np.ndarray) -> Analysis:
     """Classes with the same footprint and the same fate become one group."""
     count = int(labels.max()) + 1 if len(labels) else 0
@@ -243,7 +251,8 @@ def _gather(model: Model, ledger: Ledger, labels: np.ndarray) -> Analysis:
     prints = _footprints(ledger, labels, count)
     buckets: dict[tuple[bytes, str | None], list[int]] = {}
     for label in np.argsort(first, kind="stable").tolist():
-        if not roles["produces"][label]:
+        unread = label in reasons and not (roles["reads"][label] or roles["carries"][label])
+        if not roles["produces"][label] and not unread:
             continue
         reason = reasons.get(label) or (None if roles["reads"][label] else "no weight reads it")
         buckets.setdefault((prints[label], reason), []).append(label)

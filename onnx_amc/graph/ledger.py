@@ -19,6 +19,9 @@ Tokens = np.ndarray
 Axes = tuple[Tokens | None, ...]
 """One entry per axis of a tensor; None where the axis cannot be shortened (batch, space, a model input)."""
 
+STRENGTH = ("carries", "produces", "reads")
+"""Roles, the one that counts last: a weight that reads a channel anywhere is masked there."""
+
 Keep = Callable[[Tokens], np.ndarray]
 """Which of the given tokens survive, bool of the same shape."""
 
@@ -142,8 +145,7 @@ class Ledger:
         for i in np.unique(self.owner_of(tokens)):
             owner = self.owners[i]
             self.users.setdefault(owner, []).append(node)
-            if self.roles.get(owner) != "reads":
-                self.roles[owner] = role
+            self.roles[owner] = max(role, self.roles.get(owner, role), key=STRENGTH.index)
 
     def owner_of(self, tokens: Tokens) -> np.ndarray:
         """Index into `owners` for each token."""
