@@ -81,7 +81,15 @@ UNARY = {
     "ThresholdedRelu": 17, "Dropout": 17, "Sinh": 17, "Cosh": 17, "Clip": 10, "Acos": 17, "Asin": 17, "Acosh": 17, "Atanh": 17,
     "Tan": 17, "Sqrt": 17, "Log": 17, "Reciprocal": 17,
 }  # fmt: skip
-NARROW = {"Acos": "Tanh", "Asin": "Tanh", "Atanh": "Tanh", "Acosh": "Cosh", "Sqrt": "Exp", "Log": "Exp", "Reciprocal": "Exp"}
+NARROW = {
+    "Acos": "Tanh",
+    "Asin": "Tanh",
+    "Atanh": "Tanh",
+    "Acosh": "Cosh",
+    "Sqrt": "Exp",
+    "Log": "Exp",
+    "Reciprocal": "Exp",
+}
 """What keeps the argument of an operator in its domain."""
 
 
@@ -94,7 +102,12 @@ def unary() -> Iterator[Row]:
     yield image("IsNaN, Not", "q = IsNaN (h) n = Not (q) r = Where (n, h, h)")
     yield image("IsInf", "q = IsInf (h) r = Where (q, h, h)")
     yield image("CastLike", "r = CastLike (h, w)")
-    yield image("Clip with bounds as constants", "r = Clip (h, lo, hi)", declared="float lo, float hi", weights={"lo": -1, "hi": 1})
+    yield image(
+        "Clip with bounds as constants",
+        "r = Clip (h, lo, hi)",
+        declared="float lo, float hi",
+        weights={"lo": -1, "hi": 1},
+    )
 
 
 def elementwise() -> Iterator[Row]:
@@ -102,7 +115,9 @@ def elementwise() -> Iterator[Row]:
     for op in ("Add", "Sub", "Mul", "Div", "Sum", "Mean", "Max", "Min"):
         yield image(f"{op} per channel", f"r = {op} (h, k)", declared="float[8,1,1] k", weights={"k": np.arange(1, 9)})
         yield image(f"{op} by a scalar", f"r = {op} (h, k)", declared="float[1] k", weights={"k": 3})
-        yield image(f"{op} with itself", f"q = Relu (h) r = {op} (h, q)" if op != "Div" else "q = Exp (h) r = Div (h, q)")
+        yield image(
+            f"{op} with itself", f"q = Relu (h) r = {op} (h, q)" if op != "Div" else "q = Exp (h) r = Div (h, q)"
+        )
     yield image("Pow", "q = Exp (h) r = Pow (q, k)", declared="float[8,1,1] k")
     yield image("Mod", "r = Mod <fmod = 1> (h, k)", declared="float[8,1,1] k", weights={"k": np.arange(1, 9)})
     yield image("PRelu per channel", "r = PRelu (h, k)", declared="float[8,1,1] k")
@@ -163,29 +178,56 @@ def attention(split: str, opset: int = 17) -> Row:
         {split}
         kt = Transpose <perm = [0,1,3,2]> (k) s = MatMul (q, kt) d = Mul (s, scale) a = Softmax <axis = -1> (d) o = MatMul (a, z)
         p = Transpose <perm = [0,2,1,3]> (o) r = Reshape (p, three) u = MatMul (r, v) y = Add (u, c) }}"""
-    weights = {"five": [0, 0, 3, 2, 4], "three": [0, 0, 8], "zero": [0], "ones": [1, 1, 1], "scale": 0.5, "i0": 0, "i1": 1, "i2": 2}
+    weights = {
+        "five": [0, 0, 3, 2, 4],
+        "three": [0, 0, 8],
+        "zero": [0],
+        "ones": [1, 1, 1],
+        "scale": 0.5,
+        "i0": 0,
+        "i1": 1,
+        "i2": 2,
+    }
     return Row(f"attention by {'Split' if 'Split' in split else 'Gather'}", text, 2, opset=opset, weights=weights)
 
 
 def normalisations() -> Iterator[Row]:
     """What takes statistics."""
     four = "float[8] s, float[8] o, float[8] m, float[8] e"
-    yield image("BatchNormalization", "q = BatchNormalization (h, s, o, m, e) r = Relu (q)", 8, four, weights={"e": np.arange(1, 9)})
+    yield image(
+        "BatchNormalization",
+        "q = BatchNormalization (h, s, o, m, e) r = Relu (q)",
+        8,
+        four,
+        weights={"e": np.arange(1, 9)},
+    )
     yield image("InstanceNormalization", "r = InstanceNormalization (h, s, o)", 8, "float[8] s, float[8] o")
     yield image("LRN fixes", "r = LRN <size = 3, alpha = 1.0> (h)", 0, reason="mixes its channels")
     yield image("GroupNormalization fixes", "r = GroupNormalization <num_groups = 2> (h, s, o)", 0, "float[8] s, float[8] o",
                 reason="statistics over groups", opset=21)  # fmt: skip
     yield image("MeanVarianceNormalization over space", "r = MeanVarianceNormalization <axes = [2,3]> (h)")
-    yield image("LpNormalization over channels fixes", "r = LpNormalization <axis = 1> (h)", 0, reason="mixes its channels")
-    yield flat("LayerNormalization fixes", "r = LayerNormalization (h, s, o)", 0, "float[8] s, float[8] o", reason="statistics over it")
+    yield image(
+        "LpNormalization over channels fixes", "r = LpNormalization <axis = 1> (h)", 0, reason="mixes its channels"
+    )
+    yield flat(
+        "LayerNormalization fixes",
+        "r = LayerNormalization (h, s, o)",
+        0,
+        "float[8] s, float[8] o",
+        reason="statistics over it",
+    )
     yield flat("feed-forward under a LayerNormalization", "n = LayerNormalization (h, s, o) q = MatMul (n, k) "
                "p = Relu (q) t = MatMul (p, l) r = Add (t, h)", 12, "float[8] s, float[8] o, float[8,12] k, float[12,8] l",
                reason="statistics over it")  # fmt: skip
     for op in ("Softmax", "LogSoftmax", "Hardmax"):
         yield flat(f"{op} over channels fixes", f"r = {op} <axis = 2> (h)", 0, reason="mixes its channels")
     yield flat("Softmax over positions", "r = Softmax <axis = 1> (h)")
-    yield flat("Softmax before opset 13 flattens", "r = Softmax <axis = 1> (h)", 0, reason="mixes its channels", opset=11)
-    yield flat("CumSum over channels fixes", "r = CumSum (h, a)", 0, "int64 a", reason="mixes its channels", weights={"a": 2})
+    yield flat(
+        "Softmax before opset 13 flattens", "r = Softmax <axis = 1> (h)", 0, reason="mixes its channels", opset=11
+    )
+    yield flat(
+        "CumSum over channels fixes", "r = CumSum (h, a)", 0, "int64 a", reason="mixes its channels", weights={"a": 2}
+    )
     yield flat("CumSum over positions", "r = CumSum (h, a)", 8, "int64 a", weights={"a": 1})
 
 
@@ -193,7 +235,9 @@ def rows() -> list[Row]:
     """The table."""
     from nets_shape import shapes
 
-    split = "q0, k0, z0 = Split <axis = 0> (t, ones) q = Squeeze (q0, zero) k = Squeeze (k0, zero) z = Squeeze (z0, zero)"
+    split = (
+        "q0, k0, z0 = Split <axis = 0> (t, ones) q = Squeeze (q0, zero) k = Squeeze (k0, zero) z = Squeeze (z0, zero)"
+    )
     gathered = "q = Gather <axis = 0> (t, i0) k = Gather <axis = 0> (t, i1) z = Gather <axis = 0> (t, i2)"
     heads = [attention(split), attention(gathered)]
     return [*unary(), *elementwise(), *convolutions(), *heads, *normalisations(), *shapes()]

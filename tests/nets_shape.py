@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from nets import Row, flat, image
+from nets import Row, image
 
 
 def space() -> Iterator[Row]:
@@ -21,14 +21,28 @@ def space() -> Iterator[Row]:
     yield image("ReduceMean at opset 18", "r = ReduceMean (h, a)", 8, "int64[2] a", weights={"a": [2, 3]}, opset=18)
     yield image("ReduceMean without the axes kept", "q = ReduceMean <axes = [2,3], keepdims = 0> (h) r = Unsqueeze (q, a)", 8,
                 "int64[2] a", weights={"a": [2, 3]})  # fmt: skip
-    yield image("ReduceMean over channels fixes", "q = ReduceMean <axes = [1]> (h) r = Add (h, q)", 0, reason="reduces over it")
+    yield image(
+        "ReduceMean over channels fixes", "q = ReduceMean <axes = [1]> (h) r = Add (h, q)", 0, reason="reduces over it"
+    )
     yield image("ArgMax over space", "q = ArgMax <axis = 3> (h) r = Cast <to = 1> (q)")
     yield image("ArgMin over channels fixes", "q = ArgMin <axis = 1> (h) p = Cast <to = 1> (q) r = Add (h, p)", 0,
                 reason="reduces over it")  # fmt: skip
     yield image("TopK over space", "q, i = TopK <axis = 3> (h, k) r = Relu (q)", 8, "int64[1] k", weights={"k": [2]})
-    yield image("TopK over channels fixes", "r, i = TopK <axis = 1> (h, k)", 0, "int64[1] k", 5, weights={"k": [5]}, reason="sorts it")
-    yield image("Resize by scales", "r = Resize (h, n, s)", 8, "float[0] n, float[4] s", weights={"n": [], "s": [1, 1, 2, 2]})
-    yield image("Resize to sizes", "r = Resize (h, n, n, s)", 8, "float[0] n, int64[4] s", weights={"n": [], "s": [1, 8, 9, 9]})
+    yield image(
+        "TopK over channels fixes",
+        "r, i = TopK <axis = 1> (h, k)",
+        0,
+        "int64[1] k",
+        5,
+        weights={"k": [5]},
+        reason="sorts it",
+    )
+    yield image(
+        "Resize by scales", "r = Resize (h, n, s)", 8, "float[0] n, float[4] s", weights={"n": [], "s": [1, 1, 2, 2]}
+    )
+    yield image(
+        "Resize to sizes", "r = Resize (h, n, n, s)", 8, "float[0] n, int64[4] s", weights={"n": [], "s": [1, 8, 9, 9]}
+    )
     yield image("Upsample", "r = Upsample (h, s)", 8, "float[4] s", weights={"s": [1, 1, 2, 2]}, opset=9)
     yield image("Pad in space", "r = Pad (h, p)", 8, "int64[8] p", weights={"p": [0, 0, 1, 1, 0, 0, 2, 0]})
     yield image("Pad in space, as attribute", "r = Pad <pads = [0,0,1,1,0,0,2,0]> (h)", opset=10)
@@ -54,7 +68,11 @@ def order() -> Iterator[Row]:
                 "int64[5] f, int64[4] g", weights={"f": [0, 2, 4, 6, 6], "g": [0, 8, 6, 6]})  # fmt: skip
     yield image("Squeeze, Unsqueeze", "q = GlobalAveragePool (h) s = Squeeze (q, a) r = Unsqueeze (s, a)", 8, "int64[2] a",
                 weights={"a": [2, 3]})  # fmt: skip
-    yield image("Squeeze by attribute", "q = GlobalAveragePool (h) s = Squeeze <axes = [3]> (q) r = Unsqueeze <axes = [3]> (s)", opset=11)
+    yield image(
+        "Squeeze by attribute",
+        "q = GlobalAveragePool (h) s = Squeeze <axes = [3]> (q) r = Unsqueeze <axes = [3]> (s)",
+        opset=11,
+    )
     yield Row("Flatten of a convolution", """(float[N,3,4,4] x) => (float[N,5] y) <float[8,3,3,3] w, float[8] b, float[5,32] v, float[5] c>
         { h = Conv (x, w, b) r = Flatten (h) y = Gemm <transB = 1> (r, v, c) }""", 8)  # fmt: skip
     yield Row("Reshape of a convolution and back", """(float[N,3,4,4] x) => (float[N,5,2,2] y)
@@ -67,31 +85,57 @@ def order() -> Iterator[Row]:
         r = Reshape (h, t) y = Gemm (r, v) }""", 8, weights={"zero": 0, "first": [0], "rest": [-1]})  # fmt: skip
     yield image("Expand", "q = GlobalAveragePool (h) r = Expand (q, s)", 8, "int64[4] s", weights={"s": [1, 8, 3, 3]})
     yield image("Tile in space", "r = Tile (h, s)", 8, "int64[4] s", weights={"s": [1, 1, 2, 1]})
-    yield image("Tile of channels fixes", "r = Tile (h, s)", 0, "int64[4] s", 16, weights={"s": [1, 2, 1, 1]}, reason="repeats it")
+    yield image(
+        "Tile of channels fixes",
+        "r = Tile (h, s)",
+        0,
+        "int64[4] s",
+        16,
+        weights={"s": [1, 2, 1, 1]},
+        reason="repeats it",
+    )
     yield image("Size, Shape", "s = Shape (h) d = Cast <to = 1> (s) m = ReduceMax <keepdims = 0> (d) z = Size (x) f = Cast <to = 1> (z) "
                 "g = Mul (m, f) k = Sub (g, g) r = Add (h, k)")  # fmt: skip
 
 
 def selection() -> Iterator[Row]:
     """Joining, splitting, selecting."""
-    yield image("Concat", "q = Relu (h) k = Conv (q, u, o) r = Concat <axis = 1> (q, k)", 13, "float[5,8,1,1] u, float[5] o", 13)
+    yield image(
+        "Concat", "q = Relu (h) k = Conv (q, u, o) r = Concat <axis = 1> (q, k)", 13, "float[5,8,1,1] u, float[5] o", 13
+    )
     yield image("Concat with the input", "r = Concat <axis = 1> (h, x)", 8, "", 11)
     yield image("dense block", "k = Conv (h, u) p = Concat <axis = 1> (h, k) l = Conv (p, o) r = Concat <axis = 1> (p, l)", 16,
                 "float[4,8,1,1] u, float[4,12,1,1] o", 16)  # fmt: skip
     yield image("residual stream", "k = Conv (h, u, o) p = Relu (k) l = Conv (p, m, n) q = Add (h, l) r = Relu (q)", 17,
                 "float[9,8,1,1] u, float[9] o, float[8,9,1,1] m, float[8] n")  # fmt: skip
-    yield image("Split by attribute", "p, q = Split <axis = 1, split = [3,5]> (h) t = Relu (p) r = Concat <axis = 1> (q, t)", opset=11)
+    yield image(
+        "Split by attribute",
+        "p, q = Split <axis = 1, split = [3,5]> (h) t = Relu (p) r = Concat <axis = 1> (q, t)",
+        opset=11,
+    )
     yield image("Split by input", "p, q = Split <axis = 1> (h, s) t = Relu (p) r = Concat <axis = 1> (q, t)", 8, "int64[2] s",
                 weights={"s": [3, 5]})  # fmt: skip
     yield image("Split evenly", "p, q = Split <axis = 1> (h) r = Concat <axis = 1> (q, p)")
-    yield image("Split in so many", "p, q = Split <axis = 1, num_outputs = 2> (h) r = Concat <axis = 1> (q, p)", opset=18)
+    yield image(
+        "Split in so many", "p, q = Split <axis = 1, num_outputs = 2> (h) r = Concat <axis = 1> (q, p)", opset=18
+    )
     yield image("Split and gate", "p, q = Split <axis = 1> (h) a = Sigmoid (p) r = Mul (a, q)", 4, "", 4)
-    yield image("Slice by attributes", "r = Slice <axes = [1], starts = [2], ends = [7]> (h)", 5, "", 5, opset=9, reason="no weight reads it")
+    yield image(
+        "Slice by attributes",
+        "r = Slice <axes = [1], starts = [2], ends = [7]> (h)",
+        5,
+        "",
+        5,
+        opset=9,
+        reason="no weight reads it",
+    )
     yield image("Slice of two ends", "p = Slice (h, a, s, i) q = Slice (h, s, e, i) t = Relu (q) r = Concat <axis = 1> (t, p)", 8,
                 "int64[1] a, int64[1] s, int64[1] e, int64[1] i", weights={"a": [0], "s": [-5], "e": [2**62], "i": [1]})  # fmt: skip
     yield image("Slice with a stride fixes", "r = Slice (h, s, e, i, t)", 0, "int64[1] s, int64[1] e, int64[1] i, int64[1] t", 4,
                 weights={"s": [0], "e": [8], "i": [1], "t": [2]}, reason="takes every other channel")  # fmt: skip
-    yield image("Gather permutes", "r = Gather <axis = 1> (h, i)", 8, "int64[8] i", weights={"i": [7, 1, 5, 3, 4, 2, 6, 0]})
+    yield image(
+        "Gather permutes", "r = Gather <axis = 1> (h, i)", 8, "int64[8] i", weights={"i": [7, 1, 5, 3, 4, 2, 6, 0]}
+    )
     yield image("Gather takes some, one twice", "r = Gather <axis = 1> (h, i)", 2, "int64[3] i", 3, weights={"i": [5, 1, 5]},
                 reason="no weight reads it")  # fmt: skip
     yield image("Gather of one fixes", "q = Gather <axis = 1> (h, i) p = Unsqueeze (q, a) r = Add (h, p)", 0, "int64 i, int64[1] a",

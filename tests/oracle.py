@@ -89,6 +89,6 @@ def gap(a: onnx.ModelProto, b: onnx.ModelProto, seed: int = 0) -> float:
         for x, y in zip(run(a, feed), run(b, feed), strict=True):
             assert x.shape == y.shape
             assert np.array_equal(np.isnan(x), np.isnan(y))
-            x, y = (np.nan_to_num(v.astype(np.float64)) for v in (x, y))
-            worst = max(worst, float(np.abs(x - y).max() / max(np.abs(x).max(), 1e-12)))
+            left, right = (np.nan_to_num(v.astype(np.float64)) for v in (x, y))
+            worst = max(worst, float(np.abs(left - right).max() / max(np.abs(left).max(), 1e-12)))
     return worst

@@ -13,7 +13,21 @@ from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
 
 CHANNELS = (2, 4, 6, 8)
-STEPS = ("conv", "grouped", "depthwise", "relu", "add", "concat", "split", "shuffle", "pool", "norm", "gate", "pad", "transpose")
+STEPS = (
+    "conv",
+    "grouped",
+    "depthwise",
+    "relu",
+    "add",
+    "concat",
+    "split",
+    "shuffle",
+    "pool",
+    "norm",
+    "gate",
+    "pad",
+    "transpose",
+)
 
 
 class Writer:
@@ -107,7 +121,8 @@ class Writer:
         x, c = self.tensors[-1]
         w = self.weight(c * 16, 3)
         body = "\n".join(self.lines)
-        text = f"(float[N,3,4,4] x) => (float[N,3] y) <{', '.join(self.weights)}> {{ {body} f = Flatten ({x}) y = MatMul (f, {w}) }}"
+        weights = ", ".join(self.weights)
+        text = f"(float[N,3,4,4] x) => (float[N,3] y) <{weights}> {{ {body} f = Flatten ({x}) y = MatMul (f, {w}) }}"
         return Row("drawn", text, 0, weights=self.fixed)
 
 

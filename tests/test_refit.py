@@ -169,16 +169,12 @@ EMBEDDING = """(int64[N,3] ids, float[N,3,6] x) => (float[N,3,20] y) <float[20,8
     g = Gather (e, ids) h = MatMul (x, w) s = Add (g, h) t = Transpose (e) y = MatMul (s, t) }"""
 
 
-@pytest.mark.xfail(
-    reason="find_layers counts the readers of a weight only, so a tied embedding is refitted", strict=True
-)
 def test_a_weight_that_another_operator_takes_is_refused() -> None:
     layers, refused = find_layers(net(EMBEDDING))
     assert [layer.node for layer in layers] == ["h"]
     assert "shared" in refused["y"]
 
 
-@pytest.mark.xfail(reason="capture._add takes the first `count` rows where axis 0 is more than the batch", strict=True)
 def test_places_folded_into_the_batch_are_all_looked_at() -> None:
     analysis = net(
         """(float[N,4,6] x) => (float[M,4] y) <int64[2] s, float[6,4] w, float[4] b> {

@@ -218,7 +218,6 @@ def test_curves_fall_to_zero_through_what_was_measured(channels: int, losses: li
     check_curve(channels, losses)
 
 
-@pytest.mark.xfail(reason="two probes of so few channels are the same plan", raises=ValueError, strict=True)
 @pytest.mark.parametrize(("channels", "losses"), [(2, [0.0, 0.3, 0.3]), (3, [0.1, 0.1, 0.3])])
 def test_curves_of_two_or_three_channels(channels: int, losses: list[float]) -> None:
     check_curve(channels, losses)

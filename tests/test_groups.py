@@ -1,0 +1,97 @@
+"""Groups on networks whose structure is known, and on real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from nets import image
+from oracle import difference, gap
+
+from onnx_amc.graph import cost
+from onnx_amc.graph.groups import Analysis, analyse
+from onnx_amc.graph.load import load
+
+SHARED = Path(__file__).parents[2] / "shared" / "models"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real networks of ../shared are not here")
+
+
+def half(analysis: Analysis) -> dict[str, tuple[int, ...]]:
+    return {g.name: tuple(range(0, g.channels, 2)) for g in analysis.groups}
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "groups", "channels"),
+    [
+        ("resnet20_cifar10", 12, [16] * 4 + [32] * 2 + [16] + [32] + [64] * 2 + [32] + [64]),
+        ("resnet56_cifar10", 30, None),
+    ],
+)
+def test_residual_streams_through_option_a_shortcuts(name: str, groups: int, channels: list[int] | None) -> None:
+    analysis = analyse(load(SHARED / f"{name}.onnx"))
+    assert len(analysis.groups) == groups
+    if channels:
+        assert sorted(g.channels for g in analysis.groups) == sorted(channels)
+    assert difference(analysis, half(analysis)) < 1e-5
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["mobilenet_v1_0.75_imagenet", "fastestdet", "ultraface_rfb_320", "mnist_cntk"])
+def test_real_networks_are_cut_exactly(name: str) -> None:
+    original = onnx.load(SHARED / f"{name}.onnx")
+    analysis = analyse(load(original))
+    kept = half(analysis)
+    assert difference(analysis, kept) < 1e-5
+    full = np.array([g.channels for g in analysis.groups])
+    price = cost.macs(analysis)
+    assert price(cost.counts_of(analysis, kept)) < 0.4 * price(full)
+
+
+@needs_shared
+@pytest.mark.parametrize(("name", "reason"), [("dtln_1", "first state"), ("silero_vad", "control-flow")])
+def test_what_cannot_be_cut_says_why(name: str, reason: str) -> None:
+    analysis = analyse(load(SHARED / f"{name}.onnx"))
+    told = [str(g.reason) for g in analysis.fixed]
+    assert not analysis.groups
+    assert any(reason in t for t in told) or name == "silero_vad"
+
+
+def test_each_group_alone_is_exact_and_needed() -> None:
+    """Brute force: cutting a group equals masking it, and masking anything less does not."""
+    row = image("x", "k = Conv (h, u, o) p = Relu (k) l = Conv (p, m, n) q = Add (h, l) r = Relu (q)", 0,
+                "float[9,8,1,1] u, float[9] o, float[8,9,1,1] m, float[8] n")  # fmt: skip
+    analysis = analyse(load(row.model()))
+    assert [g.channels for g in analysis.groups] == [8, 9]
+    for group in analysis.groups:
+        kept = {group.name: tuple(range(1, group.channels))}
+        assert difference(analysis, kept) < 1e-5
+        readers = [s for s in group.slices if s.role == "reads"]
+        for missing in readers:
+            model = row.model()
+            for piece in readers:
+                tensor = next(t for t in model.graph.initializer if t.name == piece.owner.tensor)
+                array = onnx.numpy_helper.to_array(tensor).copy()
+                if piece is not missing:
+                    array[(slice(None),) * piece.owner.axis + (0,)] = 0
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+            from oracle import delivered
+
+            assert gap(model, delivered(analysis, kept)) > 1e-4
+
+
+def test_a_price_is_exact_for_every_count() -> None:
+    row = image("x", "k = Conv (h, u, o) r = Concat <axis = 1> (h, k)", 0, "float[5,8,1,1] u, float[5] o", 13)
+    analysis = analyse(load(row.model()))
+    price = cost.macs(analysis)
+    eight, five = (next(i for i, g in enumerate(analysis.groups) if g.channels == n) for n in (8, 5))
+    for a in range(1, 9):
+        for b in range(1, 6):
+            counts = np.zeros(2, dtype=np.int64)
+            counts[eight], counts[five] = a, b
+            stem, body = 36 * 27 * a, price.terms(counts)[1]
+            assert price.terms(counts)[0] == stem
+            assert body == 36 * a * b
+            assert price.terms(counts)[2] == 36 * 4 * (a + b)

@@ -1,0 +1,120 @@
+"""Reading models: errors, folding, sharing, and what must survive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from nets import image
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_amc.errors import ModelError
+from onnx_amc.graph.groups import analyse
+from onnx_amc.graph.load import load
+from onnx_amc.prune.surgery import cut, finish
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no such file"),
+        (b"", "not an ONNX model"),
+        (b"\x00\x01nonsense", "not an ONNX model"),
+        (image("x", "r = Relu (h)").model().SerializeToString()[:-20], "truncated"),
+        (onnx.ModelProto(ir_version=8).SerializeToString(), "it holds no graph"),
+    ],
+    ids=["missing", "empty", "nonsense", "truncated", "no graph"],
+)
+def test_errors_name_the_file(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=said) as caught:
+        load(path)
+    assert caught.value.exit_code == 2
+    assert str(path) in str(caught.value)
+    assert caught.value.fix
+
+
+def test_a_model_the_checker_refuses(tmp_path: Path) -> None:
+    model = image("x", "r = Relu (h)").model()
+    model.graph.node[1].op_type = "NoSuchOperator"
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="checker refuses"):
+        load(tmp_path / "m.onnx")
+
+
+def test_missing_external_data(tmp_path: Path) -> None:
+    model = image("x", "r = Relu (h)").model()
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert load(tmp_path / "m.onnx").value("w").shape == (8, 3, 3, 3)
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(ModelError, match=r"w\.bin"):
+        load(tmp_path / "m.onnx")
+
+
+def test_size_arithmetic_is_folded() -> None:
+    row = image("x", "s = Shape (w) d = Gather (s, i) u = Unsqueeze (d, z) p = Concat <axis = 0> (a, u, e) r = Reshape (h, p)", 8,
+                "int64 i, int64[1] z, int64[1] a, int64[2] e", weights={"i": 0, "z": [0], "a": [0], "e": [6, 6]})  # fmt: skip
+    model = load(row.model())
+    assert [n.op_type for n in model.proto.graph.node] == ["Conv", "Reshape", "Conv"]
+    assert model.value("p").tolist() == [0, 8, 6, 6]
+
+
+def test_sparse_initializers_and_local_functions_are_written_out() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "own" : 1]> toy (float[N,6] x) => (float[N,4] y) <float[8,4] v>
+        { h = own.twice (x) m = MatMul (h, s) r = Relu (m) y = MatMul (r, v) }
+        <opset_import: ["" : 17], domain: "own"> twice (a) => (b) { b = Add (a, a) }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((8, 4), np.float32), "v"))
+    del model.graph.value_info[:]
+    values = numpy_helper.from_array(np.array([2.0, 3.0], np.float32), "s")
+    model.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(values, helper.make_tensor("i", TensorProto.INT64, [2], [3, 17]), [6, 8])
+    )
+    loaded = load(model)
+    assert [n.op_type for n in loaded.proto.graph.node] == ["Add", "MatMul", "Relu", "MatMul"]
+    assert loaded.value("s").reshape(-1)[[3, 17]].tolist() == [2.0, 3.0]
+    assert sum(g.channels for g in analyse(loaded).groups) == 8
+
+
+def params(model: onnx.ModelProto) -> int:
+    return sum(int(np.prod(t.dims)) for t in model.graph.initializer)
+
+
+def test_what_was_stored_once_is_stored_once_again() -> None:
+    row = image("x", "q = Conv (h, u, b) p = Relu (q) r = Conv (p, k, b)", 24, "float[8,8,1,1] u, float[8,8,1,1] k",
+                weights={"b": np.zeros(8)})  # fmt: skip
+    analysis = analyse(load(row.model()))
+    assert params(finish(analysis, cut(analysis, {}))) == params(row.model())
+    kept = {g.name: tuple(range(4)) for g in analysis.groups}
+    small = finish(analysis, cut(analysis, kept))
+    assert sorted(t.name for t in small.graph.initializer) == sorted(t.name for t in row.model().graph.initializer)
+    some = finish(analysis, cut(analysis, {analysis.groups[0].name: (0, 1)}))
+    assert sorted(t.dims[0] for t in some.graph.initializer if len(t.dims) == 1) == [2, 4, 8]
+
+
+def test_constants_stay_nodes_and_everything_else_survives() -> None:
+    row = image("x", "k = Constant <value = float[1] {2.0}> () r = Mul (h, k)")
+    model = row.model()
+    model.graph.node[0].doc_string = "a remark"
+    model.graph.node[0].name = "first/conv::0"
+    analysis = analyse(load(model))
+    small = finish(analysis, cut(analysis, {g.name: (1, 2, 3) for g in analysis.groups}))
+    assert [g.name for g in analysis.groups] == ["first/conv::0"]
+    assert sorted(n.op_type for n in small.graph.node) == ["Constant", "Conv", "Conv", "Mul"]
+    conv = next(n for n in small.graph.node if n.name == "first/conv::0")
+    assert conv.doc_string == "a remark"
+    assert small.producer_name == "tests"
+
+
+def test_the_original_is_not_touched() -> None:
+    model = image("x", "r = Relu (h)").model()
+    before = model.SerializeToString(deterministic=True)
+    analysis = analyse(load(model))
+    cut(analysis, {g.name: (0,) for g in analysis.groups})
+    assert model.SerializeToString(deterministic=True) == before
+    assert analysis.model.original.SerializeToString(deterministic=True) == before
