@@ -227,7 +227,8 @@ def test_cutting_one_of_each_two_equal_channels_costs_nothing(case: str) -> None
     half = group.channels // 2
     kept = {group.name: ranking.kept(half)}
     assert len(set(pairs[list(kept[group.name])])) == half
-    assert ranking.error(half) < 1e-6 < ranking.error(half - 1)
+    # Equal channels are equal to float32's rounding in their moments only, and the moments are singular but for the ridge.
+    assert ranking.error(half) < 1e-4 < ranking.error(half - 1)
     assert max(refit.errors(kept).values()) < 1e-6
     values, biases = refit.solve(kept)
     whole, plain, refitted = (

@@ -8,6 +8,10 @@ from scipy.interpolate import PchipInterpolator
 from onnx_amc.search.space import Space
 
 
+NOTHING = 1e-30
+"""Losses below this are zero: their slopes would overflow."""
+
+
 def uniform(space: Space) -> np.ndarray:
     """Every group at the same ratio, the largest that meets the budget."""
     return space.largest(lambda s: np.full(len(space), s))
@@ -44,7 +48,7 @@ def curve(levels: np.ndarray, ratios: np.ndarray, losses: np.ndarray) -> np.ndar
         gone = 1.0 - ratio
         worst[gone] = max(worst.get(gone, 0.0), loss) if gone > 0 else 0.0
     removed = np.array(sorted(worst))
-    found = np.maximum.accumulate(np.array([worst[r] for r in removed]))
+    found = np.maximum.accumulate(np.array([worst[r] if worst[r] > NOTHING else 0.0 for r in removed]))
     if len(removed) == 1:
         return np.zeros(len(levels))
     if removed[-1] < 1.0:
