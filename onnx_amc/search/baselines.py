@@ -7,7 +7,6 @@ from scipy.interpolate import PchipInterpolator
 
 from onnx_amc.search.space import Space
 
-
 NOTHING = 1e-30
 """Losses below this are zero: their slopes would overflow."""
 
