@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.config import Settings
-from onnx_amc.errors import ModelError
+from onnx_amc.errors import DataError
 from onnx_amc.fit.moments import Moments
 from onnx_amc.fit.solve import dead_columns
 from onnx_amc.graph.groups import Analysis
@@ -82,7 +82,7 @@ class Builder:
         self.refitter = Refitter(self.analysis, wanted, moments, settings.ridge)
         try:
             self.corrector = Corrector(self.analysis, layers, data, self.calibration, settings.correction)
-        except ModelError as error:
+        except DataError as error:
             self.remarks.append(f"no statistics correction: {error.what}")
 
     def _examined(self, moments: Mapping[str, Moments]) -> list[str]:
@@ -163,4 +163,5 @@ class Builder:
                 curve(levels[i], np.array([max(1, round(r * full[i])) / full[i] for r in PROBES]), np.array(losses))
             )
             progress(i + 1, len(groups))
+        self.seconds += scorer.seconds
         return found

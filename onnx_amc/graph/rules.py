@@ -220,11 +220,7 @@ def conv(step: Step) -> list[Axes]:
     x, w = step.x(0), step.x(1)
     shape, weight, out = step.shape(0), step.shape(1), step.out_shape()
     groups = int(step.attrs.get("group", 1))
-    for tokens in x[2:]:
-        step.fix(tokens, "slides along it")
-    if not step.is_param(1):
-        step.fix_all("has a weight computed at run time")
-        price(step, int(np.prod(out)) * int(np.prod(weight[1:])), [])
+    if not _slides(step, out):
         return [step.plain()]
     outputs = w[0]
     inputs: Tokens | None = None
@@ -248,6 +244,16 @@ def conv(step: Step) -> list[Axes]:
     if not depthwise:
         read(step, 0, 1, inputs, outputs)
     return [(x[0], outputs, *((None,) * (len(out) - 2)))]
+
+
+def _slides(step: Step, places: tuple[int, ...]) -> bool:
+    """Fix what a kernel slides along, and everything where it is no weight; tell whether it is one."""
+    for tokens in step.x(0)[2:]:
+        step.fix(tokens, "slides along it")
+    if not step.is_param(1):
+        step.fix_all("has a weight computed at run time")
+        price(step, int(np.prod(places)) * int(np.prod(step.shape(1)[1:])), [])
+    return step.is_param(1)
 
 
 def _depthwise(step: Step, x: Tokens | None, w: Tokens | None, groups: int) -> Tokens | None:
@@ -284,11 +290,7 @@ def conv_transpose(step: Step) -> list[Axes]:
     x, w = step.x(0), step.x(1)
     shape, weight, out = step.shape(0), step.shape(1), step.out_shape()
     groups = int(step.attrs.get("group", 1))
-    for tokens in x[2:]:
-        step.fix(tokens, "slides along it")
-    if not step.is_param(1):
-        step.fix_all("has a weight computed at run time")
-        price(step, int(np.prod(shape)) * int(np.prod(weight[1:])), [])
+    if not _slides(step, shape):
         return [step.plain()]
     inputs: Tokens | None = None
     outputs = w[1]
@@ -364,37 +366,3 @@ def matmul(step: Step) -> list[Axes]:
     if len(b) == 2:
         read(step, 0, 1, None if inputs is None else inputs[None], columns)
     return [axes]
-
-
-# ---- one channel in, the same channel out ---------------------------------------------------------------------------
-
-UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid "
-    "HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
-    "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
-)
-
-
-@rule(*UNARY.split())
-def unary(step: Step) -> list[Axes]:
-    """Y = f(x), element by element."""
-    if step.node.op_type != "Identity":
-        mark_params(step)
-    return [step.x(0) for _ in step.node.output]
-
-
-ELEMENTWISE = (
-    "Add Sub Mul Div Pow Mod Sum Mean Max Min PRelu Where And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual "
-    "BitwiseAnd BitwiseOr BitwiseXor BitShift CastLike"
-)
-
-
-@rule(*ELEMENTWISE.split())
-def elementwise(step: Step) -> list[Axes]:
-    """Z = f(x, y), element by element with broadcasting."""
-    mark_params(step)
-    if step.attrs.get("broadcast") or "axis" in step.attrs:
-        step.fix_all("uses the broadcasting of opsets before 7")
-        return [step.plain()]
-    inputs = [0] if step.node.op_type == "CastLike" else [i for i in range(len(step.node.input)) if step.has(i)]
-    return [broadcast(step, inputs, step.out_shape())]

@@ -1,11 +1,42 @@
-"""The operator table, continued: normalisations over axes, recurrent layers, Einsum, quantisation, and what shuffles blocks."""
+"""The operator table, continued: element by element, normalisations, recurrent layers, Einsum, quantisation, blocks."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from onnx_amc.graph.ledger import Axes, Keep, Tokens
-from onnx_amc.graph.rules import Step, contract_axes, mark_params, rule
+from onnx_amc.graph.rules import Step, broadcast, contract_axes, mark_params, rule
+
+UNARY = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid "
+    "HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
+    "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
+)
+
+
+@rule(*UNARY.split())
+def unary(step: Step) -> list[Axes]:
+    """Y = f(x), element by element."""
+    if step.node.op_type != "Identity":
+        mark_params(step)
+    return [step.x(0) for _ in step.node.output]
+
+
+ELEMENTWISE = (
+    "Add Sub Mul Div Pow Mod Sum Mean Max Min PRelu Where And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual "
+    "BitwiseAnd BitwiseOr BitwiseXor BitShift CastLike"
+)
+
+
+@rule(*ELEMENTWISE.split())
+def elementwise(step: Step) -> list[Axes]:
+    """Z = f(x, y), element by element with broadcasting."""
+    mark_params(step)
+    if step.attrs.get("broadcast") or "axis" in step.attrs:
+        step.fix_all("uses the broadcasting of opsets before 7")
+        return [step.plain()]
+    inputs = [0] if step.node.op_type == "CastLike" else [i for i in range(len(step.node.input)) if step.has(i)]
+    return [broadcast(step, inputs, step.out_shape())]
 
 
 @rule("BatchNormalization", "InstanceNormalization")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import onnx
 
-from onnx_amc.errors import DataError, ModelError
+from onnx_amc.errors import DataError
 from onnx_amc.fit.moments import Moments
 from onnx_amc.fit.patches import choose, patches
 from onnx_amc.graph.load import Model, true_inputs
 from onnx_amc.prune.layers import Layer
 from onnx_amc.run.data import Dataset
-from onnx_amc.run.session import open_session
+from onnx_amc.run.session import open_session, run_session
 
 MEMORY = 256 * 2**20
 """Bytes of activations that one batch of the pass may hold."""
@@ -81,7 +81,8 @@ def gather_moments(
     for part, count in batches(model.proto, index, int(np.clip(MEMORY // per_sample, 1, 128))):
         feed = data.batch(part)
         wanted = [n for n in names if n not in inputs]
-        found = dict(zip(wanted, _run(session, wanted, feed, model.source), strict=True)) | feed
+        values = run_session(session, wanted, feed, where=model.source) if wanted else []
+        found = dict(zip(wanted, values, strict=True)) | feed
         for layer in layers:
             x = found[layer.x]
             x = x[
@@ -95,17 +96,6 @@ def gather_moments(
 
 def _width(layer: Layer) -> int:
     return int(layer.weight.index.shape[2] * layer.weight.index.shape[3])
-
-
-def _run(session: object, names: list[str], feed: dict[str, np.ndarray], where: str) -> list[np.ndarray]:
-    try:
-        return list(session.run(names, feed)) if names else []  # type: ignore[attr-defined]
-    except Exception as error:  # onnxruntime raises its own, undocumented kinds
-        raise ModelError(
-            f"onnxruntime cannot run it on the data: {str(error).splitlines()[0]}",
-            where=where,
-            fix="the data must have the shapes and values that the model takes",
-        ) from error
 
 
 def _add(moments: Moments, layer: Layer, x: np.ndarray, rows: int, rng: np.random.Generator, where: str) -> None:

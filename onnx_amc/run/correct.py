@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnx_amc.errors import ModelError
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.load import Model, true_inputs
 from onnx_amc.graph.taps import Point, tapped
@@ -21,7 +20,7 @@ from onnx_amc.prune.refit import Values, read, write
 from onnx_amc.prune.surgery import cut
 from onnx_amc.run.capture import fixed_batch
 from onnx_amc.run.data import Dataset
-from onnx_amc.run.session import open_session
+from onnx_amc.run.session import open_session, run_session
 
 MEMORY = 2 * 2**30
 """Bytes that the single batch of a correction run may take."""
@@ -41,7 +40,7 @@ class Corrector:
         samples: At most so many.
 
     Raises:
-        ModelError: The graph runs on its own batch size only.
+        DataError: The graph runs on its own batch size only.
 
     """
 
@@ -54,7 +53,6 @@ class Corrector:
         self.points = [self._point(layer) for layer in self.layers]
         largest = max((int(np.prod(s)) for s in model.shapes.values()), default=1)
         count = int(np.clip(MEMORY // (24 * largest), 1, min(samples, len(index))))
-        self.samples = count
         self._feed = data.batch(np.sort(np.random.default_rng(0).permutation(index)[:count]))
         template = onnx.ModelProto()
         template.CopyFrom(model.proto)
@@ -71,16 +69,7 @@ class Corrector:
 
     def _run(self, proto: onnx.ModelProto) -> list[np.ndarray]:
         session = open_session(proto, where=self.analysis.model.source)
-        wanted = {i.name for i in session.get_inputs()}
-        try:
-            found = session.run(None, {k: v for k, v in self._feed.items() if k in wanted})
-        except Exception as error:  # onnxruntime raises its own, undocumented kinds
-            raise ModelError(
-                f"it does not run on a batch of {self.samples}: {str(error).splitlines()[0]}",
-                where=self.analysis.model.source,
-                fix="export the model with a dynamic batch axis",
-            ) from error
-        return [np.ravel(v) for v in found]
+        return [np.ravel(v) for v in run_session(session, None, self._feed, where=self.analysis.model.source)]
 
     def correct(self, kept: Mapping[str, Sequence[int]], values: Values, biases: Values) -> tuple[Values, Values]:
         """Return weights and biases with the correction folded in; the arguments are those of `surgery.cut`."""

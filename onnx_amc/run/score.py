@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnx_amc.errors import DataError, OptionError
+from onnx_amc.errors import OptionError
 from onnx_amc.run.capture import batches
 from onnx_amc.run.data import Dataset
-from onnx_amc.run.session import open_session
+from onnx_amc.run.session import open_session, run_session
 
 Outputs = list[np.ndarray]
 Metric = Callable[[Outputs, np.ndarray | None, Outputs], float]
@@ -122,19 +122,9 @@ class Scorer:
         start = time.perf_counter()
         session = open_session(model, provider=self.provider, where=self.where)
         names = [o.name for o in session.get_outputs()]
-        inputs = [i.name for i in session.get_inputs()]
         parts: list[Sequence[np.ndarray]] = []
         for part, count in batches(model, self.index, BATCH):
-            fed = self.data.batch(part)
-            feed = {k: fed[k] for k in inputs}
-            try:
-                found = session.run(names, feed)
-            except Exception as error:  # onnxruntime raises its own, undocumented kinds
-                raise DataError(
-                    f"onnxruntime cannot run the model on the data: {str(error).splitlines()[0]}",
-                    where=self.data.source,
-                    fix="the data must have the shapes and values that the model takes",
-                ) from error
+            found = run_session(session, names, self.data.batch(part), where=self.data.source)
             parts.append([v[:count] if np.ndim(v) and len(v) >= count else np.asarray(v)[None] for v in found])
         self.seconds += time.perf_counter() - start
         return [np.concatenate(column) for column in zip(*parts, strict=True)]

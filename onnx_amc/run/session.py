@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnx_amc.errors import ModelError
+from onnx_amc.errors import DataError, ModelError
 
 LIMIT = 2**31 - 2**20
 """Largest protobuf that can be handed over in memory, bytes."""
@@ -44,4 +47,24 @@ def open_session(
             f"onnxruntime cannot load it: {str(error).splitlines()[0]}",
             where=where,
             fix="the model must load and run in onnxruntime before it can be compressed",
+        ) from error
+
+
+def run_session(
+    session: ort.InferenceSession, names: Sequence[str] | None, feed: Mapping[str, np.ndarray], *, where: str
+) -> list[np.ndarray]:
+    """Run once; inputs that the session does not have are left out.
+
+    Raises:
+        DataError: onnxruntime cannot run the model on this input.
+
+    """
+    known = {i.name for i in session.get_inputs()}
+    try:
+        return list(session.run(names, {k: v for k, v in feed.items() if k in known}))
+    except Exception as error:  # onnxruntime raises its own, undocumented kinds
+        raise DataError(
+            f"onnxruntime cannot run the model on the data: {str(error).splitlines()[0]}",
+            where=where,
+            fix="the data must have the shapes and values that the model takes",
         ) from error
