@@ -5,143 +5,159 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from nets import Row, image
+from nets import Row, flat, image
+
+END = 2**62
+
+# One row of the table is one statement, however long.
+# fmt: off
 
 
 def space() -> Iterator[Row]:
-    """Pooling, reductions, resampling, padding."""
+    """Pooling, reductions, resampling."""
     for op in ("MaxPool", "AveragePool", "LpPool"):
         yield image(op, f"r = {op} <kernel_shape = [2,2], strides = [2,2]> (h)")
+    yield image("AveragePool of the same size", 'r = AveragePool <kernel_shape = [3,3], auto_pad = "SAME_UPPER", count_include_pad = 1> (h)')
+    yield image("MaxPool with the places of its maxima", "q, i = MaxPool <kernel_shape = [2,2]> (h) r = Cast <to = 1> (i)", 0)
     for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"):
         yield image(op, f"r = {op} (h)")
-    for op in ("Mean", "Max", "Min", "L1", "L2", "SumSquare", "LogSumExp", "Prod"):
+    for op in ("Mean", "Max", "Min", "L1", "L2", "SumSquare", "LogSumExp"):
         yield image(f"Reduce{op} over space", f"r = Reduce{op} <axes = [2,3]> (h)")
     yield image("ReduceLogSum over space", "q = Exp (h) r = ReduceLogSum <axes = [2,3]> (q)")
+    yield image("ReduceProd over space", "p = Tanh (h) q = Exp (p) r = ReduceProd <axes = [3]> (q)")
     yield image("ReduceSum, axes as input", "r = ReduceSum (h, a)", 8, "int64[2] a", weights={"a": [2, -1]})
     yield image("ReduceMean at opset 18", "r = ReduceMean (h, a)", 8, "int64[2] a", weights={"a": [2, 3]}, opset=18)
     yield image("ReduceMean without the axes kept", "q = ReduceMean <axes = [2,3], keepdims = 0> (h) r = Unsqueeze (q, a)", 8,
-                "int64[2] a", weights={"a": [2, 3]})  # fmt: skip
-    yield image(
-        "ReduceMean over channels fixes", "q = ReduceMean <axes = [1]> (h) r = Add (h, q)", 0, reason="reduces over it"
-    )
+                "int64[2] a", weights={"a": [2, 3]})
+    yield image("ReduceSum of nothing", "r = ReduceSum <noop_with_empty_axes = 1> (h)")
+    yield image("ReduceMax of everything fixes", "q = ReduceMax (h) r = Add (h, q)", 0, reason="reduces over it")
+    yield image("ReduceMean over channels fixes", "q = ReduceMean <axes = [1]> (h) r = Add (h, q)", 0, reason="reduces over it")
     yield image("ArgMax over space", "q = ArgMax <axis = 3> (h) r = Cast <to = 1> (q)")
-    yield image("ArgMin over channels fixes", "q = ArgMin <axis = 1> (h) p = Cast <to = 1> (q) r = Add (h, p)", 0,
-                reason="reduces over it")  # fmt: skip
+    yield image("ArgMin over channels fixes", "q = ArgMin <axis = 1> (h) p = Cast <to = 1> (q) r = Add (h, p)", 0, reason="reduces over it")
     yield image("TopK over space", "q, i = TopK <axis = 3> (h, k) r = Relu (q)", 8, "int64[1] k", weights={"k": [2]})
-    yield image(
-        "TopK over channels fixes",
-        "r, i = TopK <axis = 1> (h, k)",
-        0,
-        "int64[1] k",
-        5,
-        weights={"k": [5]},
-        reason="sorts it",
-    )
-    yield image(
-        "Resize by scales", "r = Resize (h, n, s)", 8, "float[0] n, float[4] s", weights={"n": [], "s": [1, 1, 2, 2]}
-    )
-    yield image(
-        "Resize to sizes", "r = Resize (h, n, n, s)", 8, "float[0] n, int64[4] s", weights={"n": [], "s": [1, 8, 9, 9]}
-    )
+    yield image("TopK over channels fixes", "r, i = TopK <axis = 1> (h, k)", 0, "int64[1] k", 5, weights={"k": [5]}, reason="sorts it")
+    none: dict[str, object] = {"n": []}
+    yield image("Resize by scales", "r = Resize (h, n, s)", 8, "float[0] n, float[4] s", weights={**none, "s": [1, 1, 2, 2]})
+    yield image("Resize by scales at opset 10", "r = Resize (h, s)", 8, "float[4] s", weights={"s": [1, 1, 2, 2]}, opset=10)
+    yield image("Resize to sizes", "r = Resize (h, n, n, s)", 8, "float[0] n, int64[4] s", weights={**none, "s": [1, 8, 9, 9]})
+    yield image("Resize to sizes of named axes", 'r = Resize <axes = [1,2,3], mode = "linear"> (h, , , s)', 8, "int64[3] s",
+                weights={"s": [8, 9, 9]}, opset=18)
     yield image("Upsample", "r = Upsample (h, s)", 8, "float[4] s", weights={"s": [1, 1, 2, 2]}, opset=9)
+    yield image("Upsample by attribute", "r = Upsample <scales = [1.0, 1.0, 2.0, 2.0]> (h)", opset=8)
+    yield image("no rule", "q = Trilu (h) r = Relu (q)", 0, reason="has no rule yet")
+    yield Row("any height and width", """(float[N,3,H,W] x) => (float[N,4,P,Q] y) <float[8,3,3,3] w, float[8] b, float[4,8,1,1] v>
+        { h = Conv <pads = [1,1,1,1]> (x, w, b) r = Relu (h) y = Conv (r, v) }""", 8)
+
+
+def padding() -> Iterator[Row]:
+    """Padding of space and of channels."""
     yield image("Pad in space", "r = Pad (h, p)", 8, "int64[8] p", weights={"p": [0, 0, 1, 1, 0, 0, 2, 0]})
+    yield image("Pad in space by reflection", 'r = Pad <mode = "reflect"> (h, p)', 8, "int64[8] p", weights={"p": [0, 0, 1, 1, 0, 0, 2, 0]})
     yield image("Pad in space, as attribute", "r = Pad <pads = [0,0,1,1,0,0,2,0]> (h)", opset=10)
     yield image("Pad of channels", "r = Pad (h, p)", 8, "int64[8] p", 11, weights={"p": [0, 1, 0, 0, 0, 2, 0, 0]})
+    yield image("Pad of channels, as attribute", "r = Pad <pads = [0,1,0,0,0,2,0,0], value = 0.7> (h)", 8, "", 11, opset=10)
     yield image("Pad of channels, by a constant, named axes", "r = Pad (h, p, k, a)", 8, "int64[2] p, float k, int64[1] a", 11,
-                weights={"p": [1, 2], "k": 0.7, "a": [1]}, opset=18)  # fmt: skip
+                weights={"p": [1, 2], "k": 0.7, "a": [1]}, opset=18)
     yield image("Pad of channels by reflection fixes", 'r = Pad <mode = "reflect"> (h, p)', 0, "int64[8] p", 10,
-                weights={"p": [0, 1, 0, 0, 0, 1, 0, 0]}, reason="pads it by other than constants")  # fmt: skip
-    yield image("option-A shortcut", "q = Slice (h, s, e, a, t) p = Pad (q, z) k = Conv <strides = [2,2], pads = [1,1,1,1]> (h, u, o) "
-                "r = Add (k, p)", 16, "int64[2] s, int64[2] e, int64[2] a, int64[2] t, int64[8] z, float[16,8,3,3] u, float[16] o", 16,
-                weights={"s": [0, 0], "e": [2**62, 2**62], "a": [2, 3], "t": [2, 2], "z": [0, 4, 0, 0, 0, 4, 0, 0]})  # fmt: skip
+                weights={"p": [0, 1, 0, 0, 0, 1, 0, 0]}, reason="pads it by other than constants")
+    shortcut = "int64[2] s, int64[2] e, int64[2] a, int64[2] t, int64[8] z, float[16,8,3,3] u, float[16] o"
+    yield image("option-A shortcut", """q = Slice (h, s, e, a, t) p = Pad (q, z) k = Conv <strides = [2,2], pads = [1,1,1,1]> (h, u, o)
+        r = Add (k, p)""", 16, shortcut, 16,
+        weights={"s": [0, 0], "e": [END, END], "a": [2, 3], "t": [2, 2], "z": [0, 4, 0, 0, 0, 4, 0, 0]})
     yield image("DepthToSpace", "r = DepthToSpace <blocksize = 2> (h)", 2, "", 2)
     yield image("DepthToSpace by columns and rows", 'r = DepthToSpace <blocksize = 2, mode = "CRD"> (h)', 2, "", 2)
     yield image("SpaceToDepth", "r = SpaceToDepth <blocksize = 2> (h)", 8, "", 32)
-    yield image("no rule", "q = Trilu (h) r = Relu (q)", 0, reason="has no rule yet")
 
 
 def order() -> Iterator[Row]:
     """Transposing and reshaping."""
     yield image("channels last", "t = Transpose <perm = [0,2,3,1]> (h) q = MatMul (t, k) p = Add (q, l) r = Transpose <perm = [0,3,1,2]> (p)",
-                17, "float[8,9] k, float[9] l", 9)  # fmt: skip
+                17, "float[8,9] k, float[9] l", 9)
     yield image("channel shuffle", "q = Reshape (h, f) t = Transpose <perm = [0,2,1,3,4]> (q) r = Reshape (t, g)", 4,
-                "int64[5] f, int64[4] g", weights={"f": [0, 2, 4, 6, 6], "g": [0, 8, 6, 6]})  # fmt: skip
+                "int64[5] f, int64[4] g", weights={"f": [0, 2, 4, 6, 6], "g": [0, 8, 6, 6]})
     yield image("Squeeze, Unsqueeze", "q = GlobalAveragePool (h) s = Squeeze (q, a) r = Unsqueeze (s, a)", 8, "int64[2] a",
-                weights={"a": [2, 3]})  # fmt: skip
-    yield image(
-        "Squeeze by attribute",
-        "q = GlobalAveragePool (h) s = Squeeze <axes = [3]> (q) r = Unsqueeze <axes = [3]> (s)",
-        opset=11,
-    )
+                weights={"a": [2, 3]})
+    yield image("Squeeze by attribute", "q = GlobalAveragePool (h) s = Squeeze <axes = [3]> (q) r = Unsqueeze <axes = [3]> (s)", opset=11)
     yield Row("Flatten of a convolution", """(float[N,3,4,4] x) => (float[N,5] y) <float[8,3,3,3] w, float[8] b, float[5,32] v, float[5] c>
-        { h = Conv (x, w, b) r = Flatten (h) y = Gemm <transB = 1> (r, v, c) }""", 8)  # fmt: skip
+        { h = Conv (x, w, b) r = Flatten (h) y = Gemm <transB = 1> (r, v, c) }""", 8)
+    yield image("Flatten of the batch and the channels", "q = Flatten <axis = 2> (h) r = Reshape (q, s)", 8, "int64[4] s",
+                weights={"s": [-1, 8, 6, 6]})
     yield Row("Reshape of a convolution and back", """(float[N,3,4,4] x) => (float[N,5,2,2] y)
         <float[8,3,3,3] w, float[8] b, int64[2] s, int64[4] t, float[5,8,1,1] v>
         { h = Conv (x, w, b) q = Reshape (h, s) p = Relu (q) r = Reshape (p, t) y = Conv (r, v) }""", 8,
-        weights={"s": [-1, 32], "t": [-1, 8, 2, 2]})  # fmt: skip
-    yield Row("Reshape to a size computed at run time", """(float[N,3,4,4] x) => (float[N,5] y)
-        <float[8,3,3,3] w, float[8] b, float[32,5] v, int64 zero, int64[1] first, int64[1] rest>
-        { h = Conv (x, w, b) s = Shape (h) d = Gather (s, zero) u = Unsqueeze (d, first) t = Concat <axis = 0> (u, rest)
-        r = Reshape (h, t) y = Gemm (r, v) }""", 8, weights={"zero": 0, "first": [0], "rest": [-1]})  # fmt: skip
+        weights={"s": [-1, 32], "t": [-1, 8, 2, 2]})
+    yield image("Reshape that counts the channels itself", "q = Reshape (h, s) r = Reshape (q, t)", 8, "int64[3] s, int64[4] t",
+                weights={"s": [0, -1, 36], "t": [0, -1, 6, 6]})
+    yield Row("tokens of any number", """(float[N,3,H,W] x) => (float[N,T,4] y) <float[8,3,3,3] w, float[8] b, float[8,4] v, int64[3] s>
+        { h = Conv <pads = [1,1,1,1]> (x, w, b) q = Reshape (h, s) r = Transpose <perm = [0,2,1]> (q) y = MatMul (r, v) }""", 8,
+        weights={"s": [0, 8, -1]})
     yield image("Expand", "q = GlobalAveragePool (h) r = Expand (q, s)", 8, "int64[4] s", weights={"s": [1, 8, 3, 3]})
+    yield image("Expand that names no channels", "q = GlobalAveragePool (h) r = Expand (q, s)", 8, "int64[2] s", weights={"s": [3, 3]})
     yield image("Tile in space", "r = Tile (h, s)", 8, "int64[4] s", weights={"s": [1, 1, 2, 1]})
-    yield image(
-        "Tile of channels fixes",
-        "r = Tile (h, s)",
-        0,
-        "int64[4] s",
-        16,
-        weights={"s": [1, 2, 1, 1]},
-        reason="repeats it",
-    )
-    yield image("Size, Shape", "s = Shape (h) d = Cast <to = 1> (s) m = ReduceMax <keepdims = 0> (d) z = Size (x) f = Cast <to = 1> (z) "
-                "g = Mul (m, f) k = Sub (g, g) r = Add (h, k)")  # fmt: skip
+    yield image("Tile of channels fixes", "r = Tile (h, s)", 0, "int64[4] s", 16, weights={"s": [1, 2, 1, 1]}, reason="repeats it")
+
+
+def runtime() -> Iterator[Row]:
+    """Sizes that are known at run time only, since the batch is; exporters write them where the batch is dynamic."""
+    batch = "n = Shape (x) d = Gather (n, zero) u = Unsqueeze (d, first) t = Concat <axis = 0> (u, rest)"
+    declared, sizes = "int64 zero, int64[1] first, ", {"zero": 0, "first": [0]}
+    for name, rest in (("", [-1]), (" that names the channels", [32])):
+        yield Row(f"Reshape to a size computed at run time{name}", f"""(float[N,3,4,4] x) => (float[N,5] y)
+            <float[8,3,3,3] w, float[8] b, float[32,5] v, {declared} int64[1] rest>
+            {{ h = Conv (x, w, b) {batch} r = Reshape (h, t) y = Gemm (r, v) }}""", 8, weights={**sizes, "rest": rest})
+    yield Row("a class token of every sample", f"""(float[N,5,6] x) => (float[N,M,4] y) <float[6,8] w, float[8,4] v, {declared}
+        int64[2] rest, float[1,1,8] e> {{ h = MatMul (x, w) {batch} k = Expand (e, t) r = Concat <axis = 1> (k, h) y = MatMul (r, v) }}""",
+        8, weights={**sizes, "rest": [1, 8]})
+    yield image("Resize to a size computed at run time", f"{batch} r = Resize (h, e, e, t)", 8, f"{declared} int64[3] rest, float[0] e",
+                weights={**sizes, "rest": [8, 9, 9], "e": []})
+    yield image("Reshape to the shape of another", "n = Shape (h) q = Reshape (h, s) p = Relu (q) r = Reshape (p, n)", 8, "int64[3] s",
+                weights={"s": [0, 8, -1]})
+    yield flat("a fill of the same shape", "n = Shape (h) k = ConstantOfShape <value = float[1] {2.0}> (n) r = Add (h, k)")
+    yield image("Size, Shape", "s = Shape (x) d = Cast <to = 1> (s) m = ReduceMax <keepdims = 0> (d) z = Size (x) f = Cast <to = 1> (z) "
+                "g = Div (f, m) r = Add (h, g)")
+    yield flat("a scale by the root of the width", "s = Shape (h) d = Gather (s, i) f = Cast <to = 1> (d) q = Sqrt (f) r = Div (h, q)", 8,
+               "int64 i", weights={"i": -1})
+    yield image("a mean by the size", "s = Size (h) f = Cast <to = 1> (s) r = Div (h, f)", 0)
 
 
 def selection() -> Iterator[Row]:
     """Joining, splitting, selecting."""
-    yield image(
-        "Concat", "q = Relu (h) k = Conv (q, u, o) r = Concat <axis = 1> (q, k)", 13, "float[5,8,1,1] u, float[5] o", 13
-    )
+    yield image("Concat", "q = Relu (h) k = Conv (q, u, o) r = Concat <axis = 1> (q, k)", 13, "float[5,8,1,1] u, float[5] o", 13)
+    yield image("Concat with itself", "r = Concat <axis = -3> (h, h)", 8, "", 16)
+    yield image("Concat in space", "q = Relu (h) r = Concat <axis = 2> (h, q)")
+    yield Row("Concat with a constant", """(float[1,3,6,6] x) => (float[1,4,6,6] y) <float[8,3,1,1] w, float[1,3,6,6] k, float[4,11,1,1] v>
+        { h = Conv (x, w) r = Concat <axis = 1> (k, h) y = Conv (r, v) }""", 8)
     yield image("Concat with the input", "r = Concat <axis = 1> (h, x)", 8, "", 11)
     yield image("dense block", "k = Conv (h, u) p = Concat <axis = 1> (h, k) l = Conv (p, o) r = Concat <axis = 1> (p, l)", 16,
-                "float[4,8,1,1] u, float[4,12,1,1] o", 16)  # fmt: skip
+                "float[4,8,1,1] u, float[4,12,1,1] o", 16)
     yield image("residual stream", "k = Conv (h, u, o) p = Relu (k) l = Conv (p, m, n) q = Add (h, l) r = Relu (q)", 17,
-                "float[9,8,1,1] u, float[9] o, float[8,9,1,1] m, float[8] n")  # fmt: skip
-    yield image(
-        "Split by attribute",
-        "p, q = Split <axis = 1, split = [3,5]> (h) t = Relu (p) r = Concat <axis = 1> (q, t)",
-        opset=11,
-    )
-    yield image("Split by input", "p, q = Split <axis = 1> (h, s) t = Relu (p) r = Concat <axis = 1> (q, t)", 8, "int64[2] s",
-                weights={"s": [3, 5]})  # fmt: skip
-    yield image("Split evenly", "p, q = Split <axis = 1> (h) r = Concat <axis = 1> (q, p)")
-    yield image(
-        "Split in so many", "p, q = Split <axis = 1, num_outputs = 2> (h) r = Concat <axis = 1> (q, p)", opset=18
-    )
+                "float[9,8,1,1] u, float[9] o, float[8,9,1,1] m, float[8] n")
+    join = "t = Relu (p) r = Concat <axis = 1> (q, t)"
+    yield image("Split by attribute", f"p, q = Split <axis = 1, split = [3,5]> (h) {join}", opset=11)
+    yield image("Split by input", f"p, q = Split <axis = 1> (h, s) {join}", 8, "int64[2] s", weights={"s": [3, 5]})
+    yield image("Split evenly", f"p, q = Split <axis = 1> (h) {join}")
+    yield image("Split in so many", f"p, q = Split <axis = 1, num_outputs = 2> (h) {join}", opset=18)
+    yield image("Split in so many, unevenly", "p, q, s = Split <axis = 1, num_outputs = 3> (h) r = Concat <axis = 1> (q, s, p)", opset=18)
     yield image("Split and gate", "p, q = Split <axis = 1> (h) a = Sigmoid (p) r = Mul (a, q)", 4, "", 4)
-    yield image(
-        "Slice by attributes",
-        "r = Slice <axes = [1], starts = [2], ends = [7]> (h)",
-        5,
-        "",
-        5,
-        opset=9,
-        reason="no weight reads it",
-    )
+    yield image("Split and pool", "p, q = Split <axis = 1> (h) s = GlobalAveragePool (p) t = GlobalMaxPool (q) r = Concat <axis = 1> (t, s)")
+    yield image("Split and reshape", "p, q = Split <axis = 1> (h) i = Reshape (p, s) j = Reshape (q, s) k = Concat <axis = 1> (j, i) r = Reshape (k, t)",
+                8, "int64[3] s, int64[4] t", weights={"s": [0, 0, -1], "t": [0, 0, 6, 6]})
+    yield image("Slice by attributes", "r = Slice <axes = [1], starts = [2], ends = [7]> (h)", 5, "", 5, opset=9, reason="no weight reads it")
     yield image("Slice of two ends", "p = Slice (h, a, s, i) q = Slice (h, s, e, i) t = Relu (q) r = Concat <axis = 1> (t, p)", 8,
-                "int64[1] a, int64[1] s, int64[1] e, int64[1] i", weights={"a": [0], "s": [-5], "e": [2**62], "i": [1]})  # fmt: skip
+                "int64[1] a, int64[1] s, int64[1] e, int64[1] i", weights={"a": [0], "s": [-5], "e": [END], "i": [1]})
+    yield image("Slice of channels and space", "r = Slice (h, s, e, i)", 4, "int64[3] s, int64[3] e, int64[3] i", 4,
+                weights={"s": [1, 1, 0], "e": [-1, 5, END], "i": [2, 1, 3]}, reason="no weight reads it")
     yield image("Slice with a stride fixes", "r = Slice (h, s, e, i, t)", 0, "int64[1] s, int64[1] e, int64[1] i, int64[1] t", 4,
-                weights={"s": [0], "e": [8], "i": [1], "t": [2]}, reason="takes every other channel")  # fmt: skip
-    yield image(
-        "Gather permutes", "r = Gather <axis = 1> (h, i)", 8, "int64[8] i", weights={"i": [7, 1, 5, 3, 4, 2, 6, 0]}
-    )
+                weights={"s": [0], "e": [8], "i": [1], "t": [2]}, reason="takes every other channel")
+    yield image("Gather permutes", "r = Gather <axis = 1> (h, i)", 8, "int64[8] i", weights={"i": [7, 1, 5, 3, 4, 2, -8, 6]})
     yield image("Gather takes some, one twice", "r = Gather <axis = 1> (h, i)", 2, "int64[3] i", 3, weights={"i": [5, 1, 5]},
-                reason="no weight reads it")  # fmt: skip
+                reason="no weight reads it")
     yield image("Gather of one fixes", "q = Gather <axis = 1> (h, i) p = Unsqueeze (q, a) r = Add (h, p)", 0, "int64 i, int64[1] a",
-                weights={"i": 2, "a": [1]}, reason="picks from it")  # fmt: skip
+                weights={"i": 2, "a": [1]}, reason="picks from it")
     yield Row("embedding", """(int64[N,5] x) => (float[N,5,4] y) <float[10,8] e, float[8,4] v>
-        { h = Gather (e, x) r = Relu (h) y = MatMul (r, v) }""", 8)  # fmt: skip
+        { h = Gather (e, x) r = Relu (h) y = MatMul (r, v) }""", 8)
+    yield Row("an embedding that is the head too", """(int64[N,5] x) => (float[N,5,10] y) <float[10,8] e>
+        { h = Gather (e, x) r = Relu (h) t = Transpose (e) y = MatMul (r, t) }""", 8)
 
 
 def recurrent() -> Iterator[Row]:
@@ -151,28 +167,71 @@ def recurrent() -> Iterator[Row]:
             yield Row(f"{op}, {way}", f"""(float[5,N,6] x) => (float[5,N,4] y) <float[{ways},{gates * 8},6] w,
                 float[{ways},{gates * 8},8] u, float[{ways},{gates * 16}] b, int64[3] s, float[{ways * 8},4] v>
                 {{ h = {op} <hidden_size = 8, direction = "{way}"> (x, w, u, b) t = Transpose <perm = [0,2,1,3]> (h) r = Reshape (t, s)
-                y = MatMul (r, v) }}""", 8, weights={"s": [0, 0, ways * 8]})  # fmt: skip
+                y = MatMul (r, v) }}""", 8, weights={"s": [0, 0, ways * 8]})
+        yield Row(f"{op}, stacked, the last state", f"""(float[T,N,3] x) => (float[1,N,4] y) <float[1,{gates * 8},3] w,
+            float[1,{gates * 8},8] u, float[1,{gates * 5},8] p, float[1,{gates * 5},5] q, float[5,4] v, int64[1] a>
+            {{ h = {op} <hidden_size = 8> (x, w, u) s = Squeeze (h, a) , t = {op} <hidden_size = 5> (s, p, q) y = MatMul (t, v) }}""", 13,
+            weights={"a": [1]})
+    yield Row("LSTM, peepholes", """(float[5,N,6] x) => (float[5,1,N,4] y) <float[1,32,6] w, float[1,32,8] u, float[1,64] b, float[1,24] p, float[8,4] v>
+        { h = LSTM <hidden_size = 8> (x, w, u, b, , , , p) y = MatMul (h, v) }""", 8)
+    yield Row("GRU behind a convolution", """(float[N,3,9] x) => (float[9,1,N,4] y) <float[7,3,1] c, float[1,24,7] w, float[1,24,8] u, float[1,48] b, float[8,4] v>
+        { g = Conv (x, c) t = Transpose <perm = [2,0,1]> (g) h = GRU <hidden_size = 8, linear_before_reset = 1> (t, w, u, b) y = MatMul (h, v) }""", 15)
+    yield Row("LSTM with a constant state", """(float[5,1,6] x) => (float[5,1,1,4] y) <float[1,32,6] w, float[1,32,8] u, float[1,1,8] s, float[1,1,8] t, float[8,4] v>
+        { h = LSTM <hidden_size = 8> (x, w, u, , , s, t) y = MatMul (h, v) }""", 8)
     yield Row("LSTM with a state from outside", """(float[5,1,6] x, float[1,1,8] s0) => (float[5,1,1,8] y) <float[1,32,6] w, float[1,32,8] u>
-        { y = LSTM <hidden_size = 8> (x, w, u, , , s0, s0) }""", 0, "first state")  # fmt: skip
+        { y = LSTM <hidden_size = 8> (x, w, u, , , s0, s0) }""", 0, "first state")
+    yield Row("two LSTMs, their last states alone", """(float[5,N,6] x) => (float[1,N,4] y)
+        <float[1,32,6] w, float[1,32,8] u, float[1,20,6] p, float[1,20,5] q, float[13,4] v>
+        { , g = LSTM <hidden_size = 8> (x, w, u) , h = LSTM <hidden_size = 5> (x, p, q) r = Concat <axis = 2> (g, h) y = MatMul (r, v) }""", 13)
 
 
 def files() -> Iterator[Row]:
     """Oddities of files."""
     yield image("Constant nodes", "k = Constant <value = float[1] {2.0}> () r = Mul (h, k)")
-    yield image("IR 3, weights are inputs", "r = Relu (h)", ir=3, opset=8)
-    yield image("an unused node", "u = Relu (h) r = Tanh (h)")
+    yield image("a Constant node as a kernel", "k = Constant <value = float[2,8,1,1] {1,2,3,4,5,6,7,8,9,8,7,6,5,4,3,2}> () r = Conv (h, k)", 10, "", 2)
+    yield image("Constant nodes of whole numbers", """f = Constant <value_ints = [0,2,4,6,6]> () g = Constant <value_ints = [0,8,6,6]> ()
+        q = Reshape (h, f) t = Transpose <perm = [0,2,1,3,4]> (q) r = Reshape (t, g)""", 4)
+    yield flat("a Constant node of plain floats", "k = Constant <value_floats = [1.0,2.0,3.0,4.0,5.0,6.0,7.0,8.0]> () r = Mul (h, k)")
+    for ir, opset in ((3, 8), (4, 9)):
+        yield image(f"IR {ir}", "k = Constant <value = float[1] {2.0}> () r = Mul (h, k)", ir=ir, opset=opset)
+        yield image(f"IR {ir}, a shuffle and a bias stored once", """k = Conv (h, u, b) q = Reshape (k, f) t = Transpose <perm = [0,2,1,3,4]> (q)
+            r = Reshape (t, g)""", 12, "float[8,8,1,1] u, int64[5] f, int64[4] g", weights={"f": [0, 2, 4, 6, 6], "g": [0, 8, 6, 6]}, ir=ir, opset=opset)
+    yield image("an unused node", "u = Conv (h, k) r = Tanh (h)", 8, "float[5,8,1,1] k", reason="no weight reads it")
     yield image("Identity of a weight", "k = Identity (u) r = Conv (h, k)", 16, "float[8,8,1,1] u")
     yield image("quantised weights", "k = DequantizeLinear <axis = 0> (u, s, z) r = Conv (h, k)", 16,
-                "int8[8,8,1,1] u, float[8] s, int8[8] z", weights={"u": np.arange(-32, 32), "s": np.full(8, 0.02), "z": np.zeros(8)})  # fmt: skip
+                "int8[8,8,1,1] u, float[8] s, int8[8] z", weights={"u": np.arange(-32, 32), "s": np.full(8, 0.02), "z": np.zeros(8)})
+    yield image("quantised weights, off centre, fix", "k = DequantizeLinear <axis = 0> (u, s, z) r = Conv (h, k)", 0,
+                "uint8[8,8,1,1] u, float[8] s, uint8[8] z", weights={"u": np.arange(64), "s": np.full(8, 0.02), "z": np.full(8, 7)},
+                reason="zero point that is not zero")
+    yield image("quantised weights of one scale", "k = DequantizeLinear (u, s, z) r = Conv (h, k)", 16, "uint8[8,8,1,1] u, float s, uint8 z",
+                weights={"u": np.arange(64), "s": 0.02, "z": 0})
     yield image("quantised activations", "q = QuantizeLinear (h, s, z) r = DequantizeLinear (q, s, z)", 8, "float s, uint8 z",
-                weights={"s": 0.05, "z": 128})  # fmt: skip
+                weights={"s": 0.05, "z": 128})
     yield Row("float16", """(float16[N,3,6,6] x) => (float16[N,4,6,6] y) <float16[8,3,3,3] w, float16[8] b, float16[4,8,1,1] v>
-        { h = Conv <pads = [1,1,1,1]> (x, w, b) r = Relu (h) y = Conv (r, v) }""", 8, tolerance=1e-2)  # fmt: skip
+        { h = Conv <pads = [1,1,1,1]> (x, w, b) r = Relu (h) y = Conv (r, v) }""", 8, tolerance=1e-2)
+    yield Row("float64", """(double[N,6] x) => (double[N,4] y) <double[6,8] w, double[8] b, double[8,4] v>
+        { g = MatMul (x, w) h = Add (g, b) r = Relu (h) y = MatMul (r, v) }""", 8)
     yield Row("two inputs, two outputs", """(float[N,3,6,6] x, float[N,3,6,6] z) => (float[N,4,6,6] y, float[N,8,6,6] p)
         <float[8,3,1,1] w, float[8,3,1,1] u, float[4,8,1,1] v>
-        { h = Conv (x, w) p = Conv (z, u) r = Add (h, p) y = Conv (r, v) }""", 0, "it is the model's output 'p'")  # fmt: skip
+        { h = Conv (x, w) p = Conv (z, u) r = Add (h, p) y = Conv (r, v) }""", 0, "it is the model's output 'p'")
+    yield Row("two inputs, two heads", """(float[N,3,6,6] x, float[N,3,6,6] z) => (float[N,4,6,6] y, float[N,2,6,6] p)
+        <float[8,3,1,1] w, float[8,3,1,1] u, float[4,8,1,1] v, float[2,8,1,1] k>
+        { h = Conv (x, w) q = Conv (z, u) r = Add (h, q) y = Conv (r, v) p = Conv (h, k) }""", 8)
+    branches = "then_branch = a () => (float[N,5,8] o) { o = Relu (p) }, else_branch = b () => (float[N,5,8] q) { q = Tanh (p) }"
+    yield flat("If fixes what its branches read", f"p = MatMul (h, k) n = Size (x) t = Cast <to = 9> (n) r = If (t) <{branches}>", 8,
+               "float[8,8] k", reason="reads it inside a subgraph")
+    yield flat("another domain's operator of the same name fixes", "r = com.microsoft.Gelu (h)", 0, domains=', "com.microsoft" : 1',
+               reason="has no rule yet")
+    yield image("names that look like ours", """[a] p, q = Split <axis = 1> (h) [s] s = Conv (p, u) ["s#2"] t = Conv (q, o) z = Add (s, t)
+        l, m = Split <axis = 1> (z) i = Conv (l, k) j = Conv (m, n) r = Add (i, j)""", 24,
+        "float[8,4,1,1] u, float[8,4,1,1] o, float[8,4,1,1] k, float[8,4,1,1] n")
+    layer = '<opset_import: ["" : 17], domain: "own"> layer (a, k, c) => (r) { m = MatMul (a, k) n = Add (m, c) r = Relu (n) }'
+    heads = "(float[N,6] x) => (float[N,4] y) <float[6,8] w, float[8,8] k, float[8] b, float[8,4] v> { g = own.layer (x, w, b) h = own.layer (g, k, b)"
+    yield Row("functions that share a bias", f"{heads} y = MatMul (h, v) }} {layer}", 16, domains=', "own" : 1')
+    yield Row("functions that share a fill", f"{heads} r = own.layer (h, k, b) y = MatMul (r, v) }} {layer}", 24, domains=', "own" : 1',
+              weights={"k": np.full((8, 8), 0.1)})
 
 
 def shapes() -> list[Row]:
     """All of this file's rows."""
-    return [*space(), *order(), *selection(), *recurrent(), *files()]
+    return [*space(), *padding(), *order(), *runtime(), *selection(), *recurrent(), *files()]

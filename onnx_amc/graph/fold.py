@@ -12,9 +12,10 @@ from onnx import numpy_helper
 from onnx_amc.errors import ModelError
 from onnx_amc.graph.shapes import is_light, measured, without_weights
 
-NEVER = frozenset(
+RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
+QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 DATA_DEPENDENT = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "If", "Loop", "Scan", "StringSplit"})
 LARGEST = 65_536
 LARGEST_FLOAT = 1_024
@@ -27,18 +28,27 @@ def fold(proto: onnx.ModelProto, where: str) -> None:
     a file that grows is no compression.
     """
     graph = proto.graph
-    static = _static_shapes(proto)
-    known = {t.name for t in graph.initializer if is_light(t)}
+    shapes = _known_shapes(proto)
+    given: dict[str, np.ndarray] = {}
+    weights = {t.name: t for t in graph.initializer}
+    known = {name for name, t in weights.items() if is_light(t)}
     foldable: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.op_type in NEVER or node.domain not in {"", "ai.onnx"} or any(a.HasField("g") for a in node.attribute):
+        if (
+            node.op_type in RANDOM | QUANTISED
+            or node.domain not in {"", "ai.onnx"}
+            or any(a.HasField("g") for a in node.attribute)
+        ):
             continue
-        if all(name in known for name in node.input if name) or (node.op_type == "Shape" and node.input[0] in static):
+        sizes = _sizes(node, shapes, weights)
+        if sizes is not None:
+            given[node.output[0]] = sizes
+        if sizes is not None or (node.op_type != "Shape" and all(name in known for name in node.input if name)):
             foldable.append(node)
             known.update(node.output)
     if not foldable:
         return
-    values = _evaluate(proto, foldable, static, where)
+    values = _evaluate(proto, foldable, given, where)
     outputs = {o.name for o in graph.output}
     gone = {id(n) for n in foldable if all(_small(values[o]) and o not in outputs for o in n.output if o)}
     kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node if id(n) not in gone]
@@ -66,23 +76,55 @@ def _reads(node: onnx.NodeProto) -> set[str]:
     return set(node.input).union(*(_reads(n) for n in inner))
 
 
-def _static_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
-    """Shapes that are the same for every input."""
+Dims = list[int | None]
+
+
+def _known_shapes(proto: onnx.ModelProto) -> dict[str, Dims]:
+    """Shapes, None for each dimension that may differ from input to input."""
     try:
         inferred = onnx.shape_inference.infer_shapes(without_weights(proto), data_prop=True).graph
     except onnx.shape_inference.InferenceError:
         inferred = proto.graph
-    found: dict[str, list[int]] = {}
+    found: dict[str, Dims] = {}
     for info in [*inferred.value_info, *inferred.input, *inferred.output]:
         kind = info.type.tensor_type
-        if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
-            found[info.name] = [d.dim_value for d in kind.shape.dim]
+        if kind.HasField("shape"):
+            found[info.name] = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
     found.update({t.name: list(t.dims) for t in proto.graph.initializer})
-    unknown = {n.input[0] for n in proto.graph.node if n.op_type == "Shape" and n.input[0] not in found}
-    if unknown and all(i.name in found for i in proto.graph.input) and not _data_dependent(proto):
-        given = {i.name: tuple(found[i.name]) for i in proto.graph.input}
+    fixed = {name for name, dims in found.items() if None not in dims}
+    unknown = {n.input[0] for n in proto.graph.node if n.op_type == "Shape" and n.input[0] not in fixed}
+    if unknown and all(i.name in fixed for i in proto.graph.input) and not _data_dependent(proto):
+        given = {i.name: tuple(d or 0 for d in found[i.name]) for i in proto.graph.input}
         found.update({name: list(shape) for name, shape in measured(proto, given, sorted(unknown)).items()})
     return found
+
+
+def _sizes(node: onnx.NodeProto, shapes: dict[str, Dims], weights: dict[str, onnx.TensorProto]) -> np.ndarray | None:
+    """What a Shape, or a Gather of one, gives for every input; None where it depends on the input.
+
+    The dimensions of a Shape are noted in `shapes` under a name that no tensor can have.
+    """
+    if node.op_type == "Shape":
+        limits = {a.name: a.i for a in node.attribute}
+        dims = shapes.get(node.input[0])
+        if dims is None:
+            return None
+        dims = dims[limits.get("start", 0) : limits.get("end", len(dims))]
+        shapes[f"{node.output[0]}\0values"] = dims
+    elif node.op_type in {"Gather", "Slice"} and f"{node.input[0]}\0values" in shapes:
+        index = [numpy_helper.to_array(weights[n]).reshape(-1) for n in node.input[1:] if n in weights]
+        values = shapes[f"{node.input[0]}\0values"]
+        if len(index) != len(node.input) - 1 or any(i.size == 0 for i in index):
+            return None
+        if node.op_type == "Slice":
+            dims = values[slice(int(index[0][0]), int(index[1][0]), int(index[3][0]) if len(index) > 3 else 1)]
+        else:
+            dims = [values[int(i)] for i in index[0]]
+            if not weights[node.input[1]].dims:
+                return None if dims[0] is None else np.array(dims[0], dtype=np.int64)
+    else:
+        return None
+    return None if None in dims else np.array(dims, dtype=np.int64)
 
 
 def _data_dependent(proto: onnx.ModelProto) -> bool:
@@ -91,7 +133,7 @@ def _data_dependent(proto: onnx.ModelProto) -> bool:
 
 
 def _evaluate(
-    proto: onnx.ModelProto, nodes: list[onnx.NodeProto], static: dict[str, list[int]], where: str
+    proto: onnx.ModelProto, nodes: list[onnx.NodeProto], given: dict[str, np.ndarray], where: str
 ) -> dict[str, np.ndarray]:
     """Run the constant part of the graph once in onnxruntime."""
     constants = onnx.ModelProto(ir_version=proto.ir_version)
@@ -100,19 +142,18 @@ def _evaluate(
     read = {name for node in nodes for name in node.input}
     constants.graph.initializer.extend(t for t in proto.graph.initializer if t.name in read and is_light(t))
     for node in nodes:
-        if node.op_type == "Shape":
-            constants.graph.initializer.append(numpy_helper.from_array(_shape_of(node, static), node.output[0]))
+        if node.output[0] in given:
+            constants.graph.initializer.append(numpy_helper.from_array(given[node.output[0]], node.output[0]))
         else:
             constants.graph.node.append(node)
     constants.graph.input.extend(
         onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
         for t in (constants.graph.initializer if proto.ir_version < 4 else ())
     )
-    shapes = {n.output[0]: _shape_of(n, static) for n in nodes if n.op_type == "Shape"}
-    wanted = [o for n in nodes if n.op_type != "Shape" for o in n.output if o]
+    wanted = [o for n in nodes if n.output[0] not in given for o in n.output if o]
     constants.graph.output.extend(onnx.ValueInfoProto(name=o) for o in wanted)
     if not wanted:
-        return shapes
+        return given
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -123,10 +164,4 @@ def _evaluate(
         raise ModelError(
             f"onnxruntime cannot evaluate its constants: {error}", where=where, fix="export the model again"
         ) from error
-    return shapes | dict(zip(wanted, results, strict=True))
-
-
-def _shape_of(node: onnx.NodeProto, static: dict[str, list[int]]) -> np.ndarray:
-    limits = {a.name: a.i for a in node.attribute}
-    shape = static[node.input[0]]
-    return np.array(shape[limits.get("start", 0) : limits.get("end", len(shape))], dtype=np.int64)
+    return given | dict(zip(wanted, results, strict=True))

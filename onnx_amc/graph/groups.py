@@ -14,10 +14,11 @@ from functools import cached_property
 import numpy as np
 
 from onnx_amc.errors import ModelError
-from onnx_amc.graph import rules_norm, rules_select, rules_shape  # noqa: F401  they enter their rules into the table
-from onnx_amc.graph.ledger import Axes, Keep, Ledger, Owner, Tokens
-from onnx_amc.graph.load import FLOATS, Model, attributes, names_read
+from onnx_amc.graph import rules_norm, rules_product, rules_select, rules_shape, sizes  # noqa: F401  they enter their rules
+from onnx_amc.graph.ledger import ROLES, Axes, Keep, Ledger, Owner, Tokens
+from onnx_amc.graph.load import FLOATS, Model, attributes, key_of, names_read
 from onnx_amc.graph.rules import RULES, Step, without_rule
+from onnx_amc.graph.zeros import Zeros
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Slice:
     Args:
         owner: The initializer (by its name in the normalised model) and its axis.
         role: `produces`, `reads` or `carries`.
+        mask: Whether zeros here stand for the cut.
         index: Positions on the axis.
         channel: The group's channel at each position.
 
@@ -34,6 +36,7 @@ class Slice:
 
     owner: Owner
     role: str
+    mask: bool
     index: np.ndarray
     channel: np.ndarray
 
@@ -89,7 +92,7 @@ class Analysis:
     @cached_property
     def names(self) -> dict[str, str]:
         """What the user knows each node by, from its first output."""
-        return {n.output[0]: n.name or n.output[0] for n in self.model.proto.graph.node}
+        return {key_of(n): n.name or key_of(n) for n in self.model.proto.graph.node}
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -119,25 +122,25 @@ def analyse(model: Model) -> Analysis:
         ModelError: A rule met a graph that is not what the operator's specification says.
 
     """
-    ledger, labels = _walked(model, {})
+    ledger, labels, axes = _walked(model, {})
     choices: dict[str, int] = {}
     for attempt in range(1, CARRIERS):
         unlucky = _unlucky(ledger, labels)
         if not unlucky:
             break
         choices |= dict.fromkeys(unlucky, attempt)
-        ledger, labels = _walked(model, choices)
+        ledger, labels, axes = _walked(model, choices)
     lost = _unlucky(ledger, labels)
     if lost:
-        ledger, labels = _walked(model, {k: v for k, v in choices.items() if k not in lost})
-    return _gather(model, ledger, labels)
+        ledger, labels, axes = _walked(model, {k: v for k, v in choices.items() if k not in lost})
+    return _gather(model, ledger, labels, _demanded(model, ledger, labels, axes))
 
 
 CARRIERS = 4
 """Axes of a split that are tried as the carrier of its channels: head width, heads, q/k/v."""
 
 
-def _walked(model: Model, choices: dict[str, int]) -> tuple[Ledger, np.ndarray]:
+def _walked(model: Model, choices: dict[str, int]) -> tuple[Ledger, np.ndarray, dict[str, Axes | None]]:
     """One walk over the graph, with the carriers of some splits chosen."""
     ledger = Ledger(choices=choices)
     axes: dict[str, Axes | None] = {}
@@ -147,7 +150,28 @@ def _walked(model: Model, choices: dict[str, int]) -> tuple[Ledger, np.ndarray]:
     for output in model.proto.graph.output:
         for tokens in axes.get(output.name) or ():
             ledger.fix(tokens, f"it is the model's output '{output.name}'")
-    return ledger, ledger.classes()
+    return ledger, ledger.classes(), axes
+
+
+def _demanded(
+    model: Model, ledger: Ledger, labels: np.ndarray, axes: dict[str, Axes | None]
+) -> dict[int, frozenset[Owner]]:
+    """For each channel that is masked at its source, the owners that are set to zero; fixes those that cannot be masked."""
+    zeros = Zeros(model, axes, labels)
+    fixed = ledger.reasons(labels)
+    found: dict[int, frozenset[Owner]] = {}
+    for demand in ledger.demands:
+        channels = np.unique(labels[demand.tokens])
+        channels = channels[[c not in fixed for c in channels.tolist()]]
+        if not len(channels):
+            continue
+        sources = next((s for t in demand.tensors if (s := zeros.sources(t, channels)) is not None), None)
+        if sources is None or any(o.tensor in model.made for o in sources):
+            ledger.fix(demand.tokens, demand.reason)
+            continue
+        for channel in channels.tolist():
+            found[channel] = found.get(channel, frozenset()) | sources
+    return found
 
 
 def _unlucky(ledger: Ledger, labels: np.ndarray) -> set[str]:
@@ -180,11 +204,13 @@ class _Walk:
             shapes=self.model.shapes,
             values=self._value,
             params=self.params,
+            stored=self.model.weights,
             book=self.ledger,
             attrs=attributes(node),  # type: ignore[arg-type]
             opset=self.model.opset,
         )
         outputs = self._apply(step)
+        sizes.follow(step)
         names = [n for n in step.node.input if n]
         if names and all(n in self.params for n in names):
             self.params.update(o for o in step.node.output if o)
@@ -241,7 +267,7 @@ def _without_singles(step: Step, axes: Axes) -> Axes:
     return tuple(None if t is None or len(t) == 1 else t for t in axes)
 
 
-def _gather(model: Model, ledger: Ledger, labels: np.ndarray) -> Analysis:
+def _gather(model: Model, ledger: Ledger, labels: np.ndarray, masks: dict[int, frozenset[Owner]]) -> Analysis:
     """Classes with the same footprint and the same fate become one group."""
     count = int(labels.max()) + 1 if len(labels) else 0
     reasons = ledger.reasons(labels)
@@ -249,22 +275,23 @@ def _gather(model: Model, ledger: Ledger, labels: np.ndarray) -> Analysis:
     first = np.full(count, ledger.size, dtype=np.int64)
     np.minimum.at(first, labels, np.arange(ledger.size))
     prints = _footprints(ledger, labels, count)
-    buckets: dict[tuple[bytes, str | None], list[int]] = {}
+    buckets: dict[tuple[bytes, str | None, frozenset[Owner]], list[int]] = {}
     for label in np.argsort(first, kind="stable").tolist():
         unread = label in reasons and not (roles["reads"][label] or roles["carries"][label])
         if not roles["produces"][label] and not unread:
             continue
-        reason = reasons.get(label) or (None if roles["reads"][label] else "no weight reads it")
-        buckets.setdefault((prints[label], reason), []).append(label)
+        read = roles["reads"][label] or label in masks
+        reason = reasons.get(label) or (None if read else "no weight reads it")
+        buckets.setdefault((prints[label], reason, masks.get(label, frozenset())), []).append(label)
     home, place = np.full(count, -1), np.zeros(count, dtype=np.int64)
     groups: list[Group] = []
     fixed: list[Group] = []
     taken: dict[str, int] = {}
     members = _Members(ledger, labels)
-    for (_, reason), classes in buckets.items():
+    for (_, reason, masked), classes in buckets.items():
         if reason is None:
             home[classes], place[classes] = len(groups), np.arange(len(classes))
-        slices, nodes, name = members.of(classes)
+        slices, nodes, name = members.of(classes, masked)
         name = _display(model, name)
         taken[name] = taken.get(name, 0) + 1
         unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
@@ -281,18 +308,17 @@ def _display(model: Model, output: str) -> str:
 
 def _roles(ledger: Ledger, labels: np.ndarray, count: int) -> dict[str, np.ndarray]:
     """For each role, bool (classes,): whether one of the class's owners plays it."""
-    found = {role: np.zeros(count, dtype=bool) for role in ("produces", "reads", "carries")}
+    found = {role: np.zeros(count, dtype=bool) for role in ROLES}
     for owner, start, end in ledger.spans():
-        role = ledger.roles.get(owner)
-        if role is not None:
+        for role in ledger.roles.get(owner, ()):
             found[role][labels[start:end]] = True
     return found
 
 
 def _footprints(ledger: Ledger, labels: np.ndarray, count: int) -> list[bytes]:
-    """For each class, how often it occurs in each owner and each factor of the price, as bytes to compare."""
+    """For each class, how often it occurs in each owner, selected piece and factor of the price, as bytes to compare."""
     arrays = [np.arange(a, b) for _, a, b in ledger.spans()]
-    arrays += [factor for term in ledger.terms for factor in term.factors]
+    arrays += [factor for term in ledger.terms for factor in term.factors] + ledger.pieces
     if not arrays:
         return [b""] * count
     where = np.concatenate([np.full(len(a), i, dtype=np.int64) for i, a in enumerate(arrays)])
@@ -316,8 +342,8 @@ class _Members:
         found: Tokens = self.order[self.bounds[label] : self.bounds[label + 1]]
         return found
 
-    def of(self, classes: Sequence[int]) -> tuple[tuple[Slice, ...], tuple[str, ...], str]:
-        """Slices, nodes and the first producing node of a group."""
+    def of(self, classes: Sequence[int], masked: frozenset[Owner]) -> tuple[tuple[Slice, ...], tuple[str, ...], str]:
+        """Slices, nodes and the first producing node of a group; `masked` are owners that mask it besides its readers."""
         ledger = self.ledger
         tokens = [self.tokens(c) for c in classes]
         everything = np.concatenate(tokens)
@@ -330,11 +356,14 @@ class _Members:
             owner, here = ledger.owners[i], owners == i
             users = ledger.users.get(owner, [])
             nodes.update(dict.fromkeys(users))
-            if owner not in ledger.roles:
+            roles = ledger.roles.get(owner, set())
+            if owner.axis < 0:
                 continue
-            if not first and ledger.roles[owner] == "produces" and users:
+            if not first and "produces" in roles and users:
                 first = users[0]
             index = everything[here] - ledger.starts[i]
             order = np.argsort(index, kind="stable")
-            slices.append(Slice(owner, ledger.roles[owner], index[order], channel[here][order]))
+            role = next((r for r in ROLES if r in roles), "carries")
+            mask = "reads" in roles or owner in masked
+            slices.append(Slice(owner, role, mask, index[order], channel[here][order]))
         return tuple(slices), tuple(nodes), first or (next(iter(nodes)) if nodes else "?")

@@ -19,8 +19,8 @@ Tokens = np.ndarray
 Axes = tuple[Tokens | None, ...]
 """One entry per axis of a tensor; None where the axis cannot be shortened (batch, space, a model input)."""
 
-STRENGTH = ("carries", "produces", "reads")
-"""Roles, the one that counts last: a weight that reads a channel anywhere is masked there."""
+ROLES = ("reads", "produces", "carries")
+"""What an axis of a weight does with a channel, the one that it is named by first."""
 
 Keep = Callable[[Tokens], np.ndarray]
 """Which of the given tokens survive, bool of the same shape."""
@@ -43,6 +43,7 @@ class Edit:
         slot: Index of the constant input, or name of the attribute.
         value: The new value, from the surviving tokens.
         tokens: What the value depends on; untouched where all of them survive.
+        where: For an input computed at run time: bool, the elements that `value` replaces; the others stay as computed.
 
     """
 
@@ -50,6 +51,23 @@ class Edit:
     slot: int | str
     value: Callable[[Keep], np.ndarray]
     tokens: Tokens
+    where: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Channels that are read where no initializer is at hand to mask: one of the tensors must become nothing there.
+
+    Args:
+        tokens: The channels.
+        tensors: What is multiplied; it is enough that one of them is zero.
+        reason: Why the channels stay where none can be made zero by zeroing weights.
+
+    """
+
+    tokens: Tokens
+    tensors: tuple[str, ...]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -91,13 +109,16 @@ class Ledger:
     owners: list[Owner] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     size: int = 0
-    roles: dict[Owner, str] = field(default_factory=dict)
+    roles: dict[Owner, set[str]] = field(default_factory=dict)
     users: dict[Owner, list[str]] = field(default_factory=dict)
     edits: list[Edit] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
     splits: list[tuple[str, Tokens]] = field(default_factory=list)
     choices: dict[str, int] = field(default_factory=dict)
+    demands: list[Demand] = field(default_factory=list)
+    pieces: list[Tokens] = field(default_factory=list)
+    sizes: dict[str, list[Tokens | None]] = field(default_factory=dict)
     _bare: list[Tokens] = field(default_factory=list)
     _ties: list[tuple[Tokens, Tokens]] = field(default_factory=list)
     _fixed: list[tuple[Tokens, str]] = field(default_factory=list)
@@ -119,14 +140,19 @@ class Ledger:
         if tokens is not None and tokens.size:
             self._fixed.append((tokens.ravel(), reason))
 
-    def fix_bare(self, tokens: Tokens | None, reason: str) -> None:
-        """Forbid the removal of tokens that are read without a weight; another carrier of a split may avoid it."""
+    def demand(self, tokens: Tokens | None, tensors: tuple[str, ...], reason: str) -> None:
+        """Let tokens be cut only where zeroing weights makes one of these tensors zero there."""
+        if tokens is not None:
+            self.demands.append(Demand(tokens.ravel(), tensors, reason))
+
+    def bare_product(self, tokens: Tokens | None, tensors: tuple[str, ...], reason: str) -> None:
+        """Say that two activations are multiplied and summed over these tokens; another carrier of a split may avoid it."""
         if tokens is not None:
             self._bare.append(tokens.ravel())
-            self.fix(tokens, reason)
+            self.demand(tokens, tensors, reason)
 
     def bare(self) -> Tokens:
-        """All tokens that are read without a weight."""
+        """All tokens over which two activations are contracted."""
         return np.concatenate([np.zeros(0, dtype=np.int64), *self._bare])
 
     def join(self, a: Tokens | None, b: Tokens | None, reason: str) -> Tokens | None:
@@ -145,7 +171,7 @@ class Ledger:
         for i in np.unique(self.owner_of(tokens)):
             owner = self.owners[i]
             self.users.setdefault(owner, []).append(node)
-            self.roles[owner] = max(role, self.roles.get(owner, role), key=STRENGTH.index)
+            self.roles.setdefault(owner, set()).add(role)
 
     def owner_of(self, tokens: Tokens) -> np.ndarray:
         """Index into `owners` for each token."""

@@ -39,6 +39,7 @@ class Model:
         shapes: Every tensor's shape for one sample (batch 1).
         origin: For each initializer that was split off a shared one: the original's name and the user it serves.
         lifted: Constant nodes that became initializers, by output; they are nodes again in what is delivered.
+        made: Initializers of `proto` that the original has under no name: folded, or from inside a function.
         weights: The initializers of `proto` by name.
 
     """
@@ -51,6 +52,7 @@ class Model:
     shapes: dict[str, tuple[int, ...]]
     origin: dict[str, tuple[str, str]]
     lifted: dict[str, onnx.NodeProto]
+    made: frozenset[str]
     weights: dict[str, onnx.TensorProto] = field(repr=False)
 
     def value(self, name: str) -> np.ndarray:
@@ -79,7 +81,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     _densify(proto)
     lifted = _lift_constants(proto)
     fold(proto, where)
-    origin = _unshare(proto)
+    origin = _unshare(proto, original)
     _drop_unused(proto)
     return Model(
         proto=proto,
@@ -90,8 +92,16 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         shapes=concrete_shapes(proto),
         origin=origin,
         lifted=lifted,
+        made=_made(proto, original, origin),
         weights={t.name: t for t in proto.graph.initializer},
     )
+
+
+def _made(proto: onnx.ModelProto, original: onnx.ModelProto, origin: dict[str, tuple[str, str]]) -> frozenset[str]:
+    """Initializers that a plan cannot name to somebody who has the original file alone."""
+    known = {t.name for t in original.graph.initializer} | {t.values.name for t in original.graph.sparse_initializer}
+    known |= {o for n in original.graph.node if n.op_type == "Constant" for o in n.output}
+    return frozenset(t.name for t in proto.graph.initializer if origin.get(t.name, (t.name, ""))[0] not in known)
 
 
 def true_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -198,13 +208,14 @@ def _declare(proto: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
         proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
 
 
-def _unshare(proto: onnx.ModelProto) -> dict[str, tuple[str, str]]:
+def _unshare(proto: onnx.ModelProto, original: onnx.ModelProto) -> dict[str, tuple[str, str]]:
     """Give each user its own copy of a vector or a constant fill that exporters store once; a shared matrix is a true tie."""
     uses = Counter(name for node in proto.graph.node for name in set(node.input) if name)
     shared = {
         t.name: t for t in proto.graph.initializer if uses[t.name] > 1 and t.data_type in FLOATS and _accidental(t)
     }
     origin: dict[str, tuple[str, str]] = {}
+    calls = _calls(proto, original)
     seen: set[str] = set()
     for node in proto.graph.node:
         for i, name in enumerate(node.input):
@@ -212,16 +223,33 @@ def _unshare(proto: onnx.ModelProto) -> dict[str, tuple[str, str]]:
                 continue
             if name not in seen:
                 seen.add(name)
-                origin[name] = (name, node.output[0])
+                origin[name] = (name, calls.get(key_of(node), key_of(node)))
                 continue
             copy = onnx.TensorProto()
             copy.CopyFrom(shared[name])
-            copy.name = f"{name}/{node.output[0]}/{i}"
+            copy.name = f"{name}/{key_of(node)}/{i}"
             proto.graph.initializer.append(copy)
             _declare(proto, copy)
             node.input[i] = copy.name
-            origin[copy.name] = (name, node.output[0])
+            origin[copy.name] = (name, calls.get(key_of(node), key_of(node)))
     return origin
+
+
+def _calls(proto: onnx.ModelProto, original: onnx.ModelProto) -> dict[str, str]:
+    """For each node that came out of a local function, by its key, the key of the call in the original."""
+    if not len(original.functions):
+        return {}
+    ours = {o: key_of(n) for n in original.graph.node for o in n.output if o}
+    found: dict[str, str] = {}
+    leads: dict[str, str] = {}
+    for node in reversed(proto.graph.node):
+        call = next((ours.get(o) or leads.get(o) for o in node.output if o in ours or o in leads), None)
+        if call is not None:
+            found[key_of(node)] = call
+            for name in node.input:
+                if name not in ours:
+                    leads.setdefault(name, call)
+    return found
 
 
 def _accidental(tensor: onnx.TensorProto) -> bool:
@@ -242,6 +270,11 @@ def _drop_unused(proto: onnx.ModelProto) -> None:
         for i in reversed(range(len(listing))):
             if listing[i].name in unused:
                 del listing[i]
+
+
+def key_of(node: onnx.NodeProto) -> str:
+    """What the program knows a node by: the first output that has a name."""
+    return next((str(o) for o in node.output if o), "")
 
 
 def names_read(node: onnx.NodeProto) -> set[str]:

@@ -7,7 +7,7 @@ An operator without a rule fixes whatever reaches it. A new rule needs a new cas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.graph.ledger import Axes, Edit, Keep, Ledger, Reader, Term, Tokens
+from onnx_amc.graph.load import key_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Step:
         shapes: Shape of each input and output by name.
         values: Value of each constant input by name.
         params: Tensors that descend from weights alone.
+        stored: The initializers among them.
         book: The ledger.
         attrs: The node's attributes.
         opset: Version of the default operator set.
@@ -38,6 +40,7 @@ class Step:
     shapes: dict[str, tuple[int, ...]]
     values: Callable[[str], np.ndarray | None]
     params: set[str]
+    stored: Collection[str]
     book: Ledger
     attrs: dict[str, Any]
     opset: int
@@ -45,7 +48,7 @@ class Step:
     @property
     def name(self) -> str:
         """What the user knows the node by."""
-        return str(self.node.name or self.node.output[0])
+        return str(self.node.name or self.key)
 
     @property
     def label(self) -> str:
@@ -55,7 +58,7 @@ class Step:
     @property
     def key(self) -> str:
         """What the program knows the node by."""
-        return str(self.node.output[0])
+        return key_of(self.node)
 
     def shape(self, i: int) -> tuple[int, ...]:
         """Shape of input i."""
@@ -106,6 +109,28 @@ class Step:
     def edit(self, slot: int | str, tokens: Tokens, value: Callable[[Keep], np.ndarray]) -> None:
         """Have a constant input or an attribute follow the cut of these tokens."""
         self.book.edits.append(Edit(self.key, slot, value, tokens))
+
+    def follow(self, slot: int, named: Sequence[tuple[int, Tokens]], base: np.ndarray | None, length: int) -> None:
+        """Have the sizes that input `slot` names follow the cut; `base` is None where it is computed at run time.
+
+        Args:
+            slot: Index of the input.
+            named: Position in the input and tokens of each axis that it names.
+            base: The constant.
+            length: How many sizes it names.
+
+        """
+        if not named:
+            return
+
+        def value(keep: Keep) -> np.ndarray:
+            new = np.zeros(length, dtype=np.int64) if base is None else base.copy()
+            for i, tokens in named:
+                new[i] = keep(tokens).sum()
+            return new
+
+        where = None if base is not None else np.isin(np.arange(length), [i for i, _ in named])
+        self.book.edits.append(Edit(self.key, slot, value, np.concatenate([t for _, t in named]), where))
 
     def join(
         self, a: Tokens | None, b: Tokens | None, why: str = "ties it to an axis that cannot be cut"
@@ -172,15 +197,22 @@ def contract(step: Step, a: int, a_axis: int, b: int, b_axis: int) -> Tokens | N
         step.fix(right, "multiplies two weights")
         return None
     if not step.is_param(a) and not step.is_param(b):
-        joined = step.join(left, right, "contracts it with an axis that cannot be cut")
-        step.book.fix_bare(joined, f"{step.label} contracts two activations")
-        return None
-    return contract_axes(step, left, right, weight_is_right=step.is_param(b))
+        return contract_activations(step, [a, b], [left, right])
+    return contract_axes(step, left, right, b) if step.is_param(b) else contract_axes(step, right, left, a)
 
 
-def contract_axes(step: Step, left: Tokens | None, right: Tokens | None, *, weight_is_right: bool) -> Tokens | None:
-    """Tie an activation's channels to the axis of the weight that reads them."""
-    weight, activation = (right, left) if weight_is_right else (left, right)
+def contract_activations(step: Step, slots: Sequence[int], tokens: Sequence[Tokens | None]) -> Tokens | None:
+    """Tie what two activations are multiplied and summed over: it may go where one of them can be made zero."""
+    joined = step.join(tokens[0], tokens[1], "contracts it with an axis that cannot be cut")
+    names = tuple(step.node.input[i] for i in slots)
+    step.book.bare_product(
+        joined, names, f"{step.label} contracts two activations, neither of which is zero where its weights are"
+    )
+    return joined
+
+
+def contract_axes(step: Step, activation: Tokens | None, weight: Tokens | None, slot: int) -> Tokens | None:
+    """Tie an activation's channels to the axis of the weight, input `slot`, that reads them."""
     if activation is None:
         step.book.mark(weight, "reads", step.key)
         step.fix(weight, "reads an axis that cannot be cut")
@@ -189,8 +221,16 @@ def contract_axes(step: Step, left: Tokens | None, right: Tokens | None, *, weig
         step.fix(activation, "reads it with a weight that cannot be cut")
         return None
     step.book.tie(activation, weight)
-    step.book.mark(weight, "reads", step.key)
+    read_by(step, weight, slot)
     return activation
+
+
+def read_by(step: Step, weight: Tokens, slot: int) -> None:
+    """Say that an axis of the weight at input `slot` reads channels; one that is computed must be zero where its sources are."""
+    step.book.mark(weight, "reads", step.key)
+    name = step.node.input[slot]
+    if name not in step.stored:
+        step.book.demand(weight, (name,), f"{step.label} reads it with a weight that is not zero where its sources are")
 
 
 def price(step: Step, constant: int, factors: list[tuple[int, Tokens | None]]) -> None:
@@ -209,160 +249,3 @@ def read(step: Step, x: int, w: int, inputs: Tokens | None, outputs: Tokens | No
         step.book.readers.append(
             Reader(step.key, step.node.op_type, step.node.input[x], step.node.input[w], inputs, outputs)
         )
-
-
-# ---- contractions -------------------------------------------------------------------------------------------------
-
-
-@rule("Conv")
-def conv(step: Step) -> list[Axes]:
-    """Y[:, o] = sum over c of W[o, c] * X[:, c] + B[o], within each of `group` groups."""
-    x, w = step.x(0), step.x(1)
-    shape, weight, out = step.shape(0), step.shape(1), step.out_shape()
-    groups = int(step.attrs.get("group", 1))
-    if not _slides(step, out):
-        return [step.plain()]
-    outputs = w[0]
-    inputs: Tokens | None = None
-    if groups == shape[1] and weight[1] == 1 and groups > 1:
-        outputs = _depthwise(step, x[1], w[0], groups)
-    elif groups == 1:
-        inputs = contract(step, 0, 1, 1, 1)
-        inputs = None if inputs is None else inputs[None]
-        step.book.mark(outputs, "produces", step.key)
-    else:
-        inputs = _grouped(step, x[1], w, groups)
-        step.book.mark(outputs, "produces", step.key)
-    if step.has(2) and outputs is not None:
-        step.book.mark(step.x(2)[0], "produces", step.key)
-        outputs = step.join(outputs, step.x(2)[0])
-    inner = inputs[0] if inputs is not None else None
-    price(
-        step, int(np.prod(weight[2:])) * out[0], [(out[1], outputs), (weight[1], inner), *((d, None) for d in out[2:])]
-    )
-    depthwise = groups > 1 and weight[1] == 1
-    if not depthwise:
-        read(step, 0, 1, inputs, outputs)
-    return [(x[0], outputs, *((None,) * (len(out) - 2)))]
-
-
-def _slides(step: Step, places: tuple[int, ...]) -> bool:
-    """Fix what a kernel slides along, and everything where it is no weight; tell whether it is one."""
-    for tokens in step.x(0)[2:]:
-        step.fix(tokens, "slides along it")
-    if not step.is_param(1):
-        step.fix_all("has a weight computed at run time")
-        price(step, int(np.prod(places)) * int(np.prod(step.shape(1)[1:])), [])
-    return step.is_param(1)
-
-
-def _depthwise(step: Step, x: Tokens | None, w: Tokens | None, groups: int) -> Tokens | None:
-    """Each input channel makes its own `m` outputs: they live and die with it, and `group` shrinks."""
-    if x is None or w is None:
-        step.fix(x, "filters each channel with a weight that cannot be cut")
-        step.fix(w, "filters channels that cannot be cut")
-        return None
-    step.book.tie(x[:, None], w.reshape(groups, -1))
-    step.book.mark(w, "carries", step.key)
-    step.edit("group", x, lambda keep: np.array(int(keep(x).sum())))
-    return w
-
-
-def _grouped(step: Step, x: Tokens | None, w: Axes, groups: int) -> Tokens | None:
-    """Every group loses the same positions, so that the groups stay alike."""
-    if w[0] is not None:
-        rows = w[0].reshape(groups, -1)
-        step.book.tie(rows, rows[:1])
-    if x is None or w[1] is None:
-        step.fix(x, "reads it in groups of one channel" if w[1] is None else "")
-        step.book.mark(w[1], "reads", step.key)
-        step.fix(w[1], "reads an axis that cannot be cut")
-        return None
-    blocks = x.reshape(groups, -1)
-    step.book.tie(blocks, w[1][None])
-    step.book.mark(w[1], "reads", step.key)
-    return blocks
-
-
-@rule("ConvTranspose")
-def conv_transpose(step: Step) -> list[Axes]:
-    """Like Conv with W[c, o]: axis 0 reads, axis 1 times `group` produces."""
-    x, w = step.x(0), step.x(1)
-    shape, weight, out = step.shape(0), step.shape(1), step.out_shape()
-    groups = int(step.attrs.get("group", 1))
-    if not _slides(step, shape):
-        return [step.plain()]
-    inputs: Tokens | None = None
-    outputs = w[1]
-    if groups == 1:
-        inputs = contract(step, 0, 1, 1, 0)
-        inputs = None if inputs is None else inputs[None]
-        step.book.mark(outputs, "produces", step.key)
-    elif groups == shape[1] and weight[1] == 1:
-        outputs = _depthwise(step, x[1], w[0], groups)
-    else:
-        step.fix(x[1], "is a grouped transposed convolution")
-        step.fix(w[0], "is a grouped transposed convolution")
-        step.fix(w[1], "is a grouped transposed convolution")
-        outputs = None
-    if step.has(2):
-        step.book.mark(step.x(2)[0], "produces", step.key)
-        outputs = step.join(outputs, step.x(2)[0])
-    contracted = inputs[0] if inputs is not None else None
-    left = outputs if groups > 1 else contracted
-    right = None if groups > 1 else outputs
-    space = int(np.prod(weight[2:])) * int(np.prod(shape[2:])) * shape[0]
-    price(step, space, [(shape[1], left), (weight[1], right)])
-    if groups == 1:
-        read(step, 0, 1, inputs, outputs)
-    return [(x[0], outputs, *((None,) * (len(out) - 2)))]
-
-
-@rule("Gemm")
-def gemm(step: Step) -> list[Axes]:
-    """Y = alpha A' B' + beta C."""
-    flip_a, flip_b = bool(step.attrs.get("transA", 0)), bool(step.attrs.get("transB", 0))
-    inputs = contract(step, 0, 0 if flip_a else 1, 1, 1 if flip_b else 0)
-    rows, columns = step.x(0)[1 if flip_a else 0], step.x(1)[0 if flip_b else 1]
-    if step.is_param(1):
-        step.book.mark(columns, "produces", step.key)
-    if step.is_param(0):
-        step.book.mark(rows, "produces", step.key)
-    out = step.out_shape()
-    if step.has(2):
-        offset = (None,) * (2 - len(step.x(2))) + step.x(2)
-        if step.is_param(2):
-            for tokens in offset:
-                step.book.mark(tokens, "produces", step.key)
-        sizes = (1,) * (2 - len(step.shape(2))) + step.shape(2)
-        rows = step.join(rows, offset[0]) if sizes[0] == out[0] and out[0] > 1 else rows
-        columns = step.join(columns, offset[1]) if sizes[1] == out[1] and out[1] > 1 else columns
-    depth = step.shape(0)[0 if flip_a else 1]
-    price(step, 1, [(out[0], rows), (out[1], columns), (depth, inputs)])
-    if not flip_a:
-        read(step, 0, 1, None if inputs is None else inputs[None], columns)
-    return [(rows, columns)]
-
-
-@rule("MatMul")
-def matmul(step: Step) -> list[Axes]:
-    """Contract the last axis of A with the last but one of B; leading axes broadcast."""
-    a, b = step.shape(0), step.shape(1)
-    inputs = contract(step, 0, len(a) - 1, 1, max(len(b) - 2, 0))
-    out = step.out_shape()
-    rows = step.x(0)[-2] if len(a) > 1 else None
-    columns = step.x(1)[-1] if len(b) > 1 else None
-    for i, tokens in ((0, rows), (1, columns)):
-        if step.is_param(i):
-            step.book.mark(tokens, "produces", step.key)
-    lead: list[Tokens | None] = []
-    for axis in range(-max(len(a), len(b)), -2):
-        met = [(s[axis], step.x(i)[axis]) for i, s in ((0, a), (1, b)) if len(s) >= -axis]
-        live = [tokens for size, tokens in met if size == max(size for size, _ in met)]
-        lead.append(live[0] if len(live) == 1 else step.join(live[0], live[1]))
-    tail = ([rows] if len(a) > 1 else []) + ([columns] if len(b) > 1 else [])
-    axes = (*lead, *tail)
-    price(step, 1, [*zip(out, axes, strict=True), (a[-1], inputs)])
-    if len(b) == 2:
-        read(step, 0, 1, None if inputs is None else inputs[None], columns)
-    return [axes]

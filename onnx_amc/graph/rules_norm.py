@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_amc.graph.ledger import Axes, Keep, Tokens
-from onnx_amc.graph.rules import Step, broadcast, contract_axes, mark_params, rule
+from onnx_amc.graph.rules import Step, broadcast, contract_activations, contract_axes, mark_params, read_by, rule
 
 UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid "
@@ -115,12 +115,13 @@ def recurrent(step: Step) -> list[Axes]:
         step.fix_all("has an unusual layout, or weights computed at run time")
         return [step.plain(i) for i in range(len(step.node.output))]
     x, w, r = step.x(0), step.x(1), step.x(2)
-    contract_axes(step, x[2], w[2], weight_is_right=True)
+    contract_axes(step, x[2], w[2], 1)
     unit = r[2]
     for tokens in (w[1], r[1]):
         step.book.mark(tokens, "produces", step.key)
         unit = _gatewise(step, tokens, unit, gates)
-    step.book.mark(r[2], "reads", step.key)
+    if r[2] is not None:
+        read_by(step, r[2], 2)
     if step.has(3):
         step.book.mark(step.x(3)[1], "produces", step.key)
         unit = _gatewise(step, step.x(3)[1], unit, 2 * gates)
@@ -187,10 +188,13 @@ def einsum(step: Step) -> list[Axes]:
 def _contracted(step: Step, holders: list[int], tokens: list[Tokens | None]) -> None:
     weights = [step.is_param(i) for i in holders]
     if weights[0] != weights[1]:
-        contract_axes(step, tokens[weights.index(False)], tokens[weights.index(True)], weight_is_right=True)
-        return
-    joined = step.join(tokens[0], tokens[1], "contracts it with an axis that cannot be cut")
-    step.book.fix_bare(joined, f"{step.label} contracts two {'weights' if weights[0] else 'activations'}")
+        at = weights.index(True)
+        contract_axes(step, tokens[1 - at], tokens[at], holders[at])
+    elif weights[0]:
+        for t in tokens:
+            step.fix(t, "multiplies two weights")
+    else:
+        contract_activations(step, holders, tokens)
 
 
 @rule("TopK")

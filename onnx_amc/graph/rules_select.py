@@ -53,6 +53,7 @@ def split(step: Step) -> list[Axes]:
     sizes = [step.shapes[o][axis] for o in step.node.output]
     bounds = np.cumsum([0, *sizes])
     parts = [tokens[a:b] for a, b in itertools.pairwise(bounds)]
+    step.book.pieces += parts
     slot: int | str = 1 if step.opset >= 13 else "split"
     if step.has(1) and step.const(1) is None:
         step.fix(tokens, "splits by sizes known at run time only")
@@ -86,6 +87,7 @@ def slice_(step: Step) -> list[Axes]:
         if out[axis] is None:
             step.fix(tokens, "takes one channel of it")
         elif (low, high) != (0, shape[axis]):
+            step.book.pieces.append(tokens[low:high])
             moves.append((at, tokens, low, high))
     if moves:
         _slice_edits(step, starts, ends, moves)
@@ -124,6 +126,7 @@ def gather(step: Step) -> list[Axes]:
     else:
         source, order = tokens, indices % len(tokens)
         picked = (source[order],)
+        step.book.pieces.append(source[order])
 
         def value(keep: Keep) -> np.ndarray:
             place = np.cumsum(keep(source)) - 1
@@ -145,23 +148,31 @@ def stretch(step: Step) -> list[Axes]:
         if tokens is not None and old != new:
             step.fix(tokens, "repeats it")
         out.append(tokens if old == new else None)
-    target = step.const(1)
-    if step.node.op_type == "Expand" and target is not None:
-        named = (1,) * (len(after) - len(target)) + tuple(int(v) for v in target)
-        live = [(i, t) for i, t in enumerate(out) if t is not None and named[i] > 1]
-        if live:
-
-            def value(keep: Keep) -> np.ndarray:
-                new = np.array(named, dtype=np.int64)
-                for i, tokens in live:
-                    new[i] = keep(tokens).sum()
-                return new
-
-            step.edit(1, np.concatenate([t for _, t in live]), value)
+    if step.node.op_type == "Expand":
+        _expanded(step, out)
     return [tuple(out)]
+
+
+def _expanded(step: Step, out: list[Tokens | None]) -> None:
+    """The target of an Expand follows the cut; an axis that it makes as long as one that is cut is cut alike."""
+    target, rank = step.const(1), step.shape(1)[0]
+    named = [1] * rank if target is None else [int(v) for v in target]
+    at = len(out) - rank
+    step.follow(1, [(i - at, t) for i, t in enumerate(out) if t is not None and i >= at and (target is None or named[i - at] > 1)],
+                target, rank)  # fmt: skip
+    for i, tokens in enumerate(step.book.sizes.get(step.node.input[1], [None] * rank)):
+        if tokens is not None and out[at + i] is None and len(tokens) == step.out_shape()[at + i]:
+            out[at + i] = tokens
+
+
+@rule("ConstantOfShape")
+def constant_of_shape(step: Step) -> list[Axes]:
+    """A constant as large as something else is cut alike."""
+    sizes = step.book.sizes.get(step.node.input[0], [None] * len(step.out_shape()))
+    return [tuple(t if t is not None and len(t) == d else None for t, d in zip(sizes, step.out_shape(), strict=True))]
 
 
 @rule("Shape", "Size")
 def measure(step: Step) -> list[Axes]:
-    """Sizes are computed at run time, from what is left."""
+    """Sizes are computed at run time, from what is left; see `sizes`."""
     return [step.plain()]

@@ -18,6 +18,8 @@ def pool(step: Step) -> list[Axes]:
     """Each channel is pooled by itself."""
     for tokens in step.x(0)[2:]:
         step.fix(tokens, "pools over it")
+    if len(step.node.output) > 1 and step.node.output[1]:
+        step.fix(step.x(0)[1], "counts its channels in the places of the maxima")
     out = (*step.x(0)[:2], *((None,) * (len(step.shape(0)) - 2)))
     return [out for _ in step.node.output]
 
@@ -82,15 +84,8 @@ def resize(step: Step) -> list[Axes]:
         if tokens is not None and i in axes:
             moving.append((axes.index(i), tokens))
         out.append(tokens)
-    if sizes is not None and moving:
-
-        def value(keep: Keep) -> np.ndarray:
-            new = sizes.copy()
-            for at, tokens in moving:
-                new[at] = keep(tokens).sum()
-            return new
-
-        step.edit(3, np.concatenate([t for _, t in moving]), value)
+    if step.node.op_type == "Resize" and step.has(3):
+        step.follow(3, moving, sizes, len(axes))
     return [tuple(out)]
 
 
@@ -158,27 +153,13 @@ def reshape(step: Step) -> list[Axes]:
         tokens = _merged(step, old)
         for axis, part in zip(new, _split(step, tokens, [after[i] for i in new]), strict=True):
             out[axis] = part
-    target = step.const(1) if step.node.op_type == "Reshape" else None
-    if target is not None:
-        _follow(step, target, out)
-    elif "shape" in step.attrs:
+    if "shape" in step.attrs:
         step.fix_all("uses the reshape of opsets before 5")
+    elif step.node.op_type == "Reshape":
+        target = step.const(1)
+        named = [(i, t) for i, t in enumerate(out) if t is not None and (target is None or target[i] > 0)]
+        step.follow(1, named, target, len(after))
     return [tuple(out)]
-
-
-def _follow(step: Step, target: np.ndarray, out: list[Tokens | None]) -> None:
-    """A target shape that names a channel count follows the cut."""
-    named = [(i, t) for i, t in enumerate(out) if t is not None and target[i] > 0]
-    if not named:
-        return
-
-    def value(keep: Keep) -> np.ndarray:
-        new = target.copy()
-        for i, tokens in named:
-            new[i] = keep(tokens).sum()
-        return new
-
-    step.edit(1, np.concatenate([t for _, t in named]), value)
 
 
 def _runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:

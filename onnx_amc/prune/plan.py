@@ -124,11 +124,11 @@ def slices_json(analysis: Analysis, group: Group, kept: tuple[int, ...]) -> list
     found: list[dict[str, Any]] = []
     for piece in group.slices:
         removed = piece.index[gone[piece.channel]].tolist()
-        if not removed:
+        if not removed or piece.owner.tensor in analysis.model.made:
             continue
         name, user = analysis.model.origin.get(piece.owner.tensor, (piece.owner.tensor, None))
         entry: dict[str, Any] = {"tensor": name, "axis": piece.owner.axis, "removed": removed, "role": piece.role}
-        entry["mask"] = piece.role == "reads"
+        entry["mask"] = piece.mask
         if user is not None:
             entry["node"] = user
         found.append(entry)

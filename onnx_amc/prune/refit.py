@@ -150,7 +150,7 @@ def rank_by_magnitude(analysis: Analysis, group: Group) -> Ranking:
     """Order channels by the summed magnitude of the weights that read them (AMC section 3.4)."""
     score = np.zeros(group.channels)
     for piece in group.slices:
-        if piece.role == "reads":
+        if piece.mask:
             array = np.abs(numpy_helper.to_array(analysis.model.weights[piece.owner.tensor]).astype(np.float64))
             along = np.moveaxis(array, piece.owner.axis, 0).reshape(array.shape[piece.owner.axis], -1).sum(axis=1)
             np.add.at(score, piece.channel, along[piece.index])

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
-from onnx_amc.graph.load import names_read
+from onnx_amc.graph.load import key_of, names_read
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -100,7 +100,7 @@ def masked(original: onnx.ModelProto, slices: Sequence[Mapping[str, Any]]) -> on
                 holders[tensor].CopyFrom(new)
                 continue
             result.graph.initializer.append(new)
-            node = next(n for n in users if n.output[0] == user)
+            node = next(n for n in users if user in n.output)
             for i, name in enumerate(node.input):
                 if name == tensor:
                     node.input[i] = new.name
@@ -138,7 +138,8 @@ def _shorten(analysis: Analysis, keep: Keep, result: onnx.ModelProto, values: Ar
 
 def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
     """Rewrite the sizes that constants and attributes name."""
-    nodes = {n.output[0]: n for n in result.graph.node}
+    nodes = {key_of(n): n for n in result.graph.node}
+    overrides: dict[str, onnx.NodeProto] = {}
     for edit in analysis.ledger.edits:
         if bool(keep(edit.tokens).all()):
             continue
@@ -148,11 +149,22 @@ def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
             continue
         name = f"{edit.node}/input{edit.slot}/cut"
         result.graph.initializer.append(numpy_helper.from_array(value, name))
+        if edit.where is not None:
+            overrides[edit.node] = onnx.helper.make_node(
+                "Where", [f"{name}/where", name, node.input[edit.slot]], [f"{name}/sizes"]
+            )
+            result.graph.initializer.append(numpy_helper.from_array(edit.where, f"{name}/where"))
+            name = f"{name}/sizes"
         while len(node.input) <= edit.slot:
             node.input.append("")
         node.input[edit.slot] = name
         if node.op_type == "Split":
             _set_attribute(node, "num_outputs", None)
+    if overrides:
+        ordered = [n for node in result.graph.node for n in (overrides.get(key_of(node)), node) if n is not None]
+        copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in ordered]
+        del result.graph.node[:]
+        result.graph.node.extend(copies)
 
 
 def _set_attribute(node: onnx.NodeProto, name: str, value: np.ndarray | None) -> None:
@@ -198,11 +210,14 @@ def _restore_constants(analysis: Analysis, result: onnx.ModelProto) -> None:
         if name not in tensors or name not in used:
             continue
         copy = onnx.NodeProto.FromString(node.SerializeToString())
-        if any(a.name == "value" for a in copy.attribute):
-            copy.attribute[0].t.CopyFrom(tensors[name])
-            copy.attribute[0].t.name = node.attribute[0].t.name
+        old = next((a for a in copy.attribute if a.name in {"value", "value_float", "value_floats"}), None)
+        if old is not None:
+            value = onnx.AttributeProto(name="value", type=onnx.AttributeProto.TENSOR, doc_string=old.doc_string)
+            value.t.CopyFrom(tensors[name])
+            value.t.name = old.t.name
+            old.CopyFrom(value)
         restored.append(copy)
-    gone = {n.output[0] for n in restored}
+    gone = {o for n in restored for o in n.output}
     kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in result.graph.node]
     del result.graph.node[:]
     result.graph.node.extend([*restored, *kept])

@@ -1,0 +1,127 @@
+"""Which weights, set to zero, make a channel of a tensor zero: how a channel is masked where no initializer reads it.
+
+A channel that two activations are contracted over (Q.K of attention), or that is read through a weight computed from others, is
+masked at its source. That works only if every operator on the way turns zero into zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from onnx_amc.graph.ledger import Axes, Owner
+from onnx_amc.graph.load import Model, attributes, key_of
+
+Sources = frozenset[Owner]
+
+FIRST = (
+    "Identity Cast CastLike Dropout Relu LeakyRelu PRelu Elu Selu Celu Gelu Tanh Abs Neg Sign Sin Asin Atan Sinh Asinh Erf Sqrt "
+    "Div HardSwish Mish Swish Softsign Floor Ceil Round Transpose Reshape Flatten Squeeze Unsqueeze Slice Split Gather Expand Tile "
+    "DepthToSpace SpaceToDepth QuantizeLinear DequantizeLinear MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool "
+    "GlobalLpPool ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare RMSNormalization Resize Upsample"
+)
+KEEPS_ZERO = frozenset(FIRST.split())
+"""Operators whose output is zero where their first input is."""
+
+ALL = frozenset({"Add", "Sub", "Sum", "Mean", "Max", "Min"})
+"""Operators whose output is zero where all their inputs are."""
+
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+DEEPEST = 64
+"""Operators that are followed back from a contraction."""
+
+
+class Zeros:
+    """Traces tensors back to the weights that make them.
+
+    Args:
+        model: The model.
+        axes: Tokens of every tensor.
+        labels: int (tokens,), the channel of each token.
+
+    """
+
+    def __init__(self, model: Model, axes: Mapping[str, Axes | None], labels: np.ndarray) -> None:
+        self.model, self.axes, self.labels = model, axes, labels
+        self.producer = {o: n for n in model.proto.graph.node for o in n.output if o}
+
+    def sources(self, tensor: str, channels: np.ndarray, depth: int = 0) -> Sources | None:
+        """Owners whose slices of these channels (classes), set to zero, make the tensor zero there; None where none do."""
+        if not self._carries(tensor, channels) or depth > DEEPEST:
+            return None
+        if tensor in self.model.weights:
+            return self._owners(tensor, channels)
+        node = self.producer.get(tensor)
+        if node is None:
+            return None
+        inputs, all_of = self._needed(node, channels)
+        if node.op_type in PRODUCTS:
+            return self._product(node, channels, depth + 1)
+        return self._all(inputs, channels, depth + 1) if all_of else self._any(inputs, channels, depth + 1)
+
+    def _needed(self, node: onnx.NodeProto, channels: np.ndarray) -> tuple[list[str], bool]:
+        """Inputs that make the output zero where they are zero: all of them together, or any one."""
+        op, given = node.op_type, [n for n in node.input if n]
+        if op in KEEPS_ZERO or (op == "Pad" and self._pads_zeros(node)):
+            return given[:1], True
+        if op == "Concat":
+            return [n for n in given if self._carries(n, channels)], True
+        if op in {"BatchNormalization", "InstanceNormalization"}:
+            return given[1:3], True
+        return (given, op != "Mul") if op in ALL or op == "Mul" else ([], True)
+
+    def _carries(self, tensor: str, channels: np.ndarray) -> bool:
+        return any(self._on(axis, channels) for axis in self.axes.get(tensor) or ())
+
+    def _on(self, axis: np.ndarray | None, channels: np.ndarray) -> bool:
+        return axis is not None and bool(np.isin(self.labels[axis], channels).any())
+
+    def _owners(self, weight: str, channels: np.ndarray) -> Sources:
+        axes = self.axes.get(weight) or ()
+        return frozenset(Owner(weight, i) for i, axis in enumerate(axes) if self._on(axis, channels))
+
+    def _all(self, tensors: list[str], channels: np.ndarray, depth: int) -> Sources | None:
+        found = [self.sources(t, channels, depth) for t in tensors]
+        known = [f for f in found if f is not None]
+        return frozenset().union(*known) if known and len(known) == len(found) else None
+
+    def _any(self, tensors: list[str], channels: np.ndarray, depth: int) -> Sources | None:
+        return next((f for t in tensors if (f := self.sources(t, channels, depth)) is not None), None)
+
+    def _product(self, node: onnx.NodeProto, channels: np.ndarray, depth: int) -> Sources | None:
+        """Zero rows or columns of a factor make zero rows or columns of the product; a bias must go too."""
+        out = self.axes.get(key_of(node)) or ()
+        a, b = (self.axes.get(n) or () for n in node.input[:2])
+        held: list[Sources | None] = []
+        attrs = attributes(node)
+        if node.op_type in {"Conv", "ConvTranspose"}:
+            depthwise = len(a) > 1 and self._on(a[1], channels) and self._on(b[0] if b else None, channels)
+            factors = list(node.input[:2]) if depthwise else [node.input[1]]
+            held = [self._any(factors, channels, depth)]
+        else:
+            flips = (bool(attrs.get("transA", 0)), bool(attrs.get("transB", 0)))
+            rows = a[-1 if flips[0] else -2] if len(a) > 1 else None
+            columns = b[-2 if flips[1] else -1] if len(b) > 1 else None
+            if self._on(rows, channels):
+                held.append(self.sources(node.input[0], channels, depth))
+            if self._on(columns, channels):
+                held.append(self.sources(node.input[1], channels, depth))
+            if any(self._on(axis, channels) for axis in out[:-2]):
+                held.append(self._any(list(node.input[:2]), channels, depth))
+        if len(node.input) > 2 and node.input[2] and node.op_type != "MatMul":
+            held.append(self.sources(node.input[2], channels, depth))
+        known = [h for h in held if h is not None]
+        return frozenset().union(*known) if known and len(known) == len(held) else None
+
+    def _pads_zeros(self, node: onnx.NodeProto) -> bool:
+        attrs = attributes(node)
+        if attrs.get("mode", b"constant") != b"constant":
+            return True
+        if attrs.get("value", 0.0) != 0.0:
+            return False
+        if len(node.input) < 3 or not node.input[2]:
+            return True
+        return node.input[2] in self.model.weights and not np.any(self.model.value(node.input[2]))
