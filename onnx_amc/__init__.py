@@ -49,7 +49,7 @@ def compress(
         params: Fraction of the parameters to be left, in (0, 1].
         channels: Fraction of every group's channels to keep, in place of a budget.
         listener: Hears how the run goes.
-        settings: Any field of `onnx_amc.config.Settings`: policy, episodes, seed, round_to (None is auto), min_keep, keep, refit,
+        settings: Any field of `onnx_amc.config.Settings`: policy, episodes, seed, round_to (None is auto), min_keep, keep, approximate, refit,
             metric, provider.
 
     Returns:
@@ -66,11 +66,13 @@ def compress(
     return run(model, data, Settings(budget=budget, **settings), listener)
 
 
-def inspect(model: ModelSource, *, min_keep: float = 0.2, round_to: int | None = None) -> dict[str, Any]:
+def inspect(
+    model: ModelSource, *, min_keep: float = 0.2, round_to: int | None = None, approximate: bool = False
+) -> dict[str, Any]:
     """Return layers, groups, what is fixed and why, and the smallest MACs that can be reached."""
     from onnx_amc.pipeline import inspect as run  # noqa: PLC0415
 
-    return run(model, min_keep, round_to)
+    return run(model, min_keep, round_to, approximate=approximate)
 
 
 def apply(model: ModelSource, plan: Any, data: DataSource | None = None) -> onnx.ModelProto:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from onnx_amc.display import Display
 
+APPROXIMATE = "cut channels under norms and reductions too, where cutting is not quite masking"
 DONE, FAULT, INTERRUPTED = 0, 1, 130
 
 
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "--min-keep", type=float, default=0.2, metavar="R", help="smallest fraction of a group that is kept (0.2)"
     )
     one.add_argument("--round-to", default="auto", metavar="auto|K", help="multiple of the kept channels (auto)")
+    one.add_argument("--approximate", action="store_true", help=APPROXIMATE)
     one.add_argument("--json", metavar="FILE", help="write everything as JSON")
     one = commands.add_parser("apply", help="replay a plan")
     one.add_argument("model", metavar="MODEL")
@@ -86,6 +88,7 @@ def _compress(one: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="leave these nodes, weights or operator types whole",
     )
+    one.add_argument("--approximate", action="store_true", help=APPROXIMATE)
     one.add_argument(
         "--refit", action=argparse.BooleanOptionalAction, default=True, help="refit what is left by least squares"
     )
@@ -153,6 +156,7 @@ def compress(args: argparse.Namespace) -> int:
         round_to=parse_round_to(args.round_to),
         min_keep=args.min_keep,
         keep=tuple(args.keep),
+        approximate=args.approximate,
         refit=args.refit,
         metric=args.metric,
         provider=args.provider,
@@ -177,7 +181,8 @@ def inspect(args: argparse.Namespace) -> int:
     from onnx_amc import inspect as look  # noqa: PLC0415
     from onnx_amc.config import parse_round_to  # noqa: PLC0415
 
-    found = look(args.model, min_keep=args.min_keep, round_to=parse_round_to(args.round_to))
+    rounding = parse_round_to(args.round_to)
+    found = look(args.model, min_keep=args.min_keep, round_to=rounding, approximate=args.approximate)
     if args.json:
         _save(found, Path(args.json))
     _display(quiet=False).inspection(found)
@@ -190,9 +195,10 @@ def apply(args: argparse.Namespace) -> int:
     _writable(out, "-o")
     from onnx_amc import pipeline  # noqa: PLC0415
     from onnx_amc.delivery import write_model  # noqa: PLC0415
+    from onnx_amc.graph.light import has_external_data  # noqa: PLC0415
 
     model = pipeline.apply(args.model, args.plan, args.data)
-    write_model(model, out)
+    write_model(model, out, external=has_external_data(args.model))
     print(f"wrote {out}")
     return DONE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,14 +17,14 @@ import onnx
 from onnx_amc.builder import Builder
 from onnx_amc.config import Settings
 from onnx_amc.delivery import check_feed, class_count, figures, input_specs, one_feed, write_model
-from onnx_amc.errors import BudgetError, ModelError, SelfCheckError
-from onnx_amc.graph import cost
+from onnx_amc.errors import BudgetError, SelfCheckError
+from onnx_amc.graph import cost, light
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import Model, load
 from onnx_amc.inspection import facts_of, protected
 from onnx_amc.prune.plan import Plan
 from onnx_amc.run import data as sources
-from onnx_amc.run.check import self_check
+from onnx_amc.run.check import gap, self_check
 from onnx_amc.run.latency import measure
 from onnx_amc.run.score import Scorer, find_metric
 from onnx_amc.rundir import Memo, RunDir
@@ -72,7 +72,7 @@ class Result:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model: beside its place first, then renamed, so that a file there is replaced by a whole one only."""
-        write_model(self.model, Path(path))
+        write_model(self.model, Path(path), external=self.analysis.model.external)
 
 
 class Compression:
@@ -103,7 +103,7 @@ class Compression:
         self.settings, self.listener = settings, listener
         with self._timed("analyse"):
             self.listener.stage("analyse", None)
-            self.analysis = analyse(load_model(model))
+            self.analysis = analyse(load_model(model), approximate=settings.approximate)
             self.model = self.analysis.model
             self.space = self._space()
         self.data: sources.Dataset | None = None
@@ -151,14 +151,11 @@ class Compression:
         whole = protected(self.analysis, settings.keep)
         if all(whole):
             reasons = "; ".join(f"{g.name}: {g.reason}" for g in self.analysis.fixed[:3])
-            raise ModelError(
-                f"the model has no prunable layer ({reasons or 'no Conv, Gemm or MatMul feeds another'})",
-                where=self.model.source,
-                fix="see `onnx-amc inspect` for what fixes each layer" + (", or relax --keep" if settings.keep else ""),
-            )
+            why = reasons or ("--keep protects all" if groups else "no Conv, Gemm or MatMul feeds another")
+            self.listener.note(f"the model has no prunable layer and stays as it is ({why})")
         price = cost.params(self.analysis) if settings.budget.kind == "params" else cost.macs(self.analysis)
         levels = tuple(
-            np.array([g.channels]) if keep else levels_of(g.channels, settings.round_to, settings.min_keep)
+            np.array([g.channels]) if keep else levels_of(g.channels, settings.round_to, settings.min_keep, g.block)
             for g, keep in zip(groups, whole, strict=True)
         )
         total = price(np.array([g.channels for g in groups], dtype=np.int64))
@@ -236,7 +233,7 @@ class Compression:
         """Build, check and measure the final model."""
         self.listener.stage("check", None)
         kept = self.builder.kept(counts)
-        gap = self_check(self.analysis, kept, check_feed(self.model, self.data))
+        checks = self._checked(kept)
         model = self.builder.deliverable(kept)
         compressed = self._recounted(model, counts)
         original = figures(self.model.original, self.model)
@@ -250,7 +247,7 @@ class Compression:
             "baselines": baselines,
             "seconds": self.seconds,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "checks": {"masked_equals_cut": gap, "checker": True},
+            "checks": checks,
             **self._found(counts),
         }
         s = self.settings
@@ -261,9 +258,19 @@ class Compression:
                 "round_to": "auto" if s.round_to is None else s.round_to,
                 "refit": s.refit,
                 "seed": s.seed,
+                **({"approximate": True} if s.approximate else {}),
             },
         )
         return Result(model, plan, record, self.analysis, self.journal.trials)
+
+    def _checked(self, kept: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """The self-check of all groups whose cut is exact; of the others only how far they are from it."""
+        feed = check_feed(self.model, self.data)
+        exact = {g.name: kept[g.name] for g in self.analysis.groups if g.name in kept and g.doubt is None}
+        checks: dict[str, Any] = {"masked_equals_cut": self_check(self.analysis, exact, feed), "checker": True}
+        if len(exact) < len(kept):
+            checks["approximate_difference"] = gap(self.analysis, kept, feed)
+        return checks
 
     def _timed_against(
         self, model: onnx.ModelProto, original: dict[str, Any], compressed: dict[str, Any]
@@ -277,7 +284,7 @@ class Compression:
             found["uniform"] |= figures(candidates[-1])
             tables.append(found["uniform"])
         self.listener.stage("latency", None)
-        times = measure(candidates, one_feed(self.model), provider=self.settings.provider)
+        times = measure(candidates, one_feed(self.model, self.data), provider=self.settings.provider)
         for table, taken in zip(tables, times, strict=True):
             table["latency_ms"], table["latency_ratio"] = taken.milliseconds, taken.ratio
         return found
@@ -305,13 +312,14 @@ class Compression:
             "rewards": [t.reward for t in trials],
             "groups": [
                 {"name": g.name, "channels": g.channels, "kept": int(n)}
+                | ({} if g.doubt is None else {"approximate": g.doubt})
                 for g, n in zip(self.analysis.groups, counts, strict=True)
             ],
         }
 
     def _recounted(self, model: onnx.ModelProto, counts: np.ndarray) -> dict[str, Any]:
         """Count and score what is delivered by a second route, and hold it against the plan's price and the budget."""
-        onnx.checker.check_model(model)
+        light.check(model)
         found = figures(model)
         planned = cost.macs(self.analysis)(counts)
         if found["macs"] != planned:

@@ -44,6 +44,7 @@ class Settings:
         round_to: Multiple of the kept channels; None for what onnxruntime likes (see `search.space.multiple_of`).
         min_keep: Smallest fraction of a group that is kept (AMC section 4: 0.2).
         keep: Patterns of nodes, tensors or operator types to leave as they are.
+        approximate: Whether channels under a norm or a reduction may go too, where cutting is not quite masking.
         refit: Whether readers are refitted and statistics corrected.
         metric: Name of the score; None for what suits the data.
         provider: Execution provider of onnxruntime.
@@ -63,6 +64,7 @@ class Settings:
     round_to: int | None = None
     min_keep: float = 0.2
     keep: tuple[str, ...] = ()
+    approximate: bool = False
     refit: bool = True
     metric: str | None = None
     provider: str = "CPUExecutionProvider"

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.errors import OptionError
-from onnx_amc.graph import cost
+from onnx_amc.graph import cost, light
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import FLOATS, Model, load, true_inputs
 from onnx_amc.graph.shapes import sample_feed
@@ -34,17 +34,34 @@ def figures(model: onnx.ModelProto, known: Model | None = None) -> dict[str, Any
     return {"macs": cost.macs(analysis)(full), "params": params, "bytes": loaded.bytes}
 
 
-def write_model(model: onnx.ModelProto, path: Path) -> None:
+def write_model(model: onnx.ModelProto, path: Path, *, external: bool = False) -> None:
     """Write beside the place, read back in onnxruntime, then rename: a file there is replaced by a whole one only.
+
+    Args:
+        model: The model.
+        path: Where it goes.
+        external: Whether the weights go to a file of their own beside it, `PATH.data`; above 2 GB they must.
 
     Raises:
         OptionError: The folder cannot be written.
 
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f"{path.name}.data")
+    temporary, data = (p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in (path, beside))
+    external = external or light.size(model) > light.LARGEST
     try:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        if external:
+            graph, weights = light.externalise(model, data.name)
+            with data.open("wb") as file:
+                file.writelines(tensor.raw_data for tensor in weights)
+            temporary.write_bytes(graph.SerializeToString(deterministic=True))
+        else:
+            temporary.write_bytes(model.SerializeToString(deterministic=True))
         open_session(str(temporary), where=str(path))
+        if external:
+            graph, _ = light.externalise(model, beside.name)
+            temporary.write_bytes(graph.SerializeToString(deterministic=True))
+            data.replace(beside)
         temporary.replace(path)
     except OSError as error:
         raise OptionError(
@@ -52,6 +69,7 @@ def write_model(model: onnx.ModelProto, path: Path) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+        data.unlink(missing_ok=True)
 
 
 def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
@@ -73,8 +91,10 @@ def check_feed(model: Model, data: Dataset | None, samples: int = 4) -> dict[str
     return data.batch(np.arange(fixed_batch(model.proto) or samples) % len(data))
 
 
-def one_feed(model: Model) -> dict[str, np.ndarray]:
-    """Input of the latency measurement: noise, batch 1."""
+def one_feed(model: Model, data: Dataset | None = None) -> dict[str, np.ndarray]:
+    """Input of the latency measurement: one sample of the data, or noise, batch 1."""
+    if data is not None:
+        return data.batch(np.zeros(fixed_batch(model.proto) or 1, dtype=np.int64))
     return sample_feed(model.proto, model.shapes)
 
 

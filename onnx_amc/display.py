@@ -105,25 +105,31 @@ class Display(Listener):
             f"delivered: the plan of '{record['delivered']}'; masked equals cut to {checks['masked_equals_cut']:.1e}; "
             f"{seconds['total']:.0f} s ({seconds['search']:.0f} s search), {record['peak_rss_mb']} MB"
         )
+        loose = [g["name"] for g in record["groups"] if "approximate" in g and g["kept"] < g["channels"]]
+        if loose:
+            self._out.print(
+                f"approximate: the cut of {_listed(loose)} is not what masking gives; with these the outputs differ from the masked "
+                f"original's by {checks['approximate_difference']:.1e} before any refit"
+            )
         self._out.print(f"plan: {folder / 'plan.json'}")
 
     def inspection(self, found: dict[str, Any]) -> None:
         """Print groups, what is fixed and why, and what can be reached."""
         whole = max(found["macs"], 1)
         table = Table(title=f"{found['model']}: {found['macs']:,} MACs, {found['params']:,} parameters")
-        for name, justify in (
-            ("group", "left"),
-            ("channels", "right"),
-            ("MACs it takes part in", "right"),
-            ("prunable", "left"),
-        ):
-            table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-        for group in found["groups"]:
-            table.add_row(group["name"], str(group["channels"]), _share(group["macs"], whole), "yes")
-        for group in found["fixed"]:
-            table.add_row(group["name"], str(group["channels"]), "", f"no: {group['reason']}")
+        for name in ("group", "members", "channels", "MACs it governs", "prunable"):
+            table.add_column(name, justify="right" if name.startswith(("channels", "MACs")) else "left", overflow="fold")
+        for group in [*found["groups"], *found["fixed"]]:
+            answer = "yes" if group["prunable"] else f"no: {group['reason']}"
+            if group["approximate"]:
+                answer = f"approximately: {group['approximate']}"
+            members = _listed([m for m in group["members"] if m != group["name"]])
+            table.add_row(group["name"], members, str(group["channels"]), _share(group["macs"], whole), answer)
         self._out.print(table)
-        self._out.print(f"smallest reachable: {found['smallest_macs']:,} MACs, --flops {found['smallest_ratio']:.4f}")
+        self._out.print(
+            f"in reach: {found['reachable_ratio']:.1%} of the MACs; smallest budget: --flops {found['smallest_ratio']:.4f} "
+            f"({found['smallest_macs']:,} MACs)"
+        )
 
     def latencies(self, rows: list[dict[str, Any]]) -> None:
         """Print latencies side by side."""
@@ -133,6 +139,11 @@ class Display(Listener):
         for row in rows:
             table.add_row(row["model"], f"{row['latency_ms']:.3f}", f"{row['ratio']:.3f}")
         self._out.print(table)
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _share(value: int, whole: int) -> str:

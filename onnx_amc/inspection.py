@@ -22,36 +22,40 @@ def summary(analysis: Analysis, min_keep: float, round_to: int | None) -> dict[s
     groups = analysis.groups
     price, params = cost.macs(analysis), cost.params(analysis)
     full = np.array([g.channels for g in groups], dtype=np.int64)
-    least = np.array([levels_of(g.channels, round_to, min_keep)[0] for g in groups], dtype=np.int64)
+    least = np.array([levels_of(g.channels, round_to, min_keep, g.block)[0] for g in groups], dtype=np.int64)
     macs = price.terms(full)
     kinds = {t.node: t.op for t in analysis.ledger.terms}
-    names = analysis.names
+    names, total = analysis.names, max(1, int(macs.sum()))
+    reachable = np.zeros(len(macs), dtype=bool)
+    for i in range(len(groups)):
+        reachable |= price.of_group(i)
+    of_node = dict(zip(price.names, macs.tolist(), strict=True))
     return {
         "model": analysis.model.source,
         "macs": int(macs.sum()),
         "params": params(full),
         "bytes": analysis.model.bytes,
         "smallest_macs": price(least),
-        "smallest_ratio": price(least) / max(1, int(macs.sum())),
+        "smallest_ratio": price(least) / total,
+        "reachable_ratio": int(macs[reachable].sum()) / total,
         "layers": [
             {"name": names.get(n, n), "op": kinds[n], "macs": int(m)} for n, m in zip(price.names, macs, strict=True)
         ],
         "groups": [_group(g, names, int(macs[price.of_group(i)].sum())) for i, g in enumerate(groups)],
-        "fixed": [_group(g, names, None) for g in analysis.fixed],
+        "fixed": [_group(g, names, sum(of_node.get(n, 0) for n in set(g.nodes))) for g in analysis.fixed],
     }
 
 
-def _group(group: Group, names: dict[str, str], macs: int | None) -> dict[str, Any]:
-    found: dict[str, Any] = {
+def _group(group: Group, names: dict[str, str], macs: int) -> dict[str, Any]:
+    return {
         "name": group.name,
         "channels": group.channels,
         "prunable": group.prunable,
         "reason": group.reason,
+        "approximate": group.doubt,
         "members": [names.get(n, n) for n in group.nodes],
+        "macs": macs,
     }
-    if macs is not None:
-        found["macs"] = macs
-    return found
 
 
 def facts_of(analysis: Analysis) -> list[LayerFacts]:
@@ -99,7 +103,7 @@ def protected(analysis: Analysis, patterns: Sequence[str]) -> list[bool]:
     A pattern is the name of a node, tensor, weight or group, an operator type, a glob, or a regular expression (searched for).
 
     Raises:
-        OptionError: A pattern that matches nothing, or nothing that could be cut.
+        OptionError: A pattern that matches nothing in the model.
 
     """
     labels = _labels(analysis)
@@ -110,15 +114,11 @@ def protected(analysis: Analysis, patterns: Sequence[str]) -> list[bool]:
     result = [False] * len(analysis.groups)
     for pattern in patterns:
         hit = [any(_matches(pattern, label) for label in mine) for mine in labels]
-        if not any(hit):
-            known = any(_matches(pattern, name) for name in everything if name)
-            what = (
-                "matches only what cannot be cut anyway"
-                if known
-                else "matches no node, tensor, weight or operator type"
-            )
+        if not any(hit) and not any(_matches(pattern, name) for name in everything if name):
             raise OptionError(
-                f"pattern '{pattern}' {what}", where="--keep", fix="see `onnx-amc inspect MODEL` for the names"
+                f"pattern '{pattern}' matches no node, tensor, weight or operator type",
+                where="--keep",
+                fix="see `onnx-amc inspect MODEL` for the names",
             )
         result = [a or b for a, b in zip(result, hit, strict=True)]
     return result

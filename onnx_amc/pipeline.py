@@ -19,7 +19,7 @@ from onnx_amc.delivery import check_feed, class_count, input_specs
 from onnx_amc.errors import PlanError
 from onnx_amc.graph.groups import analyse
 from onnx_amc.inspection import summary
-from onnx_amc.prune.plan import Plan, load_plan, parse_plan
+from onnx_amc.prune.plan import Plan, parse_plan, read_plan
 from onnx_amc.run import data as sources
 from onnx_amc.run.check import self_check
 from onnx_amc.run.score import Scorer, find_metric
@@ -50,11 +50,11 @@ def apply(
         PlanError: The plan does not fit the model.
 
     """
-    analysis = analyse(load_model(model))
-    if isinstance(plan, Mapping):
-        plan = parse_plan(plan, analysis, "plan")
-    elif not isinstance(plan, Plan):
-        plan = load_plan(plan, analysis)
+    where = "plan" if isinstance(plan, Plan | Mapping) else str(plan)
+    document = plan if isinstance(plan, Plan | Mapping) else read_plan(plan)
+    approximate = bool((document.settings if isinstance(document, Plan) else document).get("approximate", False))
+    analysis = analyse(load_model(model), approximate=approximate)
+    plan = document if isinstance(document, Plan) else parse_plan(document, analysis, where)
     settings = _settings_of(plan)
     samples = find_data(analysis.model, model, data, settings, Listener()) if settings.refit else None
     calibration = np.zeros(0, dtype=np.int64)
@@ -62,7 +62,8 @@ def apply(
         calibration, _ = samples.split(settings.seed, settings.calibration, settings.reward)
     with threadpool_limits(limits=1, user_api="blas"):
         builder = Builder(analysis, settings, samples, calibration)
-        self_check(analysis, plan.kept, check_feed(analysis.model, samples))
+        exact = {g.name: plan.kept[g.name] for g in analysis.groups if g.name in plan.kept and g.doubt is None}
+        self_check(analysis, exact, check_feed(analysis.model, samples))
         return builder.deliverable(plan.kept)
 
 
@@ -78,9 +79,11 @@ def evaluate(
     return {"model": loaded.source, "metric": name, "samples": len(samples), "score": scorer.original.value}
 
 
-def inspect(model: ModelSource, min_keep: float = 0.2, round_to: int | None = None) -> dict[str, Any]:
+def inspect(
+    model: ModelSource, min_keep: float = 0.2, round_to: int | None = None, *, approximate: bool = False
+) -> dict[str, Any]:
     """Return layers, groups, what is fixed and why, and the smallest reachable price."""
-    return summary(analyse(load_model(model)), min_keep, round_to)
+    return summary(analyse(load_model(model), approximate=approximate), min_keep, round_to)
 
 
 def save_record(record: Mapping[str, Any], path: Path) -> None:

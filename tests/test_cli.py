@@ -187,11 +187,25 @@ def test_model_without_prunable_layer(place: Path, capsys: pytest.CaptureFixture
     w = numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [w])
     onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), place / "digits_mlp.onnx"
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), place / "single.onnx"
     )
-    message = refused(place, capsys, "--flops", 0.5)
+    argv = [
+        "compress",
+        str(place / "single.onnx"),
+        "--policy",
+        "uniform",
+        "--no-refit",
+        "-o",
+        str(place / "out.onnx"),
+    ]
+    assert main([*argv, "--flops", "0.5"]) == 3
+    message = capsys.readouterr().err
     assert "no prunable layer" in message
     assert "it is the model's output 'y'" in message
+    assert not (place / "out.onnx").exists()
+    assert main([*argv, "--channels", "0.5"]) == 0
+    assert "stays as it is" in capsys.readouterr().err
+    assert (place / "out.onnx").read_bytes() == (place / "single.onnx").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -206,7 +220,6 @@ def test_model_without_prunable_layer(place: Path, capsys: pytest.CaptureFixture
         (["--latency", "0.5"], "not available in this version"),
         (["--flops", "0.5", "--recover"], "not available in this version"),
         (["--flops", "0.5", "--keep", "nosuchnode"], "matches no node"),
-        (["--flops", "0.5", "--keep", "Relu"], "matches only what cannot be cut anyway"),
         (["--flops", "0.5", "--policy", "genius"], "unknown policy"),
         (["--flops", "0.5", "--metric", "beauty"], "unknown metric"),
         (["--flops", "0.5", "--metric", "nosuch:thing"], "cannot import"),

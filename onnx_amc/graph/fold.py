@@ -10,7 +10,8 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 from onnx_amc.errors import ModelError
-from onnx_amc.graph.shapes import is_light, measured, without_weights
+from onnx_amc.graph.light import declared
+from onnx_amc.graph.shapes import is_light, is_weight, measured
 
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -82,7 +83,7 @@ Dims = list[int | None]
 def _known_shapes(proto: onnx.ModelProto) -> dict[str, Dims]:
     """Shapes, None for each dimension that may differ from input to input."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(without_weights(proto), data_prop=True).graph
+        inferred = onnx.shape_inference.infer_shapes(declared(proto, is_weight), data_prop=True).graph
     except onnx.shape_inference.InferenceError:
         inferred = proto.graph
     found: dict[str, Dims] = {}

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import onnx
 
 from onnx_amc.errors import ModelError
 from onnx_amc.graph import rules_norm, rules_product, rules_select, rules_shape, sizes  # noqa: F401  they enter their rules
 from onnx_amc.graph.ledger import ROLES, Axes, Keep, Ledger, Owner, Tokens
-from onnx_amc.graph.load import FLOATS, Model, attributes, key_of, names_read
+from onnx_amc.graph.load import FLOATS, Model, attributes, key_of, names_read, subgraphs
 from onnx_amc.graph.rules import RULES, Step, without_rule
 from onnx_amc.graph.zeros import Zeros
 
@@ -51,6 +52,8 @@ class Group:
         slices: Where they live.
         nodes: Every node (by first output) that takes one of those weights.
         reason: Why the group cannot be cut; None where it can.
+        doubt: Why a cut of it is not exact; None where masking equals cutting.
+        block: Channels are best kept in multiples of this, for onnxruntime's blocked kernels.
 
     """
 
@@ -59,6 +62,8 @@ class Group:
     slices: tuple[Slice, ...]
     nodes: tuple[str, ...]
     reason: str | None
+    doubt: str | None = None
+    block: int = 1
 
     @property
     def prunable(self) -> bool:
@@ -115,24 +120,28 @@ class Analysis:
         return lambda tokens: alive[labels[tokens]]
 
 
-def analyse(model: Model) -> Analysis:
+def analyse(model: Model, *, approximate: bool = False) -> Analysis:
     """Find the groups of a model. Cost: linear in nodes plus weights' axis lengths.
+
+    Args:
+        model: The model.
+        approximate: Whether channels under a norm or a reduction may go too, where cutting is not quite masking.
 
     Raises:
         ModelError: A rule met a graph that is not what the operator's specification says.
 
     """
-    ledger, labels, axes = _walked(model, {})
+    ledger, labels, axes = _walked(model, {}, approximate)
     choices: dict[str, int] = {}
     for attempt in range(1, CARRIERS):
         unlucky = _unlucky(ledger, labels)
         if not unlucky:
             break
         choices |= dict.fromkeys(unlucky, attempt)
-        ledger, labels, axes = _walked(model, choices)
+        ledger, labels, axes = _walked(model, choices, approximate)
     lost = _unlucky(ledger, labels)
     if lost:
-        ledger, labels, axes = _walked(model, {k: v for k, v in choices.items() if k not in lost})
+        ledger, labels, axes = _walked(model, {k: v for k, v in choices.items() if k not in lost}, approximate)
     return _gather(model, ledger, labels, _demanded(model, ledger, labels, axes))
 
 
@@ -140,9 +149,11 @@ CARRIERS = 4
 """Axes of a split that are tried as the carrier of its channels: head width, heads, q/k/v."""
 
 
-def _walked(model: Model, choices: dict[str, int]) -> tuple[Ledger, np.ndarray, dict[str, Axes | None]]:
+def _walked(
+    model: Model, choices: dict[str, int], approximate: bool
+) -> tuple[Ledger, np.ndarray, dict[str, Axes | None]]:
     """One walk over the graph, with the carriers of some splits chosen."""
-    ledger = Ledger(choices=choices)
+    ledger = Ledger(choices=choices, approximate=approximate)
     axes: dict[str, Axes | None] = {}
     walk = _Walk(model, ledger, axes)
     for node in model.proto.graph.node:
@@ -175,15 +186,9 @@ def _demanded(
 
 
 def _unlucky(ledger: Ledger, labels: np.ndarray) -> set[str]:
-    """Splits whose carrier cannot be cut, where a bare contraction has to do with it."""
-    fixed = ledger.reasons(labels)
-    bare = set(np.unique(labels[ledger.bare()]).tolist())
-    found = set()
-    for key, tokens in ledger.splits:
-        classes = set(np.unique(labels[tokens]).tolist())
-        if classes & bare or (key in ledger.choices and classes & fixed.keys()):
-            found.add(key)
-    return found
+    """Splits whose carrier cannot be cut, or is what two activations are contracted over."""
+    poor = ledger.reasons(labels).keys() | set(np.unique(labels[ledger.bare()]).tolist())
+    return {key for key, tokens in ledger.splits if not poor.isdisjoint(np.unique(labels[tokens]).tolist())}
 
 
 class _Walk:
@@ -275,28 +280,51 @@ def _gather(model: Model, ledger: Ledger, labels: np.ndarray, masks: dict[int, f
     first = np.full(count, ledger.size, dtype=np.int64)
     np.minimum.at(first, labels, np.arange(ledger.size))
     prints = _footprints(ledger, labels, count)
-    buckets: dict[tuple[bytes, str | None, frozenset[Owner]], list[int]] = {}
+    doubts = ledger.doubts(labels)
+    blocked = np.zeros(count, dtype=bool)
+    for tokens in ledger.blocked:
+        blocked[labels[tokens]] = True
+    buckets: dict[tuple[bytes, str | None, str | None, frozenset[Owner]], list[int]] = {}
     for label in np.argsort(first, kind="stable").tolist():
         unread = label in reasons and not (roles["reads"][label] or roles["carries"][label])
         if not roles["produces"][label] and not unread:
             continue
         read = roles["reads"][label] or label in masks
         reason = reasons.get(label) or (None if read else "no weight reads it")
-        buckets.setdefault((prints[label], reason, masks.get(label, frozenset())), []).append(label)
+        buckets.setdefault((prints[label], reason, doubts.get(label), masks.get(label, frozenset())), []).append(label)
     home, place = np.full(count, -1), np.zeros(count, dtype=np.int64)
     groups: list[Group] = []
     fixed: list[Group] = []
     taken: dict[str, int] = {}
     members = _Members(ledger, labels)
-    for (_, reason, masked), classes in buckets.items():
+    for (_, reason, doubt, masked), classes in buckets.items():
         if reason is None:
             home[classes], place[classes] = len(groups), np.arange(len(classes))
         slices, nodes, name = members.of(classes, masked)
         name = _display(model, name)
         taken[name] = taken.get(name, 0) + 1
         unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
-        (groups if reason is None else fixed).append(Group(unique, len(classes), slices, nodes, reason))
+        block = 8 if blocked[classes].any() else 1
+        group = Group(unique, len(classes), slices, nodes, reason, doubt if reason is None else None, block)
+        (groups if reason is None else fixed).append(group)
+    fixed += [g for node in model.proto.graph.node if (g := _enclosed(node)) is not None]
     return Analysis(model, ledger, labels, tuple(groups), tuple(fixed), home, place)
+
+
+def _enclosed(node: onnx.NodeProto) -> Group | None:
+    """The weights inside a control-flow operator, as one group that stays."""
+    weights = [dims for graph in subgraphs(node) for dims in _matrices(graph)]
+    name, reason = node.name or key_of(node), "is a control-flow operator: the weights inside it are not cut"
+    if not weights:
+        return None
+    return Group(name, sum(dims[0] for dims in weights), (), (key_of(node),), f"{node.op_type} '{name}' {reason}")
+
+
+def _matrices(graph: onnx.GraphProto) -> list[tuple[int, ...]]:
+    """Shapes of the float weights of two axes and more in a graph and those inside it."""
+    tensors = [*graph.initializer, *(a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute)]
+    found = [tuple(t.dims) for t in tensors if t.data_type in FLOATS and len(t.dims) > 1]
+    return found + [dims for n in graph.node for inner in subgraphs(n) for dims in _matrices(inner)]
 
 
 def _display(model: Model, output: str) -> str:

@@ -104,7 +104,27 @@ class Term:
 
 @dataclass
 class Ledger:
-    """Everything the rules write down while they walk the graph."""
+    """Everything the rules write down while they walk the graph.
+
+    Args:
+        owners: Where tokens live, in the order of their tokens.
+        starts: The first token of each owner.
+        size: Number of tokens.
+        roles: What each owner does with its channels.
+        users: The nodes that take each owner's tensor.
+        edits: Constants and attributes that follow the cut.
+        readers: Contractions of an activation with a weight.
+        terms: The price of each node.
+        splits: Node and carrier of each axis that was split into several.
+        choices: Which axis carries the channels of a split, where not the longest.
+        demands: Channels that must be masked at their source.
+        pieces: Runs of channels that must not become empty.
+        sizes: For tensors of measured sizes, the tokens that each element counts.
+        blocked: Channels that onnxruntime's blocked kernels take in eights.
+        approximate: Whether channels may go whose cut is not exact.
+        loose: Channels whose cut is not exact, and why.
+
+    """
 
     owners: list[Owner] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
@@ -119,6 +139,9 @@ class Ledger:
     demands: list[Demand] = field(default_factory=list)
     pieces: list[Tokens] = field(default_factory=list)
     sizes: dict[str, list[Tokens | None]] = field(default_factory=dict)
+    blocked: list[Tokens] = field(default_factory=list)
+    approximate: bool = False
+    loose: list[tuple[Tokens, str]] = field(default_factory=list)
     _bare: list[Tokens] = field(default_factory=list)
     _ties: list[tuple[Tokens, Tokens]] = field(default_factory=list)
     _fixed: list[tuple[Tokens, str]] = field(default_factory=list)
@@ -193,8 +216,16 @@ class Ledger:
 
     def reasons(self, classes: np.ndarray) -> dict[int, str]:
         """For each channel that may not be cut, the first reason why."""
+        return self._first(self._fixed, classes)
+
+    def doubts(self, classes: np.ndarray) -> dict[int, str]:
+        """For each channel whose cut is not exact, the first reason why."""
+        return self._first(self.loose, classes)
+
+    @staticmethod
+    def _first(said: list[tuple[Tokens, str]], classes: np.ndarray) -> dict[int, str]:
         found: dict[int, str] = {}
-        for tokens, reason in self._fixed:
+        for tokens, reason in said:
             for label in np.unique(classes[tokens]).tolist():
                 found.setdefault(label, reason)
         return found

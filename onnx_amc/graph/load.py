@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from onnx_amc.errors import ModelError
+from onnx_amc.graph import light
 from onnx_amc.graph.fold import fold
 from onnx_amc.graph.shapes import concrete_shapes
 
@@ -35,7 +36,8 @@ class Model:
         original: The model as it came.
         source: Where it came from, for messages.
         sha256: Of the original's bytes.
-        bytes: Length of the original's serialisation.
+        bytes: Length of the original's serialisation, external data included.
+        external: Whether the original keeps weights in files of their own.
         shapes: Every tensor's shape for one sample (batch 1).
         origin: For each initializer that was split off a shared one: the original's name and the user it serves.
         lifted: Constant nodes that became initializers, by output; they are nodes again in what is delivered.
@@ -49,6 +51,7 @@ class Model:
     source: str
     sha256: str
     bytes: int
+    external: bool
     shapes: dict[str, tuple[int, ...]]
     origin: dict[str, tuple[str, str]]
     lifted: dict[str, onnx.NodeProto]
@@ -66,13 +69,13 @@ class Model:
 
 
 def load(source: str | Path | onnx.ModelProto) -> Model:
-    """Read and normalise a model.
+    """Read and normalise a model, of any size.
 
     Raises:
         ModelError: No such file, not ONNX, truncated, invalid, or not to be run by onnxruntime.
 
     """
-    original, where, payload = _read(source)
+    original, where, sha256, external = _read(source)
     _check(original, where)
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
@@ -87,8 +90,9 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         proto=proto,
         original=original,
         source=where,
-        sha256=hashlib.sha256(payload).hexdigest(),
-        bytes=len(payload),
+        sha256=sha256,
+        bytes=light.size(original),
+        external=external,
         shapes=concrete_shapes(proto),
         origin=origin,
         lifted=lifted,
@@ -115,17 +119,19 @@ def attributes(node: onnx.NodeProto) -> dict[str, object]:
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
-def _read(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, bytes]:
+def _read(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, str, bool]:
+    """The model, what to call it, its file's sha256, and whether weights lie in other files."""
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
         model.CopyFrom(source)
-        return model, source.graph.name or "model", source.SerializeToString(deterministic=True)
+        return model, source.graph.name or "model", _sha256(source), False
     path = Path(source)
     if not path.is_file():
         raise ModelError("no such file", where=str(path), fix="give the path of an existing .onnx file")
     payload = path.read_bytes()
     try:
         model = onnx.load_model_from_string(payload)
+        external = light.has_external_data(model)
         onnx.load_external_data_for_model(model, str(path.parent))
     except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(
@@ -137,7 +143,18 @@ def _read(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, b
         raise ModelError(
             f"its external data is missing: {error}", where=str(path), fix="put the data file beside the model"
         ) from error
-    return model, str(path), payload
+    return model, str(path), hashlib.sha256(payload).hexdigest(), external
+
+
+def _sha256(model: onnx.ModelProto) -> str:
+    """Of the file that the model would be; above 2 GB, where it cannot be one, of its graph and then its weights."""
+    if light.size(model) < light.LARGEST:
+        return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    bare, heavy = light.stripped(model)
+    digest = hashlib.sha256(bare.SerializeToString(deterministic=True))
+    for tensor in heavy:
+        digest.update(tensor.raw_data)
+    return digest.hexdigest()
 
 
 def _check(model: onnx.ModelProto, where: str) -> None:
@@ -146,7 +163,7 @@ def _check(model: onnx.ModelProto, where: str) -> None:
             "not an ONNX model: it holds no graph", where=where, fix="give a model exported to ONNX, not another format"
         )
     try:
-        onnx.checker.check_model(model)
+        light.check(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(
             f"onnx.checker refuses the model: {str(error).strip().splitlines()[0]}",
@@ -277,10 +294,14 @@ def key_of(node: onnx.NodeProto) -> str:
     return next((str(o) for o in node.output if o), "")
 
 
+def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs inside a control-flow node."""
+    return [g for a in node.attribute for g in ([a.g] if a.HasField("g") else [*a.graphs])]
+
+
 def names_read(node: onnx.NodeProto) -> set[str]:
     """Every tensor a node reads, the outer ones that its subgraphs read included."""
     names = set(node.input)
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs]:
-            names |= {name for inner in graph.node for name in names_read(inner)} | {o.name for o in graph.output}
+    for graph in subgraphs(node):
+        names |= {name for inner in graph.node for name in names_read(inner)} | {o.name for o in graph.output}
     return names

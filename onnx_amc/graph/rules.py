@@ -96,6 +96,13 @@ class Step:
         """Fix tokens, naming this node."""
         self.book.fix(tokens, f"{self.label} {why}")
 
+    def loosen(self, tokens: Tokens | None, why: str) -> None:
+        """Fix tokens whose cut would not be exact, or note it where the user accepts that."""
+        if tokens is not None and self.book.approximate:
+            self.book.loose.append((tokens.ravel(), f"{self.label} {why}"))
+        else:
+            self.fix(tokens, f"{why} (only --approximate cuts it)")
+
     def fix_all(self, why: str) -> None:
         """Fix everything that reaches this node."""
         for axes in self.axes:

@@ -50,8 +50,8 @@ def normalise_channels(step: Step) -> list[Axes]:
     fresh = tuple(None if i > 1 and step.node.op_type == "InstanceNormalization" else t for i, t in enumerate(x))
     for before, after in zip(x[2:], fresh[2:], strict=True):
         if after is None:
-            step.fix(before, "takes the statistics over it")
-    first: Axes = (fresh[0], channels, *fresh[2:])
+            step.loosen(before, "takes the statistics over it")
+    first: Axes = (fresh[0], channels, *(x[2:] if step.book.approximate else fresh[2:]))
     return [first, *((channels,) for _ in step.node.output[1:])]
 
 
@@ -61,24 +61,37 @@ def layer_norm(step: Step) -> list[Axes]:
     x = step.x(0)
     first = int(step.attrs.get("axis", -1)) % max(len(x), 1)
     for tokens in x[first:]:
-        step.fix(tokens, "takes the statistics over it")
+        step.loosen(tokens, "takes the statistics over it")
     mark_params(step)
+    out = list(x)
     for i in range(1, len(step.node.input)):
-        for tokens in step.x(i) if step.has(i) else ():
-            step.fix(tokens, "scales an axis that cannot be cut")
-    return [x, *(step.plain(i) for i in range(1, len(step.node.output)))]
+        scales = step.x(i) if step.has(i) else ()
+        for axis, tokens in zip(range(len(x) - len(scales), len(x)), scales, strict=True):
+            if step.book.approximate and tokens is not None:
+                out[axis] = step.join(out[axis], tokens)
+            else:
+                step.fix(tokens, "scales an axis that cannot be cut")
+    return [tuple(out), *(step.plain(i) for i in range(1, len(step.node.output)))]
 
 
 @rule("GroupNormalization")
 def group_norm(step: Step) -> list[Axes]:
     """Channels of a group share their statistics."""
-    x = step.x(0)
+    x, groups = step.x(0), int(step.attrs["num_groups"])
     for tokens in x[1:]:
-        step.fix(tokens, "takes the statistics over groups of it")
+        step.loosen(tokens, "takes the statistics over groups of it")
+    channels = x[1]
+    alike = None if channels is None else channels.reshape(groups, -1)
+    if alike is not None and step.book.approximate:
+        step.book.tie(alike, alike[:1])
     for i in (1, 2):
-        for tokens in step.x(i):
+        mark_params(step)
+        tokens = step.x(i)[0]
+        if channels is not None and step.book.approximate and step.shape(i) == step.shape(0)[1:2]:
+            channels = step.join(channels, tokens)
+        else:
             step.fix(tokens, "scales an axis that cannot be cut")
-    return [x]
+    return [(x[0], channels, *x[2:])]
 
 
 @rule("DepthToSpace", "SpaceToDepth")

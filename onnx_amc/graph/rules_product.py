@@ -67,6 +67,7 @@ def _grouped(step: Step, x: Tokens | None, w: Axes, groups: int) -> Tokens | Non
     if w[0] is not None:
         rows = w[0].reshape(groups, -1)
         step.book.tie(rows, rows[:1])
+        step.book.blocked += [rows] if rows.shape[1] % 8 == 0 else []
     if x is None or w[1] is None:
         step.fix(x, "reads it in groups of one channel" if w[1] is None else "")
         step.book.mark(w[1], "reads", step.key)
@@ -74,6 +75,7 @@ def _grouped(step: Step, x: Tokens | None, w: Axes, groups: int) -> Tokens | Non
         return None
     blocks = x.reshape(groups, -1)
     step.book.tie(blocks, w[1][None])
+    step.book.blocked += [blocks] if blocks.shape[1] % 8 == 0 else []
     read_by(step, w[1], 1)
     return blocks
 

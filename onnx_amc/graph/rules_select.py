@@ -29,7 +29,9 @@ def concat(step: Step) -> list[Axes]:
         elif all(p is None for p in parts):
             out.append(None)
         else:
-            out.append(np.concatenate([_filled(step, i, k) for i in inputs]))
+            filled = [_filled(step, i, k) for i in inputs]
+            step.book.blocked += [p for p in filled if rank > 2 and k == 1 and len(p) % 8 == 0]
+            out.append(np.concatenate(filled))
     return [tuple(out)]
 
 

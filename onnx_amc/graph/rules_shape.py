@@ -40,7 +40,10 @@ def reduce(step: Step) -> list[Axes]:
             axes = [] if step.attrs.get("noop_with_empty_axes") else list(range(rank))
     gone = set(normal(axes or [], rank))
     for axis in gone:
-        step.fix(step.x(0)[axis], "reduces over it")
+        if step.node.op_type.startswith("Arg"):
+            step.fix(step.x(0)[axis], "reduces over it")
+        else:
+            step.loosen(step.x(0)[axis], "reduces over it")
     if step.attrs.get("keepdims", 1):
         return [tuple(None if i in gone else t for i, t in enumerate(step.x(0)))]
     return [tuple(t for i, t in enumerate(step.x(0)) if i not in gone)]
@@ -64,7 +67,10 @@ def across(step: Step) -> list[Axes]:
         axis = normal([int(step.attrs.get("axis", 1 if old else -1))], rank)[0]
         mixed = set(range(axis, rank)) if old else {axis}
     for i in mixed:
-        step.fix(x[i], "mixes its channels")
+        if kind in {"LRN", "LpNormalization", "MeanVarianceNormalization"}:
+            step.loosen(x[i], "mixes its channels")
+        else:
+            step.fix(x[i], "mixes its channels")
     return [x for _ in step.node.output]
 
 

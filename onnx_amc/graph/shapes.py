@@ -8,36 +8,61 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from onnx_amc.graph.light import declared, session
+
 IMAGE_SIDE = 224
 """Height and width assumed for an image input that names neither."""
+
+LENGTHS = (1, 16, 64, 256, 1024)
+"""What is tried in turn for any other dimension that an input leaves open, until the network runs: sound needs a window or more."""
 
 
 def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor with batch 1, by inference, and by a run where inference does not know.
 
-    A dynamic batch counts as 1, dynamic height and width as 224, any other dynamic dimension as 1. A tensor whose shape neither
-    way tells is left out: the rules take none of its channels.
+    A dynamic batch counts as 1, dynamic height and width as 224, any other dynamic dimension as the first of `LENGTHS` at which
+    the network runs. A tensor whose shape neither way tells is left out: the rules take none of its channels.
 
     """
-    light = without_weights(proto)
-    given = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    light = declared(proto, is_weight)
+    stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    given = stored | {i.name: _settled(i, LENGTHS[0]) for i in light.graph.input if i.name not in stored}
+    shapes = given | _inferred(light, given)
+    missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
+    if missing:
+        shapes |= _tried(proto, light, given, missing)
+    return shapes
+
+
+def _inferred(light: onnx.ModelProto, given: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     for info in light.graph.input:
-        if info.name not in given:
-            given[info.name] = _settle(info)
+        for dim, size in zip(info.type.tensor_type.shape.dim, given[info.name], strict=True):
+            dim.dim_value = size
     del light.graph.value_info[:]
     try:
         inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
     except onnx.shape_inference.InferenceError:
         inferred = light.graph
-    shapes = dict(given)
+    shapes: dict[str, tuple[int, ...]] = {}
     for info in [*inferred.value_info, *inferred.output]:
         dims = info.type.tensor_type.shape.dim
         if info.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
             shapes.setdefault(info.name, tuple(d.dim_value for d in dims))
-    missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
-    if missing:
-        shapes |= measured(proto, given, missing)
     return shapes
+
+
+def _tried(
+    proto: onnx.ModelProto, light: onnx.ModelProto, given: Mapping[str, tuple[int, ...]], missing: list[str]
+) -> dict[str, tuple[int, ...]]:
+    """Measure what inference does not tell, at the first length at which the network runs."""
+    names = {i.name for i in proto.graph.input} - {t.name for t in proto.graph.initializer}
+    inputs = [i for i in proto.graph.input if i.name in names and _settled(i, 1) != _settled(i, 2)]
+    for length in LENGTHS if inputs else LENGTHS[:1]:
+        sizes = {**given, **{i.name: _settled(i, length) for i in inputs}}
+        found = measured(proto, sizes, missing)
+        if found:
+            return (sizes | _inferred(light, sizes) if length != LENGTHS[0] else {}) | found
+    return {}
 
 
 def sample_feed(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
@@ -54,53 +79,37 @@ def sample_feed(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], s
     return feed
 
 
-def _settle(info: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """Give each dynamic dimension of an input a value, in place."""
-    dims = info.type.tensor_type.shape.dim
-    for i, dim in enumerate(dims):
-        if not dim.HasField("dim_value") or dim.dim_value <= 0:
-            dim.dim_value = IMAGE_SIDE if len(dims) == 4 and i >= 2 else 1
-    return tuple(d.dim_value for d in dims)
+def _settled(info: onnx.ValueInfoProto, length: int) -> tuple[int, ...]:
+    """An input's shape with a value for each dynamic dimension: the first is the batch, unless a 1 stands before it."""
+    dims = [d.dim_value for d in info.type.tensor_type.shape.dim]
+    first = next((i for i, d in enumerate(dims) if d <= 0), len(dims))
+    batch = first if 1 not in dims[:first] else -1
+    return tuple(
+        d if d > 0 else 1 if i == batch else IMAGE_SIDE if len(dims) == 4 and i >= 2 else length
+        for i, d in enumerate(dims)
+    )
 
 
 def measured(
     proto: onnx.ModelProto, given: Mapping[str, tuple[int, ...]], names: list[str]
 ) -> dict[str, tuple[int, ...]]:
     """Run the graph once with the unknown tensors as outputs."""
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(proto)
-    present = {o.name for o in exposed.graph.output}
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in present)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = ort.InferenceSession(exposed.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        results = session.run(names, sample_feed(proto, given))
+        results = session(proto, options, extra=names).run(names, sample_feed(proto, given))
     except Exception:  # onnxruntime raises its own, undocumented kinds  # noqa: BLE001
         return {}
     return {n: np.shape(v) for n, v in zip(names, results, strict=True)}
-
-
-def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy that keeps shapes of large tensors but not their data: shape inference is slow on big files."""
-    light = onnx.ModelProto()
-    light.CopyFrom(proto)
-    listed = {i.name for i in light.graph.input}
-    heavy = [t for t in light.graph.initializer if not is_light(t)]
-    for tensor in heavy:
-        if tensor.name not in listed:
-            light.graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            )
-    names = {t.name for t in heavy}
-    rest = [t for t in light.graph.initializer if t.name not in names]
-    kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in rest]
-    del light.graph.initializer[:]
-    light.graph.initializer.extend(kept)
-    return light
 
 
 def is_light(tensor: onnx.TensorProto) -> bool:
     """Whether a constant may take part in size arithmetic: whole numbers, or a single float."""
     integer = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).kind in "iub" if tensor.data_type else False
     return integer or int(np.prod(tensor.dims)) <= 1
+
+
+def is_weight(tensor: onnx.TensorProto) -> bool:
+    """Whether a constant is anything else: shape inference needs no more than its shape."""
+    return not is_light(tensor)

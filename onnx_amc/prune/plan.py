@@ -45,11 +45,11 @@ class Plan:
         Path(path).write_text(json.dumps(self.to_json(analysis), indent=1) + "\n", encoding="utf-8")
 
 
-def load_plan(path: str | os.PathLike[str], analysis: Analysis) -> Plan:
-    """Read a plan and hold it against the model.
+def read_plan(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a plan's JSON; `parse_plan` holds it against the model.
 
     Raises:
-        PlanError: No such file, no JSON, another format, another model, unknown groups or impossible channels.
+        PlanError: No such file, or no JSON object.
 
     """
     where = str(path)
@@ -59,11 +59,18 @@ def load_plan(path: str | os.PathLike[str], analysis: Analysis) -> Plan:
         raise PlanError("no such file", where=where, fix="give the plan.json of a run") from error
     except (ValueError, OSError) as error:
         raise PlanError(f"not a JSON file: {error}", where=where, fix="give the plan.json of a run") from error
-    return parse_plan(document, analysis, where)
+    if not isinstance(document, dict):
+        raise PlanError(f"holds a JSON {type(document).__name__}", where=where, fix="give the plan.json of a run")
+    return document
 
 
 def parse_plan(document: Any, analysis: Analysis, where: str) -> Plan:
-    """Check a plan read from JSON; see `load_plan`."""
+    """Check a plan read from JSON against the model.
+
+    Raises:
+        PlanError: Another format, another model, unknown groups or impossible channels.
+
+    """
     if (
         not isinstance(document, dict)
         or document.get("format") != FORMAT
@@ -113,6 +120,7 @@ def _group_json(analysis: Analysis, group: Group, kept: tuple[int, ...]) -> dict
         "channels": group.channels,
         "kept": list(kept),
         "ratio": len(kept) / group.channels,
+        **({} if group.doubt is None else {"approximate": group.doubt}),
         "slices": slices_json(analysis, group, kept),
     }
 

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
+from onnx_amc.graph.light import declared, stripped
 from onnx_amc.graph.load import key_of, names_read
 
 Arrays = Mapping[str, np.ndarray]
@@ -39,9 +40,7 @@ def cut(
     """
     source = proto or analysis.model.proto
     keep = analysis.keeper(kept)
-    result = onnx.ModelProto()
-    result.CopyFrom(source)
-    _shorten(analysis, keep, result, values or {})
+    result = _shortened(analysis, keep, source, values or {})
     _follow(analysis, keep, result)
     _add_biases(result, biases or {})
     del result.graph.value_info[:]
@@ -56,12 +55,12 @@ def finish(analysis: Analysis, result: onnx.ModelProto) -> onnx.ModelProto:
     for i in reversed(range(len(result.graph.initializer))):
         if result.graph.initializer[i].name not in used:
             del result.graph.initializer[i]
-    declared = {t.name for t in result.graph.initializer}
+    stored = {t.name for t in result.graph.initializer}
     ours = {i.name for i in analysis.model.original.graph.input} - {
         t.name for t in analysis.model.original.graph.initializer
     }
     for i in reversed(range(len(result.graph.input))):
-        if result.graph.input[i].name not in declared | ours:
+        if result.graph.input[i].name not in stored | ours:
             del result.graph.input[i]
     known = {i.name: i for i in result.graph.input}
     for tensor in result.graph.initializer:
@@ -72,7 +71,7 @@ def finish(analysis: Analysis, result: onnx.ModelProto) -> onnx.ModelProto:
             result.graph.input.append(info)
     if len(analysis.model.original.graph.value_info):
         try:
-            inferred = onnx.shape_inference.infer_shapes(result)
+            inferred = onnx.shape_inference.infer_shapes(declared(result))
         except (onnx.shape_inference.InferenceError, ValueError):
             return result
         result.graph.value_info.extend(inferred.graph.value_info)
@@ -117,23 +116,27 @@ def _holders(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return found
 
 
-def _shorten(analysis: Analysis, keep: Keep, result: onnx.ModelProto, values: Arrays) -> None:
+def _shortened(analysis: Analysis, keep: Keep, source: onnx.ModelProto, values: Arrays) -> onnx.ModelProto:
+    """A copy with shorter and with new weights; the old ones are never copied whole."""
     cuts: dict[str, dict[int, np.ndarray]] = {}
     for owner, start, end in analysis.ledger.spans():
         if owner.axis >= 0:
             alive = keep(np.arange(start, end))
             if not alive.all():
                 cuts.setdefault(owner.tensor, {})[owner.axis] = np.flatnonzero(alive)
-    for tensor in result.graph.initializer:
+    result, _ = stripped(source, lambda _: True)
+    for tensor in source.graph.initializer:
         if tensor.name not in cuts and tensor.name not in values:
+            result.graph.initializer.append(tensor)
             continue
         array = values[tensor.name] if tensor.name in values else numpy_helper.to_array(tensor)
         for axis, index in cuts.get(tensor.name, {}).items():
             array = np.take(array, index, axis=axis)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        doc = tensor.doc_string
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype, copy=False)), tensor.name))
-        tensor.doc_string = doc
+        new = numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype, copy=False)), tensor.name)
+        new.doc_string = tensor.doc_string
+        result.graph.initializer.append(new)
+    return result
 
 
 def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:

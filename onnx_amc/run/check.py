@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.errors import SelfCheckError
+from onnx_amc.graph import light
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.prune.plan import slices_json
 from onnx_amc.prune.surgery import cut, finish, masked
@@ -44,10 +45,10 @@ def self_check(analysis: Analysis, kept: Mapping[str, Sequence[int]], feed: Feed
         SelfCheckError: They differ by more than `TOLERANCE`; the message names the first group that does so alone.
 
     """
-    found = _gap(analysis, kept, feed)
+    found = gap(analysis, kept, feed) if kept else 0.0
     if found <= TOLERANCE:
         return found
-    guilty = next((n for n, c in kept.items() if _gap(analysis, {n: c}, feed) > TOLERANCE), "a combination of groups")
+    guilty = next((n for n, c in kept.items() if gap(analysis, {n: c}, feed) > TOLERANCE), "a combination of groups")
     raise SelfCheckError(
         f"the cut model differs from the masked original by {found:.2g} (relative); group '{guilty}' is to blame",
         where=analysis.model.source,
@@ -55,8 +56,9 @@ def self_check(analysis: Analysis, kept: Mapping[str, Sequence[int]], feed: Feed
     )
 
 
-def _gap(analysis: Analysis, kept: Mapping[str, Sequence[int]], feed: Feed) -> float:
+def gap(analysis: Analysis, kept: Mapping[str, Sequence[int]], feed: Feed) -> float:
+    """Relative difference of the masked original and the cut model; see `difference`."""
     slices = [s for g in analysis.groups if g.name in kept for s in slices_json(analysis, g, tuple(kept[g.name]))]
     result = finish(analysis, cut(analysis, kept))
-    onnx.checker.check_model(result)
+    light.check(result)
     return difference(masked(analysis.model.original, slices), result, feed)

@@ -9,9 +9,7 @@ import onnx
 import onnxruntime as ort
 
 from onnx_amc.errors import DataError, ModelError
-
-LIMIT = 2**31 - 2**20
-"""Largest protobuf that can be handed over in memory, bytes."""
+from onnx_amc.graph.light import session
 
 
 def open_session(
@@ -32,7 +30,6 @@ def open_session(
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
-    source = model if isinstance(model, str) else model.SerializeToString()
     known = ort.get_available_providers()
     if provider not in known:
         raise ModelError(
@@ -41,7 +38,9 @@ def open_session(
             fix=f"choose one of {', '.join(known)}",
         )
     try:
-        return ort.InferenceSession(source, options, providers=[provider])
+        if isinstance(model, str):
+            return ort.InferenceSession(model, options, providers=[provider])
+        return session(model, options, provider)
     except Exception as error:  # onnxruntime raises its own, undocumented kinds
         raise ModelError(
             f"onnxruntime cannot load it: {str(error).splitlines()[0]}",
@@ -51,7 +50,7 @@ def open_session(
 
 
 def run_session(
-    session: ort.InferenceSession, names: Sequence[str] | None, feed: Mapping[str, np.ndarray], *, where: str
+    opened: ort.InferenceSession, names: Sequence[str] | None, feed: Mapping[str, np.ndarray], *, where: str
 ) -> list[np.ndarray]:
     """Run once; inputs that the session does not have are left out.
 
@@ -59,9 +58,9 @@ def run_session(
         DataError: onnxruntime cannot run the model on this input.
 
     """
-    known = {i.name for i in session.get_inputs()}
+    known = {i.name for i in opened.get_inputs()}
     try:
-        return list(session.run(names, {k: v for k, v in feed.items() if k in known}))
+        return list(opened.run(names, {k: v for k, v in feed.items() if k in known}))
     except Exception as error:  # onnxruntime raises its own, undocumented kinds
         raise DataError(
             f"onnxruntime cannot run the model on the data: {str(error).splitlines()[0]}",

@@ -13,23 +13,24 @@ from onnx_amc.errors import BudgetError
 Prices = Callable[[np.ndarray], int]
 
 
-def multiple_of(channels: int, round_to: int | None) -> int:
+def multiple_of(channels: int, round_to: int | None, block: int = 1) -> int:
     """Return the multiple that a group's counts are kept at.
 
     Args:
         channels: Of the group.
         round_to: The user's multiple, or None for what onnxruntime's blocked kernels like: 8, and 4 below 64 channels, where
             a multiple of 8 would cost too much accuracy; groups of fewer than 8 channels are not rounded.
+        block: What the kernels of this group need whatever its width: 8 within grouped convolutions and before a Concat.
 
     """
     if round_to is not None:
         return round_to
-    return 8 if channels >= 64 else 4 if channels >= 8 else 1
+    return 1 if channels < 8 else 8 if channels >= 64 else max(4, block)
 
 
-def levels_of(channels: int, round_to: int | None, min_keep: float) -> np.ndarray:
+def levels_of(channels: int, round_to: int | None, min_keep: float, block: int = 1) -> np.ndarray:
     """Ascending counts that a group may keep: multiples, at least `min_keep` of the channels, and always all of them."""
-    step = multiple_of(channels, round_to)
+    step = multiple_of(channels, round_to, block)
     floor = max(1, int(np.ceil(min_keep * channels - 1e-9)))
     below = np.arange(step, channels, step)
     return np.append(below[below >= floor], channels)
