@@ -81,7 +81,7 @@ def row(name: str, model: onnx.ModelProto, round_to: int | None) -> str:
     rng = np.random.default_rng(0)
     kept = {}
     for group in analysis.groups:
-        levels = levels_of(group.channels, round_to, 0.2)
+        levels = levels_of(group.channels, round_to, 0.2, group.lanes)
         count = int(levels[np.argmin(np.abs(levels - 0.5 * group.channels))])
         if count < group.channels:
             kept[group.name] = tuple(sorted(rng.choice(group.channels, count, replace=False).tolist()))

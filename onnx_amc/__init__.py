@@ -49,8 +49,8 @@ def compress(
         params: Fraction of the parameters to be left, in (0, 1].
         channels: Fraction of every group's channels to keep, in place of a budget.
         listener: Hears how the run goes.
-        settings: Any field of `onnx_amc.config.Settings`: policy, episodes, seed, round_to (None is auto), min_keep, keep, approximate, refit,
-            metric, provider.
+        settings: Any field of `onnx_amc.config.Settings`: policy, episodes, seed, round_to (None is auto), min_keep, keep,
+            approximate, refit, metric, provider.
 
     Returns:
         The model, its plan and a record of all that was measured.

@@ -155,7 +155,7 @@ class Compression:
             self.listener.note(f"the model has no prunable layer and stays as it is ({why})")
         price = cost.params(self.analysis) if settings.budget.kind == "params" else cost.macs(self.analysis)
         levels = tuple(
-            np.array([g.channels]) if keep else levels_of(g.channels, settings.round_to, settings.min_keep, g.block)
+            np.array([g.channels]) if keep else levels_of(g.channels, settings.round_to, settings.min_keep, g.lanes)
             for g, keep in zip(groups, whole, strict=True)
         )
         total = price(np.array([g.channels for g in groups], dtype=np.int64))

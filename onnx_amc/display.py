@@ -21,6 +21,9 @@ from rich.table import Table
 
 from onnx_amc.compression import Listener
 
+WIDE = 1_000
+"""Columns where stdout is no terminal: a group stays on one line, for grep and awk."""
+
 LINE_EVERY = 5.0
 """Seconds between plain progress lines where there is no terminal."""
 
@@ -30,7 +33,8 @@ class Display(Listener):
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
-        self._out = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+        wide = None if sys.stdout.isatty() else WIDE
+        self._out = Console(file=sys.stdout, highlight=False, soft_wrap=wide is not None, width=wide)
         self._err = Console(file=sys.stderr, highlight=False)
         self._live = self._err.is_terminal and not quiet
         self._bar = Progress(
@@ -108,8 +112,8 @@ class Display(Listener):
         loose = [g["name"] for g in record["groups"] if "approximate" in g and g["kept"] < g["channels"]]
         if loose:
             self._out.print(
-                f"approximate: the cut of {_listed(loose)} is not what masking gives; with these the outputs differ from the masked "
-                f"original's by {checks['approximate_difference']:.1e} before any refit"
+                f"approximate: the cut of {_listed(loose)} is not what masking gives; with it the outputs differ from those of the "
+                f"masked original by {checks['approximate_difference']:.1e} before any refit"
             )
         self._out.print(f"plan: {folder / 'plan.json'}")
 
@@ -118,7 +122,9 @@ class Display(Listener):
         whole = max(found["macs"], 1)
         table = Table(title=f"{found['model']}: {found['macs']:,} MACs, {found['params']:,} parameters")
         for name in ("group", "members", "channels", "MACs it governs", "prunable"):
-            table.add_column(name, justify="right" if name.startswith(("channels", "MACs")) else "left", overflow="fold")
+            table.add_column(
+                name, justify="right" if name.startswith(("channels", "MACs")) else "left", overflow="fold"
+            )
         for group in [*found["groups"], *found["fixed"]]:
             answer = "yes" if group["prunable"] else f"no: {group['reason']}"
             if group["approximate"]:

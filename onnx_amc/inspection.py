@@ -22,7 +22,7 @@ def summary(analysis: Analysis, min_keep: float, round_to: int | None) -> dict[s
     groups = analysis.groups
     price, params = cost.macs(analysis), cost.params(analysis)
     full = np.array([g.channels for g in groups], dtype=np.int64)
-    least = np.array([levels_of(g.channels, round_to, min_keep, g.block)[0] for g in groups], dtype=np.int64)
+    least = np.array([levels_of(g.channels, round_to, min_keep, g.lanes)[0] for g in groups], dtype=np.int64)
     macs = price.terms(full)
     kinds = {t.node: t.op for t in analysis.ledger.terms}
     names, total = analysis.names, max(1, int(macs.sum()))
@@ -36,7 +36,7 @@ def summary(analysis: Analysis, min_keep: float, round_to: int | None) -> dict[s
         "params": params(full),
         "bytes": analysis.model.bytes,
         "smallest_macs": price(least),
-        "smallest_ratio": price(least) / total,
+        "smallest_ratio": price(least) / total if macs.sum() else 1.0,
         "reachable_ratio": int(macs[reachable].sum()) / total,
         "layers": [
             {"name": names.get(n, n), "op": kinds[n], "macs": int(m)} for n, m in zip(price.names, macs, strict=True)

@@ -7,18 +7,18 @@ often) form a *group*, which is one step of the agent's walk.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 
-from onnx_amc.errors import ModelError
-from onnx_amc.graph import rules_norm, rules_product, rules_select, rules_shape, sizes  # noqa: F401  they enter their rules
 from onnx_amc.graph.ledger import ROLES, Axes, Keep, Ledger, Owner, Tokens
-from onnx_amc.graph.load import FLOATS, Model, attributes, key_of, names_read, subgraphs
-from onnx_amc.graph.rules import RULES, Step, without_rule
+from onnx_amc.graph.load import FLOATS, Model, key_of, subgraphs
+from onnx_amc.graph.walk import walked
 from onnx_amc.graph.zeros import Zeros
 
 
@@ -42,6 +42,25 @@ class Slice:
     channel: np.ndarray
 
 
+class Lanes(NamedTuple):
+    """How a group's channels lie on its axes.
+
+    Args:
+        block: 8 where they go through a pool, or with others through a grouped convolution or a Concat.
+        repeat: Places that each channel takes on an axis, at least: 64 for an attention head of width 64.
+        partial: Whether they share an axis of a multiple of 4 with other groups.
+
+    """
+
+    block: int = 1
+    repeat: int = 1
+    partial: bool = False
+
+
+ALONE = Lanes()
+"""A group that has its axes to itself."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Channels that are interchangeable in price: one decision of the search.
@@ -53,7 +72,7 @@ class Group:
         nodes: Every node (by first output) that takes one of those weights.
         reason: Why the group cannot be cut; None where it can.
         doubt: Why a cut of it is not exact; None where masking equals cutting.
-        block: Channels are best kept in multiples of this, for onnxruntime's blocked kernels.
+        lanes: How its channels lie on the axes that onnxruntime's blocked kernels take.
 
     """
 
@@ -63,7 +82,7 @@ class Group:
     nodes: tuple[str, ...]
     reason: str | None
     doubt: str | None = None
-    block: int = 1
+    lanes: Lanes = ALONE
 
     @property
     def prunable(self) -> bool:
@@ -131,37 +150,22 @@ def analyse(model: Model, *, approximate: bool = False) -> Analysis:
         ModelError: A rule met a graph that is not what the operator's specification says.
 
     """
-    ledger, labels, axes = _walked(model, {}, approximate)
+    ledger, labels, axes = walked(model, {}, approximate)
     choices: dict[str, int] = {}
     for attempt in range(1, CARRIERS):
         unlucky = _unlucky(ledger, labels)
         if not unlucky:
             break
         choices |= dict.fromkeys(unlucky, attempt)
-        ledger, labels, axes = _walked(model, choices, approximate)
+        ledger, labels, axes = walked(model, choices, approximate)
     lost = _unlucky(ledger, labels)
     if lost:
-        ledger, labels, axes = _walked(model, {k: v for k, v in choices.items() if k not in lost}, approximate)
+        ledger, labels, axes = walked(model, {k: v for k, v in choices.items() if k not in lost}, approximate)
     return _gather(model, ledger, labels, _demanded(model, ledger, labels, axes))
 
 
 CARRIERS = 4
 """Axes of a split that are tried as the carrier of its channels: head width, heads, q/k/v."""
-
-
-def _walked(
-    model: Model, choices: dict[str, int], approximate: bool
-) -> tuple[Ledger, np.ndarray, dict[str, Axes | None]]:
-    """One walk over the graph, with the carriers of some splits chosen."""
-    ledger = Ledger(choices=choices, approximate=approximate)
-    axes: dict[str, Axes | None] = {}
-    walk = _Walk(model, ledger, axes)
-    for node in model.proto.graph.node:
-        walk.visit(node)
-    for output in model.proto.graph.output:
-        for tokens in axes.get(output.name) or ():
-            ledger.fix(tokens, f"it is the model's output '{output.name}'")
-    return ledger, ledger.classes(), axes
 
 
 def _demanded(
@@ -189,87 +193,6 @@ def _unlucky(ledger: Ledger, labels: np.ndarray) -> set[str]:
     """Splits whose carrier cannot be cut, or is what two activations are contracted over."""
     poor = ledger.reasons(labels).keys() | set(np.unique(labels[ledger.bare()]).tolist())
     return {key for key, tokens in ledger.splits if not poor.isdisjoint(np.unique(labels[tokens]).tolist())}
-
-
-class _Walk:
-    """The walk's state: axes of each tensor seen so far, and which tensors descend from weights alone."""
-
-    def __init__(self, model: Model, ledger: Ledger, axes: dict[str, Axes | None]) -> None:
-        self.model, self.ledger, self.axes = model, ledger, axes
-        self.params = set(model.weights)
-        nodes = model.proto.graph.node
-        self.quantised = {name for n in nodes if n.op_type == "DequantizeLinear" for name in n.input}
-
-    def visit(self, node: object) -> None:
-        """Apply the node's rule and store the axes of its outputs."""
-        inputs = [self._axes(name) for name in node.input]  # type: ignore[attr-defined]
-        step = Step(
-            node=node,  # type: ignore[arg-type]
-            axes=inputs,
-            shapes=self.model.shapes,
-            values=self._value,
-            params=self.params,
-            stored=self.model.weights,
-            book=self.ledger,
-            attrs=attributes(node),  # type: ignore[arg-type]
-            opset=self.model.opset,
-        )
-        outputs = self._apply(step)
-        sizes.follow(step)
-        names = [n for n in step.node.input if n]
-        if names and all(n in self.params for n in names):
-            self.params.update(o for o in step.node.output if o)
-        for name, axes in zip(step.node.output, outputs, strict=False):
-            if name:
-                self.axes[name] = axes
-
-    def _apply(self, step: Step) -> list[Axes]:
-        node = step.node
-        inner = names_read(node) - set(node.input)
-        if inner or any(a.HasField("g") for a in node.attribute):
-            for name in inner:
-                for tokens in self._axes(name) or ():
-                    step.fix(tokens, "reads it inside a subgraph")
-            step.fix_all("is a control-flow operator")
-            return [step.plain(i) for i in range(len(node.output))]
-        names = [n for n in [*node.input, *node.output] if n]
-        chosen = RULES.get(node.op_type) if node.domain in {"", "ai.onnx"} else None
-        if chosen is None:
-            return without_rule(step)
-        if any(n not in self.model.shapes for n in names):
-            step.fix_all("has a shape known at run time only")
-            return [step.plain(i) for i in range(len(node.output))]
-        try:
-            return [_without_singles(step, axes) for axes in chosen(step)]
-        except (IndexError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"{step.label} does not fit its operator's specification ({error})",
-                where=self.model.source,
-                fix="check the node's inputs and attributes with onnx.checker.check_model(model, full_check=True)",
-            ) from error
-
-    def _axes(self, name: str) -> Axes | None:
-        if name and name not in self.axes and name in self.model.weights:
-            self.axes[name] = self._weight_axes(name)
-        return self.axes.get(name)
-
-    def _weight_axes(self, name: str) -> Axes:
-        tensor = self.model.weights[name]
-        if tensor.data_type not in FLOATS and name not in self.quantised:
-            return (None,) * len(tensor.dims)
-        return tuple(self.ledger.fresh(Owner(name, i), d) if d > 1 else None for i, d in enumerate(tensor.dims))
-
-    def _value(self, name: str) -> np.ndarray | None:
-        tensor = self.model.weights.get(name)
-        return self.model.value(name) if tensor is not None and tensor.data_type not in FLOATS else None
-
-
-def _without_singles(step: Step, axes: Axes) -> Axes:
-    """An axis of length 1 has no tokens: it stretches and vanishes too easily. Whatever is left alone on one stays."""
-    for tokens in axes:
-        if tokens is not None and len(tokens) == 1:
-            step.fix(tokens, "leaves it alone on its axis")
-    return tuple(None if t is None or len(t) == 1 else t for t in axes)
 
 
 def _gather(model: Model, ledger: Ledger, labels: np.ndarray, masks: dict[int, frozenset[Owner]]) -> Analysis:
@@ -304,11 +227,17 @@ def _gather(model: Model, ledger: Ledger, labels: np.ndarray, masks: dict[int, f
         name = _display(model, name)
         taken[name] = taken.get(name, 0) + 1
         unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
-        block = 8 if blocked[classes].any() else 1
-        group = Group(unique, len(classes), slices, nodes, reason, doubt if reason is None else None, block)
+        lanes = _lanes(model, slices, len(classes), blocked=bool(blocked[classes].any()))
+        group = Group(unique, len(classes), slices, nodes, reason, doubt if reason is None else None, lanes)
         (groups if reason is None else fixed).append(group)
     fixed += [g for node in model.proto.graph.node if (g := _enclosed(node)) is not None]
     return Analysis(model, ledger, labels, tuple(groups), tuple(fixed), home, place)
+
+
+def _lanes(model: Model, slices: Sequence[Slice], channels: int, *, blocked: bool) -> Lanes:
+    lengths = [(len(s.index), model.weights[s.owner.tensor].dims[s.owner.axis]) for s in slices]
+    repeat = math.gcd(*(taken // channels for taken, _ in lengths)) or 1
+    return Lanes(8 if blocked else 1, repeat, any(taken < whole and whole % 4 == 0 for taken, whole in lengths))
 
 
 def _enclosed(node: onnx.NodeProto) -> Group | None:

@@ -12,14 +12,15 @@ from onnx_amc.graph.rules import Step, contract, price, read, read_by, rule
 def conv(step: Step) -> list[Axes]:
     """Y[:, o] = sum over c of W[o, c] * X[:, c] + B[o], within each of `group` groups."""
     x, w = step.x(0), step.x(1)
-    shape, weight, out = step.shape(0), step.shape(1), step.out_shape()
+    weight, out = step.shape(1), step.out_shape()
     groups = int(step.attrs.get("group", 1))
     if not _slides(step, out):
         return [step.plain()]
     outputs = w[0]
     inputs: Tokens | None = None
-    if groups == shape[1] and weight[1] == 1 and groups > 1:
-        outputs = _depthwise(step, x[1], w[0], groups)
+    whole = groups > 1 and groups >= weight[1]
+    if whole:
+        outputs = _whole_groups(step, x[1], w[0], groups)
     elif groups == 1:
         inputs = contract(step, 0, 1, 1, 1)
         inputs = None if inputs is None else inputs[None]
@@ -34,8 +35,7 @@ def conv(step: Step) -> list[Axes]:
     price(
         step, int(np.prod(weight[2:])) * out[0], [(out[1], outputs), (weight[1], inner), *((d, None) for d in out[2:])]
     )
-    depthwise = groups > 1 and weight[1] == 1
-    if not depthwise:
+    if not whole:
         read(step, 0, 1, inputs, outputs)
     return [(x[0], outputs, *((None,) * (len(out) - 2)))]
 
@@ -50,20 +50,23 @@ def _slides(step: Step, places: tuple[int, ...]) -> bool:
     return step.is_param(1)
 
 
-def _depthwise(step: Step, x: Tokens | None, w: Tokens | None, groups: int) -> Tokens | None:
-    """Each input channel makes its own `m` outputs: they live and die with it, and `group` shrinks."""
+def _whole_groups(step: Step, x: Tokens | None, w: Tokens | None, groups: int) -> Tokens | None:
+    """Groups of few channels, depthwise ones above all: the inputs and outputs of each live and die together; `group` shrinks."""
     if x is None or w is None:
-        step.fix(x, "filters each channel with a weight that cannot be cut")
+        step.fix(x, "filters it with a weight that cannot be cut")
         step.fix(w, "filters channels that cannot be cut")
         return None
-    step.book.tie(x[:, None], w.reshape(groups, -1))
+    blocks = x.reshape(groups, -1)
+    first = blocks[:, :1]
+    step.book.tie(blocks, first)
+    step.book.tie(first, w.reshape(groups, -1))
     step.book.mark(w, "carries", step.key)
-    step.edit("group", x, lambda keep: np.array(int(keep(x).sum())))
+    step.edit("group", x, lambda keep: np.array(int(keep(first).sum())))
     return w
 
 
 def _grouped(step: Step, x: Tokens | None, w: Axes, groups: int) -> Tokens | None:
-    """Every group loses the same positions, so that the groups stay alike."""
+    """Few groups of many channels: every group loses the same positions, so that the groups stay alike."""
     if w[0] is not None:
         rows = w[0].reshape(groups, -1)
         step.book.tie(rows, rows[:1])
@@ -94,13 +97,9 @@ def conv_transpose(step: Step) -> list[Axes]:
         inputs = contract(step, 0, 1, 1, 0)
         inputs = None if inputs is None else inputs[None]
         step.book.mark(outputs, "produces", step.key)
-    elif groups == shape[1] and weight[1] == 1:
-        outputs = _depthwise(step, x[1], w[0], groups)
     else:
-        step.fix(x[1], "is a grouped transposed convolution")
-        step.fix(w[0], "is a grouped transposed convolution")
-        step.fix(w[1], "is a grouped transposed convolution")
-        outputs = None
+        rows = _whole_groups(step, x[1], w[0], groups)
+        outputs = None if rows is None else np.repeat(rows.reshape(groups, -1)[:, 0], weight[1])
     if step.has(2):
         step.book.mark(step.x(2)[0], "produces", step.key)
         outputs = step.join(outputs, step.x(2)[0])

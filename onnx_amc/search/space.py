@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,29 +11,40 @@ import numpy as np
 
 from onnx_amc.errors import BudgetError
 
+Lanes = tuple[int, int, bool]
+"""How a group's channels lie on their axes, see `onnx_amc.graph.groups.Lanes`: block, repeat, partial."""
+
 Prices = Callable[[np.ndarray], int]
 
 
-def multiple_of(channels: int, round_to: int | None, block: int = 1) -> int:
+def multiple_of(channels: int, round_to: int | None, lanes: Lanes = (1, 1, False)) -> int:
     """Return the multiple that a group's counts are kept at.
 
     Args:
         channels: Of the group.
-        round_to: The user's multiple, or None for what onnxruntime's blocked kernels like: 8, and 4 below 64 channels, where
-            a multiple of 8 would cost too much accuracy; groups of fewer than 8 channels are not rounded.
-        block: What the kernels of this group need whatever its width: 8 within grouped convolutions and before a Concat.
+        round_to: The user's multiple, or None for what onnxruntime's blocked kernels like: 8, and 4 where the channels fill an axis
+            of fewer than 64, on which a multiple of 8 would cost too much accuracy; nothing below 8.
+        lanes: How the channels lie on their axes: a head of 64 columns is no matter for rounding; within a grouped convolution,
+            before a pool and before a Concat it is 8 whatever the width.
 
     """
     if round_to is not None:
         return round_to
-    return 1 if channels < 8 else 8 if channels >= 64 else max(4, block)
+    block, repeat, partial = lanes
+    width = channels * repeat
+    wanted = block if block > 1 else 8 if width >= 64 else 4 if width >= 8 or partial else 1
+    return wanted // math.gcd(wanted, repeat)
 
 
-def levels_of(channels: int, round_to: int | None, min_keep: float, block: int = 1) -> np.ndarray:
-    """Ascending counts that a group may keep: multiples, at least `min_keep` of the channels, and always all of them."""
-    step = multiple_of(channels, round_to, block)
+def levels_of(channels: int, round_to: int | None, min_keep: float, lanes: Lanes = (1, 1, False)) -> np.ndarray:
+    """Ascending counts that a group may keep: multiples, at least `min_keep` of the channels, and always all of them.
+
+    On an axis that is shared with other groups it is what goes that comes in multiples, so that the axis stays aligned.
+    """
+    step = multiple_of(channels, round_to, lanes)
     floor = max(1, int(np.ceil(min_keep * channels - 1e-9)))
-    below = np.arange(step, channels, step)
+    start = channels % step if lanes[2] and round_to is None else step
+    below = np.arange(start, channels, step)
     return np.append(below[below >= floor], channels)
 
 

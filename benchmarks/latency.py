@@ -1,0 +1,73 @@
+"""Whether cut networks are faster: each cut with default rounding, timed against its original in turn, paired medians.
+
+    python benchmarks/latency.py [--shared ../shared] [--channels 0.9] [--only resnet ...] [--seconds 10] [--out FILE.md]
+
+Weights are drawn: this measures speed alone. Timings are of batch 1, all cores, and hold for the machine they were taken on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+import onnx
+
+from onnx_amc import compress
+from onnx_amc.delivery import one_feed
+from onnx_amc.graph.load import load
+from onnx_amc.run.latency import measure
+
+NETWORKS = (
+    "tv_mobilenet_v2",
+    "tv_resnet50",
+    "tv_shufflenet_v2_x0_5",
+    "tv_densenet121",
+    "tv_googlenet",
+    "tv_squeezenet1_1",
+)
+HEAD = (
+    "| graph | channels asked | MACs left | latency ratio | MACs, unrounded | latency, unrounded |\n" + "|---" * 6 + "|"
+)
+
+
+def row(name: str, model: onnx.ModelProto, channels: float, seconds: float) -> str:
+    """Cut one network with default rounding and without, and time the three in turn."""
+    cut = {
+        rounding: compress(model, channels=channels, policy="uniform", refit=False, round_to=rounding)
+        for rounding in (None, 1)
+    }
+    times = measure([model, *(c.model for c in cut.values())], one_feed(load(model)), seconds=seconds)
+    macs = [c.record["compressed"]["macs"] / c.record["original"]["macs"] for c in cut.values()]
+    cells = [f"{channels:g}", f"{macs[0]:.1%}", f"{times[1].ratio:.3f}", f"{macs[1]:.1%}", f"{times[2].ratio:.3f}"]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def main() -> int:
+    """Print the table, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
+    parser.add_argument("--only", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--channels", type=float, default=0.9)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    spec = importlib.util.spec_from_file_location("hydrate", args.shared / "zoo" / "hydrate.py")
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"no hydrate.py in {args.shared / 'zoo'}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    lines = [HEAD]
+    print(HEAD, flush=True)
+    for path in sorted((args.shared / "zoo").glob("*.onnx")):
+        if any(part in path.name for part in args.only):
+            lines.append(row(path.stem, module.hydrate(str(path)), args.channels, args.seconds))
+            print(lines[-1], flush=True)
+    if args.out:
+        args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""One walk over the graph with the operator table."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_amc.errors import ModelError
+from onnx_amc.graph import rules_norm, rules_product, rules_select, rules_shape, sizes  # noqa: F401  they enter their rules
+from onnx_amc.graph.ledger import Axes, Ledger, Owner
+from onnx_amc.graph.load import FLOATS, Model, attributes, names_read
+from onnx_amc.graph.rules import RULES, Step, without_rule
+
+
+def walked(
+    model: Model, choices: dict[str, int], approximate: bool
+) -> tuple[Ledger, np.ndarray, dict[str, Axes | None]]:
+    """One walk over the graph, with the carriers of some splits chosen."""
+    ledger = Ledger(choices=choices, approximate=approximate)
+    axes: dict[str, Axes | None] = {}
+    walk = _Walk(model, ledger, axes)
+    for node in model.proto.graph.node:
+        walk.visit(node)
+    for output in model.proto.graph.output:
+        for tokens in axes.get(output.name) or ():
+            ledger.fix(tokens, f"it is the model's output '{output.name}'")
+    return ledger, ledger.classes(), axes
+
+
+class _Walk:
+    """The walk's state: axes of each tensor seen so far, and which tensors descend from weights alone."""
+
+    def __init__(self, model: Model, ledger: Ledger, axes: dict[str, Axes | None]) -> None:
+        self.model, self.ledger, self.axes = model, ledger, axes
+        self.params = set(model.weights)
+        nodes = model.proto.graph.node
+        self.quantised = {name for n in nodes if n.op_type == "DequantizeLinear" for name in n.input}
+
+    def visit(self, node: object) -> None:
+        """Apply the node's rule and store the axes of its outputs."""
+        inputs = [self._axes(name) for name in node.input]  # type: ignore[attr-defined]
+        step = Step(
+            node=node,  # type: ignore[arg-type]
+            axes=inputs,
+            shapes=self.model.shapes,
+            values=self._value,
+            params=self.params,
+            stored=self.model.weights,
+            book=self.ledger,
+            attrs=attributes(node),  # type: ignore[arg-type]
+            opset=self.model.opset,
+        )
+        outputs = self._apply(step)
+        sizes.follow(step)
+        names = [n for n in step.node.input if n]
+        if names and all(n in self.params for n in names):
+            self.params.update(o for o in step.node.output if o)
+        for name, axes in zip(step.node.output, outputs, strict=False):
+            if name:
+                self.axes[name] = axes
+
+    def _apply(self, step: Step) -> list[Axes]:
+        node = step.node
+        inner = names_read(node) - set(node.input)
+        if inner or any(a.HasField("g") for a in node.attribute):
+            for name in inner:
+                for tokens in self._axes(name) or ():
+                    step.fix(tokens, "reads it inside a subgraph")
+            step.fix_all("is a control-flow operator")
+            return [step.plain(i) for i in range(len(node.output))]
+        names = [n for n in [*node.input, *node.output] if n]
+        chosen = RULES.get(node.op_type) if node.domain in {"", "ai.onnx"} else None
+        if chosen is None:
+            return without_rule(step)
+        if any(n not in self.model.shapes for n in names):
+            step.fix_all("has a shape known at run time only")
+            return [step.plain(i) for i in range(len(node.output))]
+        try:
+            return [_without_singles(step, axes) for axes in chosen(step)]
+        except (IndexError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{step.label} does not fit its operator's specification ({error})",
+                where=self.model.source,
+                fix="check the node's inputs and attributes with onnx.checker.check_model(model, full_check=True)",
+            ) from error
+
+    def _axes(self, name: str) -> Axes | None:
+        if name and name not in self.axes and name in self.model.weights:
+            self.axes[name] = self._weight_axes(name)
+        return self.axes.get(name)
+
+    def _weight_axes(self, name: str) -> Axes:
+        tensor = self.model.weights[name]
+        if tensor.data_type not in FLOATS and name not in self.quantised:
+            return (None,) * len(tensor.dims)
+        return tuple(self.ledger.fresh(Owner(name, i), d) if d > 1 else None for i, d in enumerate(tensor.dims))
+
+    def _value(self, name: str) -> np.ndarray | None:
+        tensor = self.model.weights.get(name)
+        return self.model.value(name) if tensor is not None and tensor.data_type not in FLOATS else None
+
+
+def _without_singles(step: Step, axes: Axes) -> Axes:
+    """An axis of length 1 has no tokens: it stretches and vanishes too easily. Whatever is left alone on one stays."""
+    for tokens in axes:
+        if tokens is not None and len(tokens) == 1:
+            step.fix(tokens, "leaves it alone on its axis")
+    return tuple(None if t is None or len(t) == 1 else t for t in axes)
