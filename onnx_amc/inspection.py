@@ -12,7 +12,7 @@ import numpy as np
 from onnx_amc.errors import OptionError
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis, Group
-from onnx_amc.graph.load import attributes
+from onnx_amc.graph.proto import attributes
 from onnx_amc.search.space import levels_of
 from onnx_amc.search.state import LayerFacts
 

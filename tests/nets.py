@@ -244,6 +244,22 @@ def attention() -> Iterator[Row]:
             kt = Transpose <perm = [0,1,3,2]> (k) s = MatMul (q, kt) d = Mul (s, scale) a = Softmax <axis = -1> (d) o = MatMul (a, z)
             p = Transpose <perm = [0,2,1,3]> (o) r = Reshape (p, three) u = MatMul (r, v) y = Add (u, c) }}""", 2,
             weights={"five": [0, 0, 3, 2, 4], "three": [0, 0, 8], "zero": [0], "ones": [1, 1, 1], "scale": 0.5, "i0": 0, "i1": 1, "i2": 2})
+    fused = """(float[N,5,6] x) => (float[N,5,6] y) <float[6,{q}] wq, float[6,{k}] wk, float[6,{k}] wv, float[{q},6] v,
+        int64[4] s, int64[4] t, int64[3] o> {{ q = MatMul (x, wq) k = MatMul (x, wk) z = MatMul (x, wv)
+        {body} y = MatMul (r, v) }}"""
+    for q, k in ((8, 8), (16, 8)):
+        body = f"r = Attention <q_num_heads = {q // 4}, kv_num_heads = {k // 4}> (q, k, z)"
+        yield Row(f"Attention as one operator, {q // 4} heads on {k // 4}", fused.format(q=q, k=k, body=body), k // 4, opset=23, ir=11,
+                  weights={"s": [0, 0, 2, 4], "t": [0, 0, 2, 4], "o": [0, 0, 8]})
+    turns = "{0}4 = Reshape ({0}, s) {0}t = Transpose <perm = [0,2,1,3]> ({0}4)"
+    yield Row("Attention as one operator, turned", fused.format(q=8, k=8, body=" ".join(turns.format(n) for n in "qkz") + """
+        d = RotaryEmbedding (qt, cs, sn, at) a = Attention (d, kt, zt) b = Transpose <perm = [0,2,1,3]> (a) r = Reshape (b, o)""").replace("[N", "[1").replace(
+        "int64[3] o>", "int64[3] o, float[9,2] cs, float[9,2] sn, int64[1,5] at>"), 2, opset=23, ir=11,
+        weights={"s": [0, 0, 2, 4], "t": [0, 0, 2, 4], "o": [0, 0, 8], "at": [[0, 1, 2, 3, 4]]})
+    body = " ".join(turns.format(n) for n in "qkz") + """ a = Attention (qt, kt, zt) b = Transpose <perm = [0,2,1,3]> (a)
+        r = Reshape (b, o)"""
+    yield Row("Attention as one operator, heads apart", fused.format(q=8, k=8, body=body), 2, opset=23, ir=11,
+              weights={"s": [0, 0, 2, 4], "t": [0, 0, 2, 4], "o": [0, 0, 8]})
 
 
 def normalisations() -> Iterator[Row]:

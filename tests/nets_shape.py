@@ -44,7 +44,8 @@ def space() -> Iterator[Row]:
                 weights={"s": [8, 9, 9]}, opset=18)
     yield image("Upsample", "r = Upsample (h, s)", 8, "float[4] s", weights={"s": [1, 1, 2, 2]}, opset=9)
     yield image("Upsample by attribute", "r = Upsample <scales = [1.0, 1.0, 2.0, 2.0]> (h)", opset=8)
-    yield image("no rule", "q = Trilu (h) r = Relu (q)", 0, reason="has no rule yet")
+    yield image("no rule", "q = MaxRoiPool <pooled_shape = [6, 6]> (h, i) r = Relu (q)", 0, "float[1,5] i",
+                weights={"i": [[0, 0, 0, 5, 5]]}, reason="has no rule yet")
     yield Row("any height and width", """(float[N,3,H,W] x) => (float[N,4,P,Q] y) <float[8,3,3,3] w, float[8] b, float[4,8,1,1] v>
         { h = Conv <pads = [1,1,1,1]> (x, w, b) r = Relu (h) y = Conv (r, v) }""", 8)
 
@@ -118,6 +119,16 @@ def runtime() -> Iterator[Row]:
     yield flat("a scale by the root of the width", "s = Shape (h) d = Gather (s, i) f = Cast <to = 1> (d) q = Sqrt (f) r = Div (h, q)", 8,
                "int64 i", weights={"i": -1})
     yield image("a mean by the size", "s = Size (h) f = Cast <to = 1> (s) r = Div (h, f)", 0)
+
+
+def places() -> Iterator[Row]:
+    """Elements that are taken by their place."""
+    yield image("GatherND over the batch", "r = GatherND (h, i)", 8, "int64[2,1] i", weights={"i": [[0], [0]]})
+    yield image("GatherND of channels fixes", "q = GatherND (h, i) r = Unsqueeze (q, a)", 0, "int64[1,2] i, int64[1] a", 1,
+                weights={"i": [[0, 1]], "a": [1]}, reason="picks from it")
+    yield image("GatherElements over space", "r = GatherElements <axis = 3> (h, i)", 0, "int64[1,8,6,2] i",
+                weights={"i": np.ones((1, 8, 6, 2))}, reason="by their place")
+    yield image("Trilu", "r = Trilu (h)")
 
 
 def selection() -> Iterator[Row]:
@@ -234,4 +245,4 @@ def files() -> Iterator[Row]:
 
 def shapes() -> list[Row]:
     """All of this file's rows."""
-    return [*space(), *padding(), *order(), *runtime(), *selection(), *recurrent(), *files()]
+    return [*space(), *padding(), *order(), *runtime(), *selection(), *places(), *recurrent(), *files()]

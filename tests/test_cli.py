@@ -155,7 +155,7 @@ def test_inspect_evaluate_bench(place: Path, capsys: pytest.CaptureFixture[str])
     assert main(["inspect", model, "--json", str(place / "i.json")]) == 0
     shown = capsys.readouterr().out
     assert "'logits'" in shown
-    assert "smallest reachable: 3,224 MACs" in shown
+    assert "(3,224 MACs)" in shown
     found = json.loads((place / "i.json").read_text())
     assert found["smallest_macs"] < found["macs"]
     assert main(["evaluate", model, "--data", str(place / "digits_mlp.npz")]) == 0

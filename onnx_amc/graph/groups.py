@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 
 from onnx_amc.graph.ledger import ROLES, Axes, Keep, Ledger, Owner, Tokens
-from onnx_amc.graph.load import FLOATS, Model, key_of, subgraphs
+from onnx_amc.graph.load import FLOATS, Model
+from onnx_amc.graph.proto import key_of, subgraphs
 from onnx_amc.graph.walk import walked
 from onnx_amc.graph.zeros import Zeros
 
@@ -190,9 +191,17 @@ def _demanded(
 
 
 def _unlucky(ledger: Ledger, labels: np.ndarray) -> set[str]:
-    """Splits whose carrier cannot be cut, or is what two activations are contracted over."""
-    poor = ledger.reasons(labels).keys() | set(np.unique(labels[ledger.bare()]).tolist())
-    return {key for key, tokens in ledger.splits if not poor.isdisjoint(np.unique(labels[tokens]).tolist())}
+    """Splits whose carrier cannot be cut, or is what two activations are contracted over; with the latter all of their shape."""
+    fixed, bare = ledger.reasons(labels).keys(), set(np.unique(labels[ledger.bare()]).tolist())
+    found: set[str] = set()
+    shapes: set[tuple[int, ...]] = set()
+    for key, tokens, shape in ledger.splits:
+        classes = np.unique(labels[tokens]).tolist()
+        if not bare.isdisjoint(classes):
+            shapes.add(shape)
+        if not bare.isdisjoint(classes) or not fixed.isdisjoint(classes):
+            found.add(key)
+    return found | {key for key, _, shape in ledger.splits if shape in shapes}
 
 
 def _gather(model: Model, ledger: Ledger, labels: np.ndarray, masks: dict[int, frozenset[Owner]]) -> Analysis:

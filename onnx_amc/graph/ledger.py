@@ -115,7 +115,7 @@ class Ledger:
         edits: Constants and attributes that follow the cut.
         readers: Contractions of an activation with a weight.
         terms: The price of each node.
-        splits: Node and carrier of each axis that was split into several.
+        splits: Node, carrier and lengths of each axis that was split into several.
         choices: Which axis carries the channels of a split, where not the longest.
         demands: Channels that must be masked at their source.
         pieces: Runs of channels that must not become empty.
@@ -134,7 +134,7 @@ class Ledger:
     edits: list[Edit] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
-    splits: list[tuple[str, Tokens]] = field(default_factory=list)
+    splits: list[tuple[str, Tokens, tuple[int, ...]]] = field(default_factory=list)
     choices: dict[str, int] = field(default_factory=dict)
     demands: list[Demand] = field(default_factory=list)
     pieces: list[Tokens] = field(default_factory=list)

@@ -11,6 +11,8 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
+from onnx_amc.graph.proto import names_read
+
 SMALL = 1024
 """Elements up to which a tensor stays in the graph: shapes must, and the rest does no harm (onnxruntime#26261)."""
 
@@ -96,11 +98,13 @@ def _varint(value: int) -> int:
     return max(1, -(-value.bit_length() // 7))
 
 
-def externalise(proto: onnx.ModelProto, location: str) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+def externalise(
+    proto: onnx.ModelProto, location: str, heavy: Choice = is_heavy
+) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
     """Return a copy whose heavy initializers lie one after the other in the file `location`, and those initializers."""
-    light, heavy = stripped(proto)
+    light, left = stripped(proto, heavy)
     offset = 0
-    for tensor in heavy:
+    for tensor in left:
         empty = light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         empty.doc_string = tensor.doc_string
         empty.data_location = onnx.TensorProto.EXTERNAL
@@ -108,7 +112,7 @@ def externalise(proto: onnx.ModelProto, location: str) -> tuple[onnx.ModelProto,
         for key, value in (("location", location), ("offset", offset), ("length", length)):
             empty.external_data.add(key=key, value=str(value))
         offset += length
-    return light, heavy
+    return light, left
 
 
 def check(proto: onnx.ModelProto) -> None:
@@ -149,7 +153,8 @@ def session(
         extra: Tensors to make outputs as well.
 
     """
-    light, heavy = externalise(proto, "weights")
+    used = {name for node in proto.graph.node for name in names_read(node)} | {o.name for o in proto.graph.output}
+    light, heavy = externalise(proto, "weights", lambda t: is_heavy(t) and t.name in used)
     present = {o.name for o in light.graph.output}
     light.graph.output.extend(onnx.ValueInfoProto(name=n) for n in extra if n not in present)
     arrays = [np.ascontiguousarray(numpy_helper.to_array(t)) for t in heavy]

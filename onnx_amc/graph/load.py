@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from onnx_amc.errors import ModelError
 from onnx_amc.graph import light
 from onnx_amc.graph.fold import fold
+from onnx_amc.graph.proto import key_of, names_read
 from onnx_amc.graph.shapes import concrete_shapes
 
 FLOATS = frozenset(
@@ -112,11 +113,6 @@ def true_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """The inputs a caller must give: up to IR 3 initializers are listed among the inputs as well."""
     known = {t.name for t in proto.graph.initializer}
     return [i for i in proto.graph.input if i.name not in known]
-
-
-def attributes(node: onnx.NodeProto) -> dict[str, object]:
-    """A node's attributes by name, as Python values."""
-    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
 def _read(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, str, bool]:
@@ -287,21 +283,3 @@ def _drop_unused(proto: onnx.ModelProto) -> None:
         for i in reversed(range(len(listing))):
             if listing[i].name in unused:
                 del listing[i]
-
-
-def key_of(node: onnx.NodeProto) -> str:
-    """What the program knows a node by: the first output that has a name."""
-    return next((str(o) for o in node.output if o), "")
-
-
-def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The graphs inside a control-flow node."""
-    return [g for a in node.attribute for g in ([a.g] if a.HasField("g") else [*a.graphs])]
-
-
-def names_read(node: onnx.NodeProto) -> set[str]:
-    """Every tensor a node reads, the outer ones that its subgraphs read included."""
-    names = set(node.input)
-    for graph in subgraphs(node):
-        names |= {name for inner in graph.node for name in names_read(inner)} | {o.name for o in graph.output}
-    return names

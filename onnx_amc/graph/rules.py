@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.graph.ledger import Axes, Edit, Keep, Ledger, Reader, Term, Tokens
-from onnx_amc.graph.load import key_of
+from onnx_amc.graph.proto import key_of
 
 
 @dataclass(frozen=True)

@@ -91,11 +91,9 @@ def conv_transpose(step: Step) -> list[Axes]:
     groups = int(step.attrs.get("group", 1))
     if not _slides(step, shape):
         return [step.plain()]
-    inputs: Tokens | None = None
     outputs = w[1]
     if groups == 1:
-        inputs = contract(step, 0, 1, 1, 0)
-        inputs = None if inputs is None else inputs[None]
+        rows = contract(step, 0, 1, 1, 0)
         step.book.mark(outputs, "produces", step.key)
     else:
         rows = _whole_groups(step, x[1], w[0], groups)
@@ -103,13 +101,10 @@ def conv_transpose(step: Step) -> list[Axes]:
     if step.has(2):
         step.book.mark(step.x(2)[0], "produces", step.key)
         outputs = step.join(outputs, step.x(2)[0])
-    contracted = inputs[0] if inputs is not None else None
-    left = outputs if groups > 1 else contracted
-    right = None if groups > 1 else outputs
     space = int(np.prod(weight[2:])) * int(np.prod(shape[2:])) * shape[0]
-    price(step, space, [(shape[1], left), (weight[1], right)])
+    price(step, space, [(shape[1], rows), (weight[1], outputs if groups == 1 else None)])
     if groups == 1:
-        read(step, 0, 1, inputs, outputs)
+        read(step, 0, 1, None if rows is None else rows[None], outputs)
     return [(x[0], outputs, *((None,) * (len(out) - 2)))]
 
 

@@ -139,6 +139,26 @@ def gather(step: Step) -> list[Axes]:
     return [(*x[:axis], *picked, *x[axis + 1 :])]
 
 
+@rule("GatherND")
+def gather_nd(step: Step) -> list[Axes]:
+    """Axes that are indexed stay whole; those behind them pass."""
+    x, batch = step.x(0), int(step.attrs.get("batch_dims", 0))
+    last = batch + step.shape(1)[-1]
+    for tokens in x[:last]:
+        step.fix(tokens, "picks from it")
+    return [(None,) * (len(step.shape(1)) - 1) + x[last:]]
+
+
+@rule("GatherElements", "Trilu")
+def by_place(step: Step) -> list[Axes]:
+    """What an element is depends on its place along some axes; the others pass."""
+    x, rank = step.x(0), len(step.shape(0))
+    fixed = {rank - 2, rank - 1} if step.node.op_type == "Trilu" else {i for i, d in enumerate(step.shape(1)) if d > 1}
+    for i in fixed:
+        step.fix(x[i], "takes its elements by their place")
+    return [tuple(None if i in fixed else t for i, t in enumerate(x))]
+
+
 @rule("Expand", "Tile")
 def stretch(step: Step) -> list[Axes]:
     """Copies along axes of length 1; an axis with channels must keep its length."""

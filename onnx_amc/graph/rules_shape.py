@@ -227,7 +227,7 @@ def _split(step: Step, tokens: Tokens | None, shape: list[int]) -> list[Tokens |
     first = _first(block, carrier)
     if not exact:
         step.book.tie(block, first)
-        step.book.splits.append((step.key, first.ravel()))
+        step.book.splits.append((step.key, first.ravel(), tuple(shape)))
     out[carrier] = first.ravel()
     return out
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_amc.errors import ModelError
-from onnx_amc.graph import rules_norm, rules_product, rules_select, rules_shape, sizes  # noqa: F401  they enter their rules
+from onnx_amc.graph import (  # noqa: F401  they enter their rules into the table
+    rules_attention,
+    rules_norm,
+    rules_product,
+    rules_select,
+    rules_shape,
+    sizes,
+)
 from onnx_amc.graph.ledger import Axes, Ledger, Owner
-from onnx_amc.graph.load import FLOATS, Model, attributes, names_read
+from onnx_amc.graph.load import FLOATS, Model
+from onnx_amc.graph.proto import attributes, names_read
 from onnx_amc.graph.rules import RULES, Step, without_rule
 
 

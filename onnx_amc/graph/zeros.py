@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 
 from onnx_amc.graph.ledger import Axes, Owner
-from onnx_amc.graph.load import Model, attributes, key_of
+from onnx_amc.graph.load import Model
+from onnx_amc.graph.proto import attributes, key_of
 
 Sources = frozenset[Owner]
 

@@ -13,7 +13,8 @@ import onnx
 from onnx_amc.fit.patches import Window
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Reader, Tokens
-from onnx_amc.graph.load import Model, attributes
+from onnx_amc.graph.load import Model
+from onnx_amc.graph.proto import attributes
 
 Mover = Callable[[np.ndarray, dict[str, object], list[int] | None], np.ndarray]
 

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.light import declared, stripped
-from onnx_amc.graph.load import key_of, names_read
+from onnx_amc.graph.proto import key_of, names_read
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -1,0 +1,28 @@
+"""Small questions to nodes."""
+
+from __future__ import annotations
+
+import onnx
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, object]:
+    """A node's attributes by name, as Python values."""
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def key_of(node: onnx.NodeProto) -> str:
+    """What the program knows a node by: the first output that has a name."""
+    return next((str(o) for o in node.output if o), "")
+
+
+def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs inside a control-flow node."""
+    return [g for a in node.attribute for g in ([a.g] if a.HasField("g") else [*a.graphs])]
+
+
+def names_read(node: onnx.NodeProto) -> set[str]:
+    """Every tensor a node reads, the outer ones that its subgraphs read included."""
+    names = set(node.input)
+    for graph in subgraphs(node):
+        names |= {name for inner in graph.node for name in names_read(inner)} | {o.name for o in graph.output}
+    return names

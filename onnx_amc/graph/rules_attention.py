@@ -1,0 +1,64 @@
+"""The operator table, continued: attention as one operator (opset 23)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_amc.graph.ledger import Axes, Tokens
+from onnx_amc.graph.rules import Step, rule
+
+
+@rule("Attention")
+def attention(step: Step) -> list[Axes]:
+    """Softmax(Q K' / sqrt(d)) V by heads: whole heads go, and single columns of V where it has an axis of its own."""
+    flat = len(step.shape(0)) == 3
+    heads = (
+        [step.attrs.get("q_num_heads"), step.attrs.get("kv_num_heads")] if flat else [step.shape(i)[1] for i in (0, 1)]
+    )
+    outputs = [step.plain(i) for i in range(len(step.node.output))]
+    if any(step.has(i) for i in range(4, len(step.node.input))) or any(step.node.output[1:]) or None in heads:
+        step.fix_all("keeps a state, or has heads that are not understood")
+        return outputs
+    q, k = (int(h) for h in heads)  # type: ignore[arg-type]
+    of_query = _heads(step, 0, q, flat=flat)
+    of_key = [_heads(step, i, k, flat=flat) for i in (1, 2)]
+    keys = step.join(of_key[0], of_key[1])
+    joined = step.join(of_query, None if keys is None else np.repeat(keys, q // k))
+    mask = step.shape(3) if step.has(3) else ()
+    if len(mask) == 4 and mask[1] > 1:
+        joined = step.join(joined, step.x(3)[1])
+    if not flat:
+        for i in (0, 1):
+            step.book.bare_product(step.x(i)[3], (), f"{step.label} scales by the root of its width")
+        return [(step.x(0)[0], joined, step.x(0)[2], step.x(2)[3]), *outputs[1:]]
+    if joined is None or keys is None:
+        return outputs
+    step.edit("q_num_heads", joined, lambda keep: np.array(int(keep(joined).sum())))
+    step.edit("kv_num_heads", keys, lambda keep: np.array(int(keep(keys).sum())))
+    width = step.out_shape()[2] // q
+    return [(step.x(0)[0], step.x(0)[1], np.repeat(joined, width)), *outputs[1:]]
+
+
+def _heads(step: Step, i: int, count: int, *, flat: bool) -> Tokens | None:
+    """One token per head of input i; in the flat layout all columns of a head are tied."""
+    axes = step.x(i)
+    if not flat:
+        return axes[1]
+    tokens = axes[2]
+    if tokens is None or count == 1:
+        step.fix(tokens, "has one head")
+        return None
+    block = tokens.reshape(count, -1)
+    step.book.tie(block, block[:, :1])
+    return block[:, 0]
+
+
+@rule("RotaryEmbedding")
+def rotary(step: Step) -> list[Axes]:
+    """Turns pairs of columns of each head; the heads pass."""
+    x = step.x(0)
+    if len(x) == 3:
+        step.fix_all("turns pairs of its columns")
+        return [step.plain()]
+    step.fix(x[3], "turns pairs of its columns")
+    return [(x[0], x[1], x[2], None)]
