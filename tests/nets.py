@@ -271,8 +271,12 @@ def normalisations() -> Iterator[Row]:
                 8, "float[8] e", weights=positive)
     yield image("InstanceNormalization", "r = InstanceNormalization (h, s, o)", 8, pair)
     yield image("LRN fixes", "r = LRN <size = 3, alpha = 1.0> (h)", 0, reason="mixes its channels")
-    yield image("GroupNormalization fixes", "r = GroupNormalization <num_groups = 2> (h, s, o)", 0, pair, opset=21,
-                reason="statistics over groups")
+    yield image("GroupNormalization by whole groups", "r = GroupNormalization <num_groups = 4> (h, s, o)", 4, pair, opset=21)
+    yield image("GroupNormalization of one group fixes", "r = GroupNormalization <num_groups = 1> (h, s, o)", 0, pair, opset=21,
+                reason="statistics over it")
+    yield image("groups by InstanceNormalization", """f = Reshape (h, to) g = InstanceNormalization (f, one, nil) i = Reshape (g, back)
+        j = Mul (i, s) r = Add (j, o)""", 2, "int64[3] to, float[2] one, float[2] nil, int64[4] back, float[8,1,1] s, float[8,1,1] o",
+                weights={"to": [0, 2, -1], "back": [0, 8, 6, 6], "one": [1, 1], "nil": [0, 0]})
     yield image("MeanVarianceNormalization over space", "r = MeanVarianceNormalization <axes = [2,3]> (h)")
     yield image("LpNormalization over channels fixes", "r = LpNormalization <axis = 1> (h)", 0, reason="mixes its channels")
     yield image("LpNormalization over space", "r = LpNormalization (h)")

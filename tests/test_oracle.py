@@ -90,7 +90,7 @@ def test_each_row_is_a_network_that_runs() -> None:
         ("LRN", "LRN fixes"),
         ("Softmax", "Softmax over channels fixes"),
         ("LayerNormalization", "LayerNormalization fixes"),
-        ("GroupNormalization", "GroupNormalization fixes"),
+        ("GroupNormalization", "GroupNormalization of one group fixes"),
         ("CumSum", "CumSum over channels fixes"),
         ("Transpose", "channel shuffle"),
         ("Concat", "Concat with itself"),

@@ -79,11 +79,18 @@ def size(proto: onnx.ModelProto) -> int:
 
 def _bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of one initializer in a graph: its data, and what protobuf writes before each of its lengths."""
-    empty = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    empty.doc_string = tensor.doc_string
+    empty = _empty(tensor)
     data = _length(tensor)
     inner = len(empty.SerializeToString()) + 1 + _varint(data) + data
     return inner + 1 + _varint(inner)
+
+
+def _empty(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """All of a tensor but its data."""
+    empty = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    if tensor.HasField("doc_string"):
+        empty.doc_string = tensor.doc_string
+    return empty
 
 
 def _length(tensor: onnx.TensorProto) -> int:
@@ -105,8 +112,8 @@ def externalise(
     light, left = stripped(proto, heavy)
     offset = 0
     for tensor in left:
-        empty = light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        empty.doc_string = tensor.doc_string
+        empty = light.graph.initializer.add()
+        empty.CopyFrom(_empty(tensor))
         empty.data_location = onnx.TensorProto.EXTERNAL
         length = _length(tensor)
         for key, value in (("location", location), ("offset", offset), ("length", length)):
@@ -122,7 +129,11 @@ def check(proto: onnx.ModelProto) -> None:
         onnx.checker.ValidationError: The model is not valid; the text says why.
 
     """
-    onnx.checker.check_model(declared(proto))
+    whole = declared(proto)
+    for info in [*whole.graph.output, *whole.graph.value_info]:
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.shape.SetInParent()  # onnxruntime takes outputs of unknown shape, the checker does not
+    onnx.checker.check_model(whole)
     for tensor in proto.graph.initializer:
         if is_heavy(tensor) and tensor.data_type not in PACKED:
             needed = _length(tensor)

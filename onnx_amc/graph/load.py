@@ -78,6 +78,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     """
     original, where, sha256, external = _read(source)
     _check(original, where)
+    _examine_inputs(original, where)
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
     if len(proto.functions):
@@ -166,6 +167,18 @@ def _check(model: onnx.ModelProto, where: str) -> None:
             where=where,
             fix="export it again, or repair the node that is named",
         ) from error
+
+
+def _examine_inputs(model: onnx.ModelProto, where: str) -> None:
+    """Refuse inputs of which not even the number of axes is known."""
+    for info in true_inputs(model):
+        if not info.type.tensor_type.HasField("shape"):
+            kind = info.type.WhichOneof("value")
+            raise ModelError(
+                f"input '{info.name}' is a {kind} without a shape",
+                where=where,
+                fix="export again with tensors as inputs; dimensions may be dynamic, their number must be known",
+            )
 
 
 def _lift_constants(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:

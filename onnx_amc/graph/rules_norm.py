@@ -76,21 +76,20 @@ def layer_norm(step: Step) -> list[Axes]:
 
 @rule("GroupNormalization")
 def group_norm(step: Step) -> list[Axes]:
-    """Channels of a group share their statistics."""
+    """Channels of a group share their statistics: whole groups go; of a single group, only approximately, any channel."""
     x, groups = step.x(0), int(step.attrs["num_groups"])
-    for tokens in x[1:]:
-        step.loosen(tokens, "takes the statistics over groups of it")
-    channels = x[1]
-    alike = None if channels is None else channels.reshape(groups, -1)
-    if alike is not None and step.book.approximate:
-        step.book.tie(alike, alike[:1])
+    for tokens in x[2:]:
+        step.loosen(tokens, "takes the statistics over it")
+    mark_params(step)
+    channels, alone = x[1], groups == 1
+    if alone:
+        step.loosen(channels, "takes the statistics over it")
+    elif channels is not None:
+        first = channels.reshape(groups, -1)[:, 0]
+        step.book.tie(channels.reshape(groups, -1), first[:, None])
+        step.edit("num_groups", channels, lambda keep: np.array(int(keep(first).sum())))
     for i in (1, 2):
-        mark_params(step)
-        tokens = step.x(i)[0]
-        if channels is not None and step.book.approximate and step.shape(i) == step.shape(0)[1:2]:
-            channels = step.join(channels, tokens)
-        else:
-            step.fix(tokens, "scales an axis that cannot be cut")
+        channels = step.join(channels, step.x(i)[0])
     return [(x[0], channels, *x[2:])]
 
 

@@ -134,7 +134,8 @@ def _shortened(analysis: Analysis, keep: Keep, source: onnx.ModelProto, values: 
             array = np.take(array, index, axis=axis)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         new = numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype, copy=False)), tensor.name)
-        new.doc_string = tensor.doc_string
+        if tensor.HasField("doc_string"):
+            new.doc_string = tensor.doc_string
         result.graph.initializer.append(new)
     return result
 
