@@ -251,6 +251,17 @@ def attention() -> Iterator[Row]:
         body = f"r = Attention <q_num_heads = {q // 4}, kv_num_heads = {k // 4}> (q, k, z)"
         yield Row(f"Attention as one operator, {q // 4} heads on {k // 4}", fused.format(q=q, k=k, body=body), k // 4, opset=23, ir=11,
                   weights={"s": [0, 0, 2, 4], "t": [0, 0, 2, 4], "o": [0, 0, 8]})
+    apart = """(float[N,5,6] x) => (float[N,5,6] y) <float[6,8] wq, float[8] bq, float[6,8] wk, float[6,8] wv, float[8,6] v, int64[4] s,
+        int64[3] o> {{ qm = MatMul (x, wq) q = Add (qm, bq) k = MatMul (x, wk) z = MatMul (x, wv) {split}
+        kt = Transpose <perm = [0,1,3,2]> (k4) m = MatMul (q4, kt) p = Softmax (m) a = MatMul (p, z4) {join} y = MatMul (r, v) }}"""
+    four = "{0}r = Reshape ({0}, s) {0}4 = Transpose <perm = [0,2,1,3]> ({0}r)"
+    split, join = " ".join(four.format(n) for n in "qkz"), "b = Transpose <perm = [0,2,1,3]> (a) r = Reshape (b, o)"
+    for heads, prunable in ((2, 2), (4, 4), (1, 16)):
+        yield Row(f"attention of {heads} heads, projected apart", apart.format(split=split, join=join), prunable,
+                  weights={"s": [0, 0, heads, 8 // heads], "o": [0, 0, 8]})
+    single = "q4 = Identity (q) k4 = Identity (k) z4 = Identity (z)"
+    yield Row("attention without heads", apart.format(split=single, join="r = Identity (a)").replace("[0,1,3,2]", "[0,2,1]"), 16,
+              weights={"s": [0, 0, 1, 8], "o": [0, 0, 8]})
     turns = "{0}4 = Reshape ({0}, s) {0}t = Transpose <perm = [0,2,1,3]> ({0}4)"
     yield Row("Attention as one operator, turned", fused.format(q=8, k=8, body=" ".join(turns.format(n) for n in "qkz") + """
         d = RotaryEmbedding (qt, cs, sn, at) a = Attention (d, kt, zt) b = Transpose <perm = [0,2,1,3]> (a) r = Reshape (b, o)""").replace("[N", "[1").replace(

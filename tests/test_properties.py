@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nets import Row
-from oracle import delivered, difference
+from oracle import delivered, difference, mispriced
 
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis, analyse
@@ -149,3 +151,114 @@ def test_masked_equals_cut(analysis: Analysis, data: st.DataObject) -> None:
     counts = cost.counts_of(analysis, kept)
     assert cost.macs(again)(full) == cost.macs(analysis)(counts)
     assert cost.params(again)(full) == cost.params(analysis)(counts)
+
+
+class Attentive:
+    """Writes a stream of width 8 through drawn blocks of attention and feed-forward, in the spellings that exporters use."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.writer, self.draw, self.stream = Writer(draw), draw, "x0"
+        w, b = self.writer.weight(6, 8), self.writer.weight(8)
+        self.add("m = MatMul (x, {w}) {out} = Add (m, {b})", w=w, b=b)
+
+    def add(self, text: str, **names: str) -> str:
+        """Write nodes whose tensors get a number of their own; returns the output."""
+        n = len(self.writer.lines)
+        out = f"o{n}"
+        for name in (
+            "m",
+            "n",
+            "a",
+            "c",
+            "d",
+            "e",
+            "f",
+            "g",
+            "q",
+            "k",
+            "z",
+            "s",
+            "p",
+            "u",
+            "q4",
+            "k4",
+            "z4",
+            "qt",
+            "kt",
+            "zt",
+        ):
+            text = re.sub(rf"(?<![\w.]){name}(?=[ ,)])", f"{name}_{n}", text)
+        self.writer.lines.append(text.format(out=out, x=self.stream, **names))
+        self.stream = out
+        return out
+
+    def shape(self, *values: int) -> str:
+        return self.writer.weight(len(values), kind="int64", value=list(values))
+
+    def norm(self) -> None:
+        one, two = self.writer.weight(8), self.writer.weight(8)
+        if self.draw(st.booleans()):
+            self.add("{out} = LayerNormalization ({x}, {one}, {two})", one=one, two=two)
+
+    def attention(self) -> None:
+        """Heads h of width d for q and k, v of the same; fused or apart; MatMul or Einsum; a bias on q or none."""
+        before = self.stream
+        self.norm()
+        h, d = self.draw(st.sampled_from(((1, 4), (2, 2), (2, 4), (3, 2), (4, 2))))
+        c, apart = h * d, self.shape(0, 0, h, d)
+        if self.draw(st.booleans()):
+            w, sizes = self.writer.weight(8, 3 * c), self.shape(c, c, c)
+            text = "m = MatMul ({x}, {w}) q, k, z = Split <axis = 2> (m, {sizes})"
+        else:
+            w, sizes = self.writer.weight(8, c), self.writer.weight(8, c)
+            third, bias = self.writer.weight(8, c), self.writer.weight(c)
+            text = "m = MatMul ({x}, {w}) q = Add (m, {bias}) k = MatMul ({x}, {sizes}) z = MatMul ({x}, {third})"
+            text = text.replace("{bias}", bias).replace("{third}", third)
+        text += " ".join(f" {n}4 = Reshape ({n}, {apart}) {n}t = Transpose <perm = [0,2,1,3]> ({n}4)" for n in "qkz")
+        if self.draw(st.booleans()):
+            text += ' a = Einsum <equation = "bhid,bhjd->bhij"> (qt, kt) s = Softmax <axis = 3> (a)'
+            text += ' p = Einsum <equation = "bhij,bhjd->bhid"> (s, zt)'
+        else:
+            text += " c = Transpose <perm = [0,1,3,2]> (kt) a = MatMul (qt, c) s = Softmax <axis = 3> (a) p = MatMul (s, zt)"
+        text += " e = Transpose <perm = [0,2,1,3]> (p) f = Reshape (e, {back}) g = MatMul (f, {v}) {out} = Add ({before}, g)"
+        back = self.shape(0, 0, c if self.draw(st.booleans()) else -1)
+        v = self.writer.weight(c, 8)
+        self.add(text, w=w, sizes=sizes, back=back, v=v, before=before)
+
+    def feed_forward(self) -> None:
+        before = self.stream
+        self.norm()
+        width = self.draw(st.sampled_from((2, 5, 12)))
+        one, two, three = self.writer.weight(8, width), self.writer.weight(8, width), self.writer.weight(width, 8)
+        gate = self.draw(st.sampled_from(("p = Gelu (m)", "u = MatMul ({x}, {two}) s = Sigmoid (u) p = Mul (m, s)")))
+        self.add(
+            "m = MatMul ({x}, {one}) " + gate + " f = MatMul (p, {three}) {out} = Add ({before}, f)",
+            one=one, two=two, three=three, before=before,
+        )  # fmt: skip
+
+    def finish(self) -> Row:
+        w = self.writer.weight(8, 3)
+        text = f"(float[N,5,6] x) => (float[N,5,3] y) <{', '.join(self.writer.weights)}> {{ " + "\n".join(
+            self.writer.lines
+        )
+        return Row("drawn", f"{text} y = MatMul ({self.stream}, {w}) }}", 0, weights=self.writer.fixed, opset=20)
+
+
+@st.composite
+def transformers(draw: st.DrawFn) -> Analysis:
+    """A transformer of one to three blocks."""
+    made = Attentive(draw)
+    for kind in draw(st.lists(st.sampled_from(("attention", "feed_forward")), min_size=1, max_size=3)):
+        getattr(made, kind)()
+    return analyse(load(made.finish().model()))
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(transformers(), st.data())
+def test_masked_equals_cut_for_transformers(analysis: Analysis, data: st.DataObject) -> None:
+    kept = {
+        g.name: tuple(data.draw(st.sets(st.integers(0, g.channels - 1), min_size=1, max_size=g.channels)))
+        for g in analysis.groups
+    }
+    assert difference(analysis, kept) <= 1e-4
+    assert mispriced(analysis, kept, delivered(analysis, kept)) == []
