@@ -312,14 +312,15 @@ class _Members:
         """Slices, nodes and the first producing node of a group; `masked` are owners that mask it besides its readers."""
         ledger = self.ledger
         tokens = [self.tokens(c) for c in classes]
-        everything = np.concatenate(tokens)
-        channel = np.repeat(np.arange(len(classes)), [len(t) for t in tokens])
-        owners = ledger.owner_of(everything)
+        order = np.argsort(np.concatenate(tokens), kind="stable")
+        everything = np.concatenate(tokens)[order]
+        channel = np.repeat(np.arange(len(classes)), [len(t) for t in tokens])[order]
+        found, starts = np.unique(ledger.owner_of(everything), return_index=True)
         slices: list[Slice] = []
         nodes: dict[str, None] = {}
         first = ""
-        for i in np.unique(owners).tolist():
-            owner, here = ledger.owners[i], owners == i
+        for i, here in zip(found.tolist(), np.split(np.arange(len(everything)), starts[1:]), strict=True):
+            owner = ledger.owners[i]
             users = ledger.users.get(owner, [])
             nodes.update(dict.fromkeys(users))
             roles = ledger.roles.get(owner, set())
@@ -327,9 +328,7 @@ class _Members:
                 continue
             if not first and "produces" in roles and users:
                 first = users[0]
-            index = everything[here] - ledger.starts[i]
-            order = np.argsort(index, kind="stable")
             role = next((r for r in ROLES if r in roles), "carries")
             mask = "reads" in roles or owner in masked
-            slices.append(Slice(owner, role, mask, index[order], channel[here][order]))
+            slices.append(Slice(owner, role, mask, everything[here] - ledger.starts[i], channel[here]))
         return tuple(slices), tuple(nodes), first or (next(iter(nodes)) if nodes else "?")

@@ -6,7 +6,8 @@ together; `Ledger.classes` then takes the connected components. A component is o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -142,6 +143,7 @@ class Ledger:
     blocked: list[Tokens] = field(default_factory=list)
     approximate: bool = False
     loose: list[tuple[Tokens, str]] = field(default_factory=list)
+    _bounds: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     _bare: list[Tokens] = field(default_factory=list)
     _ties: list[tuple[Tokens, Tokens]] = field(default_factory=list)
     _fixed: list[tuple[Tokens, str]] = field(default_factory=list)
@@ -191,14 +193,24 @@ class Ledger:
         """Say what the owners of these tokens do at `node`: `produces`, `reads` or `carries` the channel."""
         if tokens is None or not tokens.size:
             return
-        for i in np.unique(self.owner_of(tokens)):
-            owner = self.owners[i]
+        for owner in self._owners(tokens):
             self.users.setdefault(owner, []).append(node)
             self.roles.setdefault(owner, set()).add(role)
 
+    def _owners(self, tokens: Tokens) -> Iterator[Owner]:
+        """The owners of some tokens, each once. Cost: their number, not that of all owners."""
+        flat, at = np.unique(tokens), 0
+        while at < len(flat):
+            i = bisect_right(self.starts, int(flat[at])) - 1
+            yield self.owners[i]
+            end = self.starts[i + 1] if i + 1 < len(self.starts) else self.size
+            at = int(np.searchsorted(flat, end))
+
     def owner_of(self, tokens: Tokens) -> np.ndarray:
         """Index into `owners` for each token."""
-        return np.searchsorted(np.asarray(self.starts), tokens.ravel(), side="right") - 1
+        if len(self._bounds) != len(self.starts):
+            self._bounds = np.asarray(self.starts)
+        return np.searchsorted(self._bounds, tokens.ravel(), side="right") - 1
 
     def spans(self) -> list[tuple[Owner, int, int]]:
         """Each owner with its first token and the one after its last."""
