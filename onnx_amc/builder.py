@@ -132,7 +132,11 @@ class Builder:
         return cut(self.analysis, kept, values, biases)
 
     def deliverable(self, kept: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
-        """Return the finished model."""
+        """Return the finished model; where nothing is cut, the original."""
+        if not kept:
+            original = onnx.ModelProto()
+            original.CopyFrom(self.analysis.model.original)
+            return original
         return finish(self.analysis, self.build(kept))
 
     def errors(self, levels: Sequence[np.ndarray], progress: Progress, memo: Memo) -> list[np.ndarray]:

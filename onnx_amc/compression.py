@@ -107,7 +107,7 @@ class Compression:
             self.model = self.analysis.model
             self.space = self._space()
         self.data: sources.Dataset | None = None
-        if not settings.blind or data is not None or sidecar(model):
+        if data is not None or (len(self.space) and (not settings.blind or sidecar(model))):
             self.data = find_data(self.model, model, data, settings, listener)
         self.memo = self._memo(run_dir, resume=resume)
         with self._timed("calibrate"):
@@ -164,6 +164,12 @@ class Compression:
         space = Space(tuple(g.name for g in groups), levels, price, int(np.floor(ratio * total + 1e-9)), unit)
         blocked = [f"{g.name} ({g.reason})" for g in self.analysis.fixed]
         space.check(where=settings.budget.option, blocked=blocked)
+        if not groups and ratio < 1:
+            raise BudgetError(
+                f"nothing can be cut, so the smallest is 1.0000 of the {unit}. In the way: {'; '.join(blocked[:3])}",
+                where=settings.budget.option,
+                fix="see `onnx-amc inspect` for what fixes each layer",
+            )
         return space
 
     def environment(self) -> ChannelPruningEnv:
@@ -360,4 +366,4 @@ def find_data(
         "no data: calibration inputs are synthetic noise and the score is fidelity to the original. Expect a worse result "
         "than with a few hundred real inputs (--data)"
     )
-    return sources.synthesise(specs, SYNTHETIC_SAMPLES, settings.seed)
+    return sources.synthesise(specs, SYNTHETIC_SAMPLES, settings.seed, loaded.shapes)

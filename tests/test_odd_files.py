@@ -275,3 +275,18 @@ def test_what_control_flow_encloses_is_named() -> None:
     reasons = {g.name: str(g.reason) for g in analysis.fixed}
     assert "weights inside it are not cut" in reasons["choice"]
     assert any("reads it inside a subgraph" in r for r in reasons.values())
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11])
+def test_weights_that_are_inputs_are_refitted_and_corrected(tmp_path: Path, opset: int) -> None:
+    """IR 3: an initializer is an input too, and what a run adds must be listed as well."""
+    model = image(
+        "ir3", "a = Relu (h) k2 = Conv (a, k) r = Relu (k2)", 0, "float[8,8,1,1] k", ir=3, opset=opset
+    ).model()
+    onnx.save(model, tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((200, 3, 6, 6), dtype=np.float32)
+    np.savez(tmp_path / "m.npz", x=x)
+    result = onnx_amc.compress(tmp_path / "m.onnx", flops=0.5, round_to=1, policy="knapsack")
+    assert result.record["compressed"]["macs"] <= 0.5 * result.record["original"]["macs"]
+    assert oracle.given(result.model) == oracle.given(model)
+    assert {t.name for t in result.model.graph.initializer} <= {i.name for i in result.model.graph.input}

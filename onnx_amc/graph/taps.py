@@ -100,14 +100,19 @@ class _Ops:
             return self.apply("ReduceMean", [x, constant], part, keepdims=1)
         return self.apply("ReduceMean", [x], part, keepdims=1, axes=axes)
 
+    def clip(self, x: Any, part: str, low: float, high: float) -> Any:
+        """Bounds as inputs, before opset 11 as attributes."""
+        if self.opset < 11:
+            return self.apply("Clip", [x], part, min=low, max=high)
+        return self.apply("Clip", [x, self.constant(f"{part}/low", low), self.constant(f"{part}/high", high)], part)
+
     def correct(self, centred: Any, mean: Any, std: Any, users: list[Any], y: Any) -> Any:
         """Hand the corrected activation to all that read it, and return the scale."""
         shape = [1 if d < 0 else d for d in self.point.shape]
         target, goal, live = (self.constant(n, np.ones(shape)) for n in ("std0", "mean0", "live"))
         one = self.constant("one", 1.0)
-        ratio = self.apply("Div", [target, self.apply("Max", [std, self.constant("tiny", 1e-12)], "positive")], "ratio")
-        lower = self.apply("Min", [ratio, self.constant("high", LARGEST)], "lower")
-        bounded = self.apply("Max", [lower, self.constant("low", SMALLEST)], "bounded")
+        ratio = self.apply("Div", [target, self.clip(std, "positive", 1e-12, 1e30)], "ratio")
+        bounded = self.clip(ratio, "bounded", SMALLEST, LARGEST)
         change = self.apply("Mul", [live, self.apply("Sub", [bounded, one], "less")], "change")
         scale = self.apply("Add", [one, change], "scale")
         centre = goal if self.point.shift else self.apply("Mul", [mean, scale], "centre")

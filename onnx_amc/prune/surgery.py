@@ -43,6 +43,7 @@ def cut(
     result = _shortened(analysis, keep, source, values or {})
     _follow(analysis, keep, result)
     _add_biases(result, biases or {})
+    list_stored(result)
     del result.graph.value_info[:]
     return result
 
@@ -62,13 +63,7 @@ def finish(analysis: Analysis, result: onnx.ModelProto) -> onnx.ModelProto:
     for i in reversed(range(len(result.graph.input))):
         if result.graph.input[i].name not in stored | ours:
             del result.graph.input[i]
-    known = {i.name: i for i in result.graph.input}
-    for tensor in result.graph.initializer:
-        info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-        if tensor.name in known:
-            known[tensor.name].CopyFrom(info)
-        elif result.ir_version < 4:
-            result.graph.input.append(info)
+    list_stored(result)
     if len(analysis.model.original.graph.value_info):
         try:
             inferred = onnx.shape_inference.infer_shapes(declared(result))
@@ -76,6 +71,15 @@ def finish(analysis: Analysis, result: onnx.ModelProto) -> onnx.ModelProto:
             return result
         result.graph.value_info.extend(inferred.graph.value_info)
     return result
+
+
+def list_stored(result: onnx.ModelProto) -> None:
+    """Initializers that are listed as inputs have the shape of what is left; up to IR 3 all of them must be listed."""
+    known = {i.name: i for i in result.graph.input}
+    for tensor in result.graph.initializer:
+        if tensor.name in known or result.ir_version < 4:
+            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            (known[tensor.name] if tensor.name in known else result.graph.input.add()).CopyFrom(info)
 
 
 def masked(original: onnx.ModelProto, slices: Sequence[Mapping[str, Any]]) -> onnx.ModelProto:

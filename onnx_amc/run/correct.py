@@ -17,7 +17,7 @@ from onnx_amc.graph.load import Model, true_inputs
 from onnx_amc.graph.taps import Point, tapped
 from onnx_amc.prune.layers import Layer
 from onnx_amc.prune.refit import Values, read, write
-from onnx_amc.prune.surgery import cut
+from onnx_amc.prune.surgery import cut, list_stored
 from onnx_amc.run.capture import fixed_batch
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.session import open_session, run_session
@@ -87,6 +87,7 @@ class Corrector:
         for tensor in proto.graph.initializer:
             if tensor.name in goals:
                 tensor.CopyFrom(numpy_helper.from_array(goals[tensor.name].astype(np.float32), tensor.name))
+        list_stored(proto)
         measured = self._run(proto)
         values, biases = {k: v.copy() for k, v in values.items()}, dict(biases)
         for i, layer in enumerate(self.layers):

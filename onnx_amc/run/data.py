@@ -60,15 +60,19 @@ def load(
     )
 
 
-def synthesise(inputs: Sequence[InputSpec], samples: int, seed: int) -> Dataset:
+def synthesise(
+    inputs: Sequence[InputSpec], samples: int, seed: int, sizes: Mapping[str, Sequence[int]] | None = None
+) -> Dataset:
     """Make up `samples` samples, a stand-in for real ones: standard normal floats, integers and booleans of 0 and 1.
 
-    Dynamic axes have length 1, but 224 for the height and width of N,C,H,W or N,H,W,C images.
+    Dynamic axes have the lengths of `sizes` (input name to shape); where it says nothing, 1, but 224 for the height and width of
+    N,C,H,W or N,H,W,C images.
     """
     rng = np.random.default_rng(seed)
     arrays = {}
     for spec in inputs:
-        shape = (samples, *_sample_shape(spec.shape)) if spec.shape else ()
+        known = (sizes or {}).get(spec.name)
+        shape = (samples, *(known[1:] if known else _sample_shape(spec.shape))) if spec.shape else ()
         if spec.dtype.kind == "f":
             arrays[spec.name] = np.asarray(rng.standard_normal(shape, np.float32), spec.dtype)
         elif spec.dtype.kind in "iub":
