@@ -12,7 +12,7 @@ import numpy as np
 from onnx_amc.errors import OptionError
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis, Group
-from onnx_amc.graph.proto import attributes
+from onnx_amc.graph.proto import attributes, key_of
 from onnx_amc.search.space import levels_of
 from onnx_amc.search.state import LayerFacts
 
@@ -69,7 +69,7 @@ def facts_of(analysis: Analysis) -> list[LayerFacts]:
             home = analysis.home[analysis.labels[reader.inputs]]
             for g in np.unique(home[home >= 0]).tolist():
                 readers[g].append(reader)
-    nodes = {n.output[0]: n for n in analysis.model.proto.graph.node}
+    nodes = {key_of(n): n for n in analysis.model.proto.graph.node}
     facts: list[LayerFacts] = []
     for group, found in zip(analysis.groups, readers, strict=True):
         total = int(sum(macs.get(r.node, 0) for r in found))
@@ -125,16 +125,19 @@ def protected(analysis: Analysis, patterns: Sequence[str]) -> list[bool]:
 
 
 def _labels(analysis: Analysis) -> list[set[str]]:
-    """All that a group can be called by: its name, nodes, their operator types, their outputs, its weights."""
-    nodes = {n.output[0]: n for n in analysis.model.proto.graph.node}
+    """All that a group can be called by: its name, its weights, the nodes it passes, their operator types and outputs."""
+    nodes = {key_of(n): n for n in analysis.model.proto.graph.node}
     found: list[set[str]] = []
     for group in analysis.groups:
         mine = {group.name, *(s.owner.tensor for s in group.slices)}
         for output in group.nodes:
             node = nodes[output]
             mine |= {node.name, node.op_type, *node.output}
-        found.append(mine - {""})
-    return found
+        found.append(mine)
+    for node in nodes.values():
+        for i in {i for name in (*node.input, *node.output) for i in analysis.groups_of(name)}:
+            found[i] |= {node.name, node.op_type, *node.output}
+    return [mine - {""} for mine in found]
 
 
 def _matches(pattern: str, label: str) -> bool:

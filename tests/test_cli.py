@@ -128,12 +128,24 @@ def test_without_data_it_says_that_inputs_are_synthetic(place: Path, capsys: pyt
     assert "synthetic noise" in capsys.readouterr().err
 
 
-def test_keep_protects(place: Path) -> None:
-    result = onnx_amc.compress(place / "digits_mlp.onnx", flops=0.7, policy="uniform", keep=("/1/Gemm",))
-    names = {g["name"]: g for g in result.record["groups"]}
-    whole = [g for g in names.values() if g["kept"] == g["channels"]]
-    assert whole
-    assert len(whole) < len(names)
+@pytest.mark.parametrize(
+    ("pattern", "whole"),
+    [
+        ("/1/Gemm", {"/1/Gemm"}),
+        ("/3/Gemm", {"/1/Gemm", "/3/Gemm"}),
+        ("3.weight", {"/1/Gemm", "/3/Gemm"}),
+        ("/2/Relu", {"/1/Gemm"}),
+        ("/4/Relu_output_0", {"/3/Gemm"}),
+        ("/[12]/*", {"/1/Gemm"}),
+        (r"^/(1|2)/", {"/1/Gemm"}),
+        ("logits", {"/5/Gemm"}),
+        ("Relu", {"/1/Gemm", "/3/Gemm", "/5/Gemm"}),
+    ],
+)
+def test_keep_protects(place: Path, pattern: str, whole: set[str]) -> None:
+    """A node is left as it is: the channels that it makes and those that it reads."""
+    result = onnx_amc.compress(place / "digits_mlp.onnx", channels=0.5, policy="uniform", refit=False, keep=(pattern,))
+    assert {g["name"] for g in result.record["groups"] if g["kept"] == g["channels"]} == whole
 
 
 def test_params_budget_and_quiet(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,7 @@ class Analysis:
         fixed: Groups that cannot be cut, with their reasons.
         home: int (classes,), position in `groups` of the group a class belongs to; -1 where it cannot be cut.
         place: int (classes,), the class's channel within its group.
+        axes: Tokens of every tensor's axes.
 
     """
 
@@ -113,6 +114,7 @@ class Analysis:
     fixed: tuple[Group, ...]
     home: np.ndarray
     place: np.ndarray
+    axes: Mapping[str, Axes | None]
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -123,6 +125,11 @@ class Analysis:
     def index(self) -> dict[str, int]:
         """Position of each group by name."""
         return {g.name: i for i, g in enumerate(self.groups)}
+
+    def groups_of(self, tensor: str) -> set[int]:
+        """Positions in `groups` of the groups whose channels a tensor carries."""
+        live = [t for t in self.axes.get(tensor) or () if t is not None]
+        return {int(g) for t in live for g in np.unique(self.home[self.labels[t]]) if g >= 0}
 
     def keeper(self, kept: Mapping[str, Sequence[int]]) -> Keep:
         """Which tokens survive when each named group keeps these channels; groups not named keep all."""
@@ -162,7 +169,7 @@ def analyse(model: Model, *, approximate: bool = False) -> Analysis:
     lost = _unlucky(ledger, labels)
     if lost:
         ledger, labels, axes = walked(model, {k: v for k, v in choices.items() if k not in lost}, approximate)
-    return _gather(model, ledger, labels, _demanded(model, ledger, labels, axes))
+    return _gather(model, ledger, labels, axes)
 
 
 CARRIERS = 4
@@ -204,8 +211,9 @@ def _unlucky(ledger: Ledger, labels: np.ndarray) -> set[str]:
     return found | {key for key, _, shape in ledger.splits if shape in shapes}
 
 
-def _gather(model: Model, ledger: Ledger, labels: np.ndarray, masks: dict[int, frozenset[Owner]]) -> Analysis:
+def _gather(model: Model, ledger: Ledger, labels: np.ndarray, axes: dict[str, Axes | None]) -> Analysis:
     """Classes with the same footprint and the same fate become one group."""
+    masks = _demanded(model, ledger, labels, axes)
     count = int(labels.max()) + 1 if len(labels) else 0
     reasons = ledger.reasons(labels)
     roles = _roles(ledger, labels, count)
@@ -240,7 +248,7 @@ def _gather(model: Model, ledger: Ledger, labels: np.ndarray, masks: dict[int, f
         group = Group(unique, len(classes), slices, nodes, reason, doubt if reason is None else None, lanes)
         (groups if reason is None else fixed).append(group)
     fixed += [g for node in model.proto.graph.node if (g := _enclosed(node)) is not None]
-    return Analysis(model, ledger, labels, tuple(groups), tuple(fixed), home, place)
+    return Analysis(model, ledger, labels, tuple(groups), tuple(fixed), home, place, axes)
 
 
 def _lanes(model: Model, slices: Sequence[Slice], channels: int, *, blocked: bool) -> Lanes:
