@@ -11,7 +11,6 @@ import onnx
 
 from onnx_amc.run.session import open_session
 
-
 ENOUGH = 2_000
 """Runs of each model after which a median does not get better."""
 
