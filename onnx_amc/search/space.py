@@ -32,7 +32,9 @@ def multiple_of(channels: int, round_to: int | None, lanes: Lanes = (1, 1, False
         return round_to
     block, repeat, partial = lanes
     width = channels * repeat
-    wanted = block if 1 < block < channels else 8 if width >= 64 else 4 if width >= 8 or partial else 1
+    if 1 < block < channels:
+        return block
+    wanted = 8 if width >= 64 else 4 if width >= 8 or partial else 1
     return wanted // math.gcd(wanted, repeat)
 
 
