@@ -109,6 +109,15 @@ def runtime() -> Iterator[Row]:
     yield Row("a class token of every sample", f"""(float[N,5,6] x) => (float[N,M,4] y) <float[6,8] w, float[8,4] v, {declared}
         int64[2] rest, float[1,1,8] e> {{ h = MatMul (x, w) {batch} k = Expand (e, t) r = Concat <axis = 1> (k, h) y = MatMul (r, v) }}""",
         8, weights={**sizes, "rest": [1, 8]})
+    yield Row("batch times heads at run time", """(float[N,5,6] x) => (float[N,5,4] y) <float[6,8] w, float[8,4] v, int64 zero, int64[1] first,
+        int64 two, int64[1] five, int64[1] four, int64[3] back> { h = MatMul (x, w) n = Shape (x) d = Gather (n, zero) m = Mul (d, two)
+        u = Unsqueeze (m, first) t = Concat <axis = 0> (five, u, four) f = Transpose <perm = [1,0,2]> (h) q = Reshape (f, t)
+        p = Softmax <axis = 2> (q) b = Reshape (p, back) r = Transpose <perm = [1,0,2]> (b) y = MatMul (r, v) }""", 2,
+        weights={**sizes, "two": 2, "five": [5], "four": [4], "back": [5, -1, 8]})
+    yield Row("an LSTM from a state of zeros per sample", """(float[7,N,3] x) => (float[7,N,2] y) <float[1,16,3] w, float[1,16,4] q, float[4,2] v,
+        int64 one, int64[1] first, int64[1] a, int64[1] four, float nil> { n = Shape (x) i = Gather (n, one) u = Unsqueeze (i, first)
+        t = Concat <axis = 0> (a, u, four) s = Expand (nil, t) h = LSTM <hidden_size = 4> (x, w, q, , , s, s) p = Squeeze (h, a)
+        y = MatMul (p, v) }""", 4, weights={**sizes, "one": 1, "a": [1], "four": [4], "nil": 0})
     yield image("Resize to a size computed at run time", f"{batch} r = Resize (h, e, e, t)", 8, f"{declared} int64[3] rest, float[0] e",
                 weights={**sizes, "rest": [8, 9, 9], "e": []})
     yield image("Reshape to the shape of another", "n = Shape (h) q = Reshape (h, s) p = Relu (q) r = Reshape (p, n)", 8, "int64[3] s",

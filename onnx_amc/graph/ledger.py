@@ -44,7 +44,7 @@ class Edit:
         slot: Index of the constant input, or name of the attribute.
         value: The new value, from the surviving tokens.
         tokens: What the value depends on; untouched where all of them survive.
-        where: For an input computed at run time: bool, the elements that `value` replaces; the others stay as computed.
+        whole: For an input computed at run time, what `value` is when nothing is cut: the input is scaled by value / whole.
 
     """
 
@@ -52,7 +52,7 @@ class Edit:
     slot: int | str
     value: Callable[[Keep], np.ndarray]
     tokens: Tokens
-    where: np.ndarray | None = None
+    whole: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ class Ledger:
         demands: Channels that must be masked at their source.
         pieces: Runs of channels that must not become empty.
         sizes: For tensors of measured sizes, the tokens that each element counts.
+        written: For concatenated sizes, the elements that constants write.
         blocked: Channels that onnxruntime's blocked kernels take in eights.
         approximate: Whether channels may go whose cut is not exact.
         loose: Channels whose cut is not exact, and why.
@@ -140,6 +141,7 @@ class Ledger:
     demands: list[Demand] = field(default_factory=list)
     pieces: list[Tokens] = field(default_factory=list)
     sizes: dict[str, list[Tokens | None]] = field(default_factory=dict)
+    written: dict[str, list[int | None]] = field(default_factory=dict)
     blocked: list[Tokens] = field(default_factory=list)
     approximate: bool = False
     loose: list[tuple[Tokens, str]] = field(default_factory=list)

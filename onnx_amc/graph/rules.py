@@ -120,6 +120,9 @@ class Step:
     def follow(self, slot: int, named: Sequence[tuple[int, Tokens]], base: np.ndarray | None, length: int) -> None:
         """Have the sizes that input `slot` names follow the cut; `base` is None where it is computed at run time.
 
+        What the graph measures on a cut tensor follows by itself. What else is computed from the batch and constants (batch times
+        heads) is scaled.
+
         Args:
             slot: Index of the input.
             named: Position in the input and tokens of each axis that it names.
@@ -127,17 +130,24 @@ class Step:
             length: How many sizes it names.
 
         """
+        whole: np.ndarray | None = None
+        if base is None:
+            source = self.node.input[slot]
+            measured = self.book.sizes.get(source, [None] * length)
+            written = self.book.written.get(source, [None] * length)
+            named = [(i, t) for i, t in named if measured[i] is None and (written[i] or 1) > 0 and written[i] != 0]
+            whole = np.ones(length, dtype=np.int64)
+            whole[[i for i, _ in named]] = [len(t) for _, t in named]
         if not named:
             return
 
         def value(keep: Keep) -> np.ndarray:
-            new = np.zeros(length, dtype=np.int64) if base is None else base.copy()
+            new = np.ones(length, dtype=np.int64) if base is None else base.copy()
             for i, tokens in named:
                 new[i] = keep(tokens).sum()
             return new
 
-        where = None if base is not None else np.isin(np.arange(length), [i for i, _ in named])
-        self.book.edits.append(Edit(self.key, slot, value, np.concatenate([t for _, t in named]), where))
+        self.book.edits.append(Edit(self.key, slot, value, np.concatenate([t for _, t in named]), whole))
 
     def join(
         self, a: Tokens | None, b: Tokens | None, why: str = "ties it to an axis that cannot be cut"

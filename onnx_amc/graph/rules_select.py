@@ -70,8 +70,12 @@ def slice_(step: Step) -> list[Axes]:
     starts, ends = step.setting("starts", 1), step.setting("ends", 2)
     axes, steps = step.setting("axes", 3), step.setting("steps", 4)
     if starts is None or ends is None or (step.has(3) and axes is None) or (step.has(4) and steps is None):
-        step.fix_all("slices by bounds known at run time only")
-        return [step.plain()]
+        gone = set(
+            range(len(x)) if step.has(3) and axes is None else normal(axes or list(range(step.shape(1)[0])), len(x))
+        )
+        for i in gone:
+            step.fix(x[i], "slices by bounds known at run time only")
+        return [tuple(None if i in gone else t for i, t in enumerate(x))]
     axes = normal(axes if axes is not None else list(range(len(starts))), len(shape))
     steps = steps or [1] * len(axes)
     out: list[Tokens | None] = list(x)
@@ -176,22 +180,38 @@ def stretch(step: Step) -> list[Axes]:
 
 
 def _expanded(step: Step, out: list[Tokens | None]) -> None:
-    """The target of an Expand follows the cut; an axis that it makes as long as one that is cut is cut alike."""
+    """The target of an Expand follows the cut; an axis that it makes gets channels of its own, all alike."""
     target, rank = step.const(1), step.shape(1)[0]
-    named = [1] * rank if target is None else [int(v) for v in target]
     at = len(out) - rank
-    step.follow(1, [(i - at, t) for i, t in enumerate(out) if t is not None and i >= at and (target is None or named[i - at] > 1)],
-                target, rank)  # fmt: skip
-    for i, tokens in enumerate(step.book.sizes.get(step.node.input[1], [None] * rank)):
-        if tokens is not None and out[at + i] is None and len(tokens) == step.out_shape()[at + i]:
+    for i, tokens in enumerate(_made(step, 1)):
+        if out[at + i] is None and (at + i < len(out) - len(step.shape(0)) or step.shape(0)[at + i - len(out)] == 1):
             out[at + i] = tokens
+    named = [1] * rank if target is None else [int(v) for v in target]
+    live = [(i - at, t) for i, t in enumerate(out) if t is not None and i >= at]
+    step.follow(1, [(i, t) for i, t in live if target is None or named[i] > 1], target, rank)
 
 
 @rule("ConstantOfShape")
 def constant_of_shape(step: Step) -> list[Axes]:
-    """A constant as large as something else is cut alike."""
-    sizes = step.book.sizes.get(step.node.input[0], [None] * len(step.out_shape()))
-    return [tuple(t if t is not None and len(t) == d else None for t, d in zip(sizes, step.out_shape(), strict=True))]
+    """A constant fill: each axis has channels of its own, all alike, or those of the tensor that it was measured on."""
+    made = _made(step, 0)
+    step.follow(0, [(i, t) for i, t in enumerate(made) if t is not None], step.const(0), len(made))
+    return [tuple(made)]
+
+
+def _made(step: Step, slot: int) -> list[Tokens | None]:
+    """Tokens for the axes of a fill: those that its sizes were measured on, or new ones."""
+    lengths = step.out_shape()[len(step.out_shape()) - step.shape(slot)[0] :]
+    measured = step.book.sizes.get(step.node.input[slot], [None] * len(lengths))
+    found: list[Tokens | None] = []
+    for i, (tokens, length) in enumerate(zip(measured, lengths, strict=True)):
+        if tokens is not None and len(tokens) != length:
+            step.fix(tokens, "fills as many as a number calculated from its channels")
+            tokens = None  # noqa: PLW2901
+        elif tokens is None and length > 1:
+            tokens = step.book.fresh(Owner(step.key, -1 - i), length)  # noqa: PLW2901
+        found.append(tokens)
+    return found
 
 
 @rule("Shape", "Size")

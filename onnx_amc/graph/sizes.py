@@ -42,6 +42,8 @@ def follow(step: Step) -> None:
         if any(t is not None for t in measured):
             sizes[step.key] = measured
         return
+    if node.op_type == "Concat" and step.key in step.shapes and len(step.out_shape()) == 1:
+        step.book.written[step.key] = [v for i in range(len(node.input)) for v in _written(step, i)]
     fed = [i for i, name in enumerate(node.input) if name in sizes]
     if not fed or (node.op_type in NAMES_SIZES and fed[0] >= NAMES_SIZES[node.op_type]):
         return
@@ -82,6 +84,12 @@ def _moved(step: Step) -> Elements | None:
         live = [t for i in range(len(step.node.input)) for t in _elements(step, i) if t is not None]
         found = [np.concatenate(live) if live else None] * int(np.prod(step.out_shape()))
     return found
+
+
+def _written(step: Step, i: int) -> list[int | None]:
+    """The whole numbers of a constant input."""
+    value = step.const(i)
+    return [None] * int(np.prod(step.shape(i))) if value is None else [int(v) for v in value.ravel()]
 
 
 def _elements(step: Step, i: int) -> Elements:

@@ -147,7 +147,7 @@ def _shortened(analysis: Analysis, keep: Keep, source: onnx.ModelProto, values: 
 def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
     """Rewrite the sizes that constants and attributes name."""
     nodes = {key_of(n): n for n in result.graph.node}
-    overrides: dict[str, onnx.NodeProto] = {}
+    inserted: dict[str, list[onnx.NodeProto]] = {}
     for edit in analysis.ledger.edits:
         if bool(keep(edit.tokens).all()):
             continue
@@ -157,19 +157,19 @@ def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
             continue
         name = f"{edit.node}/input{edit.slot}/cut"
         result.graph.initializer.append(numpy_helper.from_array(value, name))
-        if edit.where is not None:
-            overrides[edit.node] = onnx.helper.make_node(
-                "Where", [f"{name}/where", name, node.input[edit.slot]], [f"{name}/sizes"]
-            )
-            result.graph.initializer.append(numpy_helper.from_array(edit.where, f"{name}/where"))
+        if edit.whole is not None:
+            scaled = onnx.helper.make_node("Mul", [node.input[edit.slot], name], [f"{name}/more"])
+            sizes = onnx.helper.make_node("Div", [f"{name}/more", f"{name}/whole"], [f"{name}/sizes"])
+            inserted.setdefault(edit.node, []).extend([scaled, sizes])
+            result.graph.initializer.append(numpy_helper.from_array(edit.whole, f"{name}/whole"))
             name = f"{name}/sizes"
         while len(node.input) <= edit.slot:
             node.input.append("")
         node.input[edit.slot] = name
         if node.op_type == "Split":
             _set_attribute(node, "num_outputs", None)
-    if overrides:
-        ordered = [n for node in result.graph.node for n in (overrides.get(key_of(node)), node) if n is not None]
+    if inserted:
+        ordered = [n for node in result.graph.node for n in (*inserted.get(key_of(node), []), node)]
         copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in ordered]
         del result.graph.node[:]
         result.graph.node.extend(copies)
