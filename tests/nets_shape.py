@@ -240,7 +240,19 @@ def files() -> Iterator[Row]:
     branches = "then_branch = a () => (float[N,5,8] o) { o = Relu (p) }, else_branch = b () => (float[N,5,8] q) { q = Tanh (p) }"
     yield flat("If fixes what its branches read", f"p = MatMul (h, k) n = Size (x) t = Cast <to = 9> (n) r = If (t) <{branches}>", 8,
                "float[8,8] k", reason="reads it inside a subgraph")
-    yield flat("another domain's operator of the same name fixes", "r = com.microsoft.Gelu (h)", 0, domains=', "com.microsoft" : 1',
+    ours = ', "com.microsoft" : 1'
+    for op in ("Gelu", "QuickGelu", "FastGelu"):
+        yield flat(f"{op} as onnxruntime saves it", f"r = com.microsoft.{op} (h)", domains=ours)
+    yield flat("BiasGelu as onnxruntime saves it", "r = com.microsoft.BiasGelu (h, k)", 8, "float[8] k", domains=ours)
+    yield image("FusedConv as onnxruntime saves it", """q = com.microsoft.FusedConv <activation = "Relu", pads = [1,1,1,1]> (h, k, l, h)
+        r = Relu (q)""", 8, "float[8,8,3,3] k, float[8] l", domains=ours)
+    yield Row("FusedGemm as onnxruntime saves it", """(float[N,6] x) => (float[N,4] y) <float[6,8] w, float[8] b, float[8,4] v>
+        { h = com.microsoft.FusedGemm <activation = "Relu"> (x, w, b) y = Gemm (h, v) }""", 8, domains=ours)
+    yield flat("FusedMatMul as onnxruntime saves it", """s = com.microsoft.FusedMatMul <alpha = 0.1, transB = 1> (h, h) p = Softmax (s)
+        r = com.microsoft.FusedMatMul <transA = 1> (p, h)""", 8, domains=ours)
+    yield flat("FusedMatMul by a matrix that lies flipped", "r = com.microsoft.FusedMatMul <transB = 1> (h, k)", 17, "float[9,8] k", 9,
+               domains=ours)
+    yield flat("another domain's operator of the same name fixes", "r = com.microsoft.Trilu (h)", 0, domains=', "com.microsoft" : 1',
                reason="has no rule yet")
     yield image("names that look like ours", """[a] p, q = Split <axis = 1> (h) [s] s = Conv (p, u) ["s#2"] t = Conv (q, o) z = Add (s, t)
         l, m = Split <axis = 1> (z) i = Conv (l, k) j = Conv (m, n) r = Add (i, j)""", 24,

@@ -227,9 +227,8 @@ def recounted(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> int
 
 def macs_of(node: onnx.NodeProto, inputs: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
     """Multiply-accumulates of a node: for each number of the output, the numbers that are summed."""
-    if node.op_type in {"Conv", "ConvTranspose"}:
-        whole = output if node.op_type == "Conv" else inputs[0]
+    op, flipped = node.op_type.removeprefix("Fused"), any(a.name == "transA" and a.i for a in node.attribute)
+    if op in {"Conv", "ConvTranspose"}:
+        whole = output if op == "Conv" else inputs[0]
         return int(np.prod(whole) * np.prod(inputs[1][1:]))
-    if node.op_type == "Gemm":
-        return int(np.prod(output)) * inputs[0][0 if any(a.name == "transA" and a.i for a in node.attribute) else 1]
-    return int(np.prod(output)) * inputs[0][-1] if node.op_type == "MatMul" else 0
+    return int(np.prod(output)) * inputs[0][-2 if flipped else -1] if op in {"Gemm", "MatMul"} else 0

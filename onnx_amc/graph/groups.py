@@ -19,7 +19,7 @@ import onnx
 from onnx_amc.graph.ledger import ROLES, Axes, Keep, Ledger, Owner, Tokens
 from onnx_amc.graph.load import FLOATS, Model
 from onnx_amc.graph.proto import key_of, subgraphs
-from onnx_amc.graph.walk import walked
+from onnx_amc.graph.walk import rule_of, walked
 from onnx_amc.graph.zeros import Zeros
 
 
@@ -247,7 +247,7 @@ def _gather(model: Model, ledger: Ledger, labels: np.ndarray, axes: dict[str, Ax
         lanes = _lanes(model, slices, len(classes), blocked=bool(blocked[classes].any()))
         group = Group(unique, len(classes), slices, nodes, reason, doubt if reason is None else None, lanes)
         (groups if reason is None else fixed).append(group)
-    fixed += [g for node in model.proto.graph.node if (g := _enclosed(node)) is not None]
+    fixed += [g for node in model.proto.graph.node for g in (_enclosed(node), _opaque(model, node)) if g is not None]
     return Analysis(model, ledger, labels, tuple(groups), tuple(fixed), home, place, axes)
 
 
@@ -264,6 +264,16 @@ def _enclosed(node: onnx.NodeProto) -> Group | None:
     if not weights:
         return None
     return Group(name, sum(dims[0] for dims in weights), (), (key_of(node),), f"{node.op_type} '{name}' {reason}")
+
+
+def _opaque(model: Model, node: onnx.NodeProto) -> Group | None:
+    """The integer weights of an operator without a rule, as one group that stays: they carry no tokens to fix."""
+    held = [model.weights[n] for n in node.input if n in model.weights and rule_of(node) is None]
+    rows = [t.dims[0] for t in held if len(t.dims) > 1 and t.data_type not in FLOATS]
+    name = node.name or key_of(node)
+    if not rows:
+        return None
+    return Group(name, sum(rows), (), (key_of(node),), f"{node.op_type} '{name}' has no rule yet")
 
 
 def _matrices(graph: onnx.GraphProto) -> list[tuple[int, ...]]:

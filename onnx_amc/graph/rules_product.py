@@ -136,12 +136,17 @@ def gemm(step: Step) -> list[Axes]:
 
 @rule("MatMul")
 def matmul(step: Step) -> list[Axes]:
-    """Contract the last axis of A with the last but one of B; leading axes broadcast."""
+    """Contract the last axis of A with the last but one of B; leading axes broadcast. FusedMatMul may flip either."""
     a, b = step.shape(0), step.shape(1)
-    inputs = contract(step, 0, len(a) - 1, 1, max(len(b) - 2, 0))
+    if step.attrs.get("transBatchA") or step.attrs.get("transBatchB"):
+        step.fix_all("moves its batch axes")
+        return [step.plain()]
+    flip_a, flip_b = (bool(step.attrs.get(name)) and len(s) > 1 for name, s in (("transA", a), ("transB", b)))
+    depth = len(a) - (2 if flip_a else 1)
+    inputs = contract(step, 0, depth, 1, len(b) - 1 if flip_b else max(len(b) - 2, 0))
     out = step.out_shape()
-    rows = step.x(0)[-2] if len(a) > 1 else None
-    columns = step.x(1)[-1] if len(b) > 1 else None
+    rows = step.x(0)[-1 if flip_a else -2] if len(a) > 1 else None
+    columns = step.x(1)[-2 if flip_b else -1] if len(b) > 1 else None
     for i, tokens in ((0, rows), (1, columns)):
         if step.is_param(i):
             step.book.mark(tokens, "produces", step.key)
@@ -154,7 +159,7 @@ def matmul(step: Step) -> list[Axes]:
         lead.append(live[0] if len(live) == 1 else step.join(live[0], live[1]))
     tail = ([rows] if len(a) > 1 else []) + ([columns] if len(b) > 1 else [])
     axes = (*lead, *tail)
-    price(step, 1, [*zip(out, axes, strict=True), (a[-1], inputs)])
+    price(step, 1, [*zip(out, axes, strict=True), (a[depth], inputs)])
     if len(b) == 2:
         read(step, 0, 1, None if inputs is None else inputs[None], columns)
     return [axes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 
 from onnx_amc.errors import ModelError
 from onnx_amc.graph import (  # noqa: F401  they enter their rules into the table
@@ -16,7 +17,15 @@ from onnx_amc.graph import (  # noqa: F401  they enter their rules into the tabl
 from onnx_amc.graph.ledger import Axes, Ledger, Owner
 from onnx_amc.graph.load import FLOATS, Model
 from onnx_amc.graph.proto import attributes, names_read
-from onnx_amc.graph.rules import RULES, Step, without_rule
+from onnx_amc.graph.rules import RULES, Rule, Step, without_rule
+from onnx_amc.graph.rules_contrib import CONTRIB
+
+
+def rule_of(node: onnx.NodeProto) -> Rule | None:
+    """The operator table's rule for a node."""
+    if node.domain == "com.microsoft":
+        return CONTRIB.get(node.op_type)
+    return RULES.get(node.op_type) if node.domain in {"", "ai.onnx"} else None
 
 
 def walked(
@@ -76,7 +85,7 @@ class _Walk:
             step.fix_all("is a control-flow operator")
             return [step.plain(i) for i in range(len(node.output))]
         names = [n for n in [*node.input, *node.output] if n]
-        chosen = RULES.get(node.op_type) if node.domain in {"", "ai.onnx"} else None
+        chosen = rule_of(node)
         if chosen is None:
             return without_rule(step)
         if any(n not in self.model.shapes for n in names):

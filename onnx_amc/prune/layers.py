@@ -126,6 +126,8 @@ class _Finder:
         """Describe one reader, or say why it cannot be refitted."""
         node = self.producer[reader.node]
         weight = self.stored(reader.w)
+        if node.domain not in {"", "ai.onnx"}:
+            return "it is fused with what follows"
         if weight is None:
             return "its weight is computed in the graph"
         if uses[weight.name] > 1 or len(self.consumers.get(weight.name, [])) > 1:
