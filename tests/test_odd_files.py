@@ -308,7 +308,7 @@ def test_a_quantised_network_is_cut_along_its_scales(tmp_path: Path) -> None:
     assert "DequantizeLinear" in kinds, "those of the weights stay"
 
 
-class _Few(CalibrationDataReader):  # type: ignore[misc]  it has no types
+class _Few(CalibrationDataReader):  # type: ignore[misc]  # it has no types
     """A few batches, once."""
 
     def __init__(self, batches: list[dict[str, np.ndarray]]) -> None:
