@@ -98,9 +98,11 @@ def test_each_row_is_a_network_that_runs() -> None:
 )
 def test_a_rule_that_lets_channels_pass_is_seen(operator: str, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES, operator, RULES["Relu"])
+    analysis = pick(row)
+    if not analysis.groups:
+        assert any("its rule does not follow" in str(g.reason) for g in analysis.fixed)
+        return
     try:
-        analysis = pick(row)
-        assert analysis.groups or row in {"channel shuffle", "Concat with itself"}
         found = oracle.difference(analysis, drawn(analysis, 0.5, 0))
     except Exception:  # noqa: BLE001  a wrong graph fails in many ways
         found = np.inf

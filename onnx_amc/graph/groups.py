@@ -154,9 +154,6 @@ def analyse(model: Model, *, approximate: bool = False) -> Analysis:
         model: The model.
         approximate: Whether channels under a norm or a reduction may go too, where cutting is not quite masking.
 
-    Raises:
-        ModelError: A rule met a graph that is not what the operator's specification says.
-
     """
     ledger, labels, axes = walked(model, {}, approximate)
     choices: dict[str, int] = {}

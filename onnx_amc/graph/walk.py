@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from onnx_amc.errors import ModelError
 from onnx_amc.graph import (  # noqa: F401  they enter their rules into the table
     rules_attention,
     rules_norm,
@@ -93,12 +92,9 @@ class _Walk:
             return [step.plain(i) for i in range(len(node.output))]
         try:
             return [_without_singles(step, axes) for axes in chosen(step)]
-        except (IndexError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"{step.label} does not fit its operator's specification ({error})",
-                where=self.model.source,
-                fix="check the node's inputs and attributes with onnx.checker.check_model(model, full_check=True)",
-            ) from error
+        except (IndexError, ValueError, KeyError, TypeError) as error:  # costs the node's channels, not the run
+            step.fix_all(f"is used in a way that its rule does not follow ({str(error).splitlines()[0]})")
+            return [step.plain(i) for i in range(len(node.output))]
 
     def _axes(self, name: str) -> Axes | None:
         if name and name not in self.axes and name in self.model.weights:
