@@ -150,7 +150,7 @@ def test_a_chain_of_three_thousand_nodes() -> None:
 
 
 def test_time_grows_with_the_nodes_and_no_faster() -> None:
-    """Four times the nodes may take six times as long, not sixteen; the best of three, for a noisy machine."""
+    """Four times the nodes may take eight times as long, not sixteen; the best of three, for a noisy machine."""
 
     def seconds(blocks: int) -> float:
         model, taken = chain(blocks), []
