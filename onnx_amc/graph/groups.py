@@ -47,7 +47,7 @@ class Lanes(NamedTuple):
     """How a group's channels lie on its axes.
 
     Args:
-        block: 8 where they go through a pool, or with others through a grouped convolution or a Concat.
+        block: 8 where they go through a pool that slides, or with others through a grouped convolution or a Concat.
         repeat: Places that each channel takes on an axis, at least: 64 for an attention head of width 64.
         partial: Whether they share an axis of a multiple of 4 with other groups.
 

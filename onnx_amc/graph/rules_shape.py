@@ -21,7 +21,8 @@ def pool(step: Step) -> list[Axes]:
     if len(step.node.output) > 1 and step.node.output[1]:
         step.fix(step.x(0)[1], "counts its channels in the places of the maxima")
     channels = step.x(0)[1]
-    if channels is not None and len(channels) % 8 == 0 and not step.node.op_type.startswith("Global"):
+    slides = int(np.prod(step.out_shape()[2:])) > 1
+    if channels is not None and len(channels) % 8 == 0 and slides:
         step.book.blocked.append(channels)
     out = (*step.x(0)[:2], *((None,) * (len(step.shape(0)) - 2)))
     return [out for _ in step.node.output]
