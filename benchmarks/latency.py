@@ -8,11 +8,11 @@ Weights are drawn: this measures speed alone. Timings are of batch 1, all cores,
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
 import onnx
+from zoo import weights_of
 
 from onnx_amc import compress
 from onnx_amc.delivery import one_feed
@@ -53,16 +53,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    spec = importlib.util.spec_from_file_location("hydrate", args.shared / "zoo" / "hydrate.py")
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"no hydrate.py in {args.shared / 'zoo'}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    drawn = weights_of(args.shared)
     lines = [HEAD]
     print(HEAD, flush=True)
     for path in sorted((args.shared / "zoo").glob("*.onnx")):
         if any(part in path.name for part in args.only):
-            lines.append(row(path.stem, module.hydrate(str(path)), args.channels, args.seconds))
+            lines.append(row(path.stem, drawn(path), args.channels, args.seconds))
             print(lines[-1], flush=True)
     if args.out:
         args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")

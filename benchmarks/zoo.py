@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ HEAD = (
     "| graph | nodes | groups | MACs left | analysis s | surgery s | difference | latency | what holds the rest |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
+
+
+def weights_of(shared: Path) -> Callable[[Path], onnx.ModelProto]:
+    """What draws the weights of a graph of the zoo."""
+    spec = importlib.util.spec_from_file_location("hydrate", shared / "zoo" / "hydrate.py")
+    if spec is None or spec.loader is None or not (shared / "zoo").is_dir():
+        raise SystemExit(f"no hydrate.py in {shared / 'zoo'}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda path: module.hydrate(str(path))
 
 
 def masked(original: onnx.ModelProto, document: dict[str, Any]) -> onnx.ModelProto:
@@ -113,11 +124,7 @@ def main() -> int:
     parser.add_argument("--round-to", default="auto")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    spec = importlib.util.spec_from_file_location("hydrate", args.shared / "zoo" / "hydrate.py")
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"no hydrate.py in {args.shared / 'zoo'}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    hydrate = weights_of(args.shared)
     round_to = None if args.round_to == "auto" else int(args.round_to)
     lines, failures = [HEAD], 0
     print(HEAD, flush=True)
@@ -125,7 +132,7 @@ def main() -> int:
         if not any(part in path.name for part in args.only):
             continue
         try:
-            drawn = module.hydrate(str(path)) if path.parent.name == "zoo" else onnx.load(path)
+            drawn = hydrate(path) if path.parent.name == "zoo" else onnx.load(path)
             lines.append(row(path.stem, drawn, round_to))
         except (AmcError, RuntimeError, ValueError) as error:
             failures += 1
