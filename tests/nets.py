@@ -306,6 +306,7 @@ def normalisations() -> Iterator[Row]:
 
 def rows() -> list[Row]:
     """The table."""
+    from nets_odd import odd
     from nets_shape import shapes
 
-    return [*unary(), *elementwise(), *convolutions(), *products(), *computed(), *attention(), *normalisations(), *shapes()]
+    return [*unary(), *elementwise(), *convolutions(), *products(), *computed(), *attention(), *normalisations(), *shapes(), *odd()]

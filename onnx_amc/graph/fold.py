@@ -68,8 +68,10 @@ def fold(proto: onnx.ModelProto, where: str) -> None:
     graph.node.extend(kept)
 
 
-def _small(value: np.ndarray) -> bool:
-    return bool(value.size <= (LARGEST_FLOAT if value.dtype.kind not in "iub" else LARGEST))
+def _small(value: object) -> bool:
+    return isinstance(value, np.ndarray) and bool(
+        value.size <= (LARGEST_FLOAT if value.dtype.kind not in "iub" else LARGEST)
+    )
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:

@@ -185,13 +185,20 @@ def _demanded(
         channels = channels[[c not in fixed for c in channels.tolist()]]
         if not len(channels):
             continue
-        sources = next((s for t in demand.tensors if (s := zeros.sources(t, channels)) is not None), None)
-        if sources is None or any(o.tensor in model.made for o in sources):
+        sources = next(
+            (s for t in demand.tensors if (s := zeros.sources(t, channels)) is not None and _named(model, s)), None
+        )
+        if sources is None:
             ledger.fix(demand.tokens, demand.reason)
             continue
         for channel in channels.tolist():
             found[channel] = found.get(channel, frozenset()) | sources
     return found
+
+
+def _named(model: Model, sources: frozenset[Owner]) -> bool:
+    """Whether a plan can name all of these to somebody who has the original file alone."""
+    return all(o.tensor not in model.made for o in sources)
 
 
 def _unlucky(ledger: Ledger, labels: np.ndarray) -> set[str]:
@@ -238,6 +245,8 @@ def _gather(model: Model, ledger: Ledger, labels: np.ndarray, axes: dict[str, Ax
         if reason is None:
             home[classes], place[classes] = len(groups), np.arange(len(classes))
         slices, nodes, name = members.of(classes, masked)
+        if reason is not None and not slices:
+            continue
         name = _display(model, name)
         taken[name] = taken.get(name, 0) + 1
         unique = name if taken[name] == 1 else f"{name}#{taken[name]}"

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from onnx_amc.errors import ModelError
 from onnx_amc.graph import light
-from onnx_amc.graph.fold import fold
+from onnx_amc.graph.fold import QUANTISED, fold
 from onnx_amc.graph.proto import key_of, names_read
 from onnx_amc.graph.shapes import concrete_shapes
 
@@ -161,7 +161,7 @@ def _check(model: onnx.ModelProto, where: str) -> None:
         )
     try:
         light.check(model)
-    except (onnx.checker.ValidationError, ValueError) as error:
+    except (onnx.checker.ValidationError, ValueError, KeyError) as error:
         raise ModelError(
             f"onnx.checker refuses the model: {str(error).strip().splitlines()[0]}",
             where=where,
@@ -178,6 +178,12 @@ def _examine_inputs(model: onnx.ModelProto, where: str) -> None:
                 f"input '{info.name}' is a {kind} without a shape",
                 where=where,
                 fix="export again with tensors as inputs; dimensions may be dynamic, their number must be known",
+            )
+        if any(d.HasField("dim_value") and d.dim_value == 0 for d in info.type.tensor_type.shape.dim):
+            raise ModelError(
+                f"input '{info.name}' has a dimension of 0",
+                where=where,
+                fix="export again with an input that is not empty, or with a dynamic dimension",
             )
 
 
@@ -237,8 +243,11 @@ def _declare(proto: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
 def _unshare(proto: onnx.ModelProto, original: onnx.ModelProto) -> dict[str, tuple[str, str]]:
     """Give each user its own copy of a vector or a constant fill that exporters store once; a shared matrix is a true tie."""
     uses = Counter(name for node in proto.graph.node for name in set(node.input) if name)
+    offsets = {n.input[2] for n in proto.graph.node if n.op_type in QUANTISED and len(n.input) > 2}
     shared = {
-        t.name: t for t in proto.graph.initializer if uses[t.name] > 1 and t.data_type in FLOATS and _accidental(t)
+        t.name: t
+        for t in proto.graph.initializer
+        if uses[t.name] > 1 and (t.data_type in FLOATS or t.name in offsets) and _accidental(t)
     }
     origin: dict[str, tuple[str, str]] = {}
     calls = _calls(proto, original)

@@ -29,6 +29,7 @@ class Step:
         values: Value of each constant input by name.
         params: Tensors that descend from weights alone.
         stored: The initializers among them.
+        made: Those of them that a plan cannot name.
         book: The ledger.
         attrs: The node's attributes.
         opset: Version of the default operator set.
@@ -41,6 +42,7 @@ class Step:
     values: Callable[[str], np.ndarray | None]
     params: set[str]
     stored: Collection[str]
+    made: Collection[str]
     book: Ledger
     attrs: dict[str, Any]
     opset: int
@@ -215,7 +217,7 @@ def contract(step: Step, a: int, a_axis: int, b: int, b_axis: int) -> Tokens | N
         return None
     if not step.is_param(a) and not step.is_param(b):
         return contract_activations(step, [a, b], [left, right])
-    return contract_axes(step, left, right, b) if step.is_param(b) else contract_axes(step, right, left, a)
+    return contract_axes(step, left, right, b, a) if step.is_param(b) else contract_axes(step, right, left, a, b)
 
 
 def contract_activations(step: Step, slots: Sequence[int], tokens: Sequence[Tokens | None]) -> Tokens | None:
@@ -228,8 +230,8 @@ def contract_activations(step: Step, slots: Sequence[int], tokens: Sequence[Toke
     return joined
 
 
-def contract_axes(step: Step, activation: Tokens | None, weight: Tokens | None, slot: int) -> Tokens | None:
-    """Tie an activation's channels to the axis of the weight, input `slot`, that reads them."""
+def contract_axes(step: Step, activation: Tokens | None, weight: Tokens | None, slot: int, other: int) -> Tokens | None:
+    """Tie the channels of an activation, input `other`, to the axis of the weight, input `slot`, that reads them."""
     if activation is None:
         step.book.mark(weight, "reads", step.key)
         step.fix(weight, "reads an axis that cannot be cut")
@@ -238,16 +240,22 @@ def contract_axes(step: Step, activation: Tokens | None, weight: Tokens | None, 
         step.fix(activation, "reads it with a weight that cannot be cut")
         return None
     step.book.tie(activation, weight)
-    read_by(step, weight, slot)
+    read_by(step, weight, slot, other)
     return activation
 
 
-def read_by(step: Step, weight: Tokens, slot: int) -> None:
-    """Say that an axis of the weight at input `slot` reads channels; one that is computed must be zero where its sources are."""
+def read_by(step: Step, weight: Tokens, slot: int, other: int | None = None) -> None:
+    """Say that an axis of the weight at input `slot` reads channels.
+
+    Where a plan cannot name the weight, either it or the activation it reads, input `other`, must be zero at its sources.
+    """
     step.book.mark(weight, "reads", step.key)
     name = step.node.input[slot]
-    if name not in step.stored:
-        step.book.demand(weight, (name,), f"{step.label} reads it with a weight that is not zero where its sources are")
+    if name not in step.stored or name in step.made:
+        read = (step.node.input[other],) if other is not None and name in step.made else ()
+        step.book.demand(
+            weight, (name, *read), f"{step.label} reads it with a weight that is not zero where its sources are"
+        )
 
 
 def price(step: Step, constant: int, factors: list[tuple[int, Tokens | None]]) -> None:

@@ -19,6 +19,10 @@ def attention(step: Step) -> list[Axes]:
     if any(step.has(i) for i in range(4, len(step.node.input))) or any(step.node.output[1:]) or None in heads:
         step.fix_all("keeps a state, or has heads that are not understood")
         return outputs
+    for i in (1, 2):
+        step.fix(step.x(i)[1 if flat else 2], "takes a softmax over it")
+    for tokens in step.x(3)[-2:] if step.has(3) else ():
+        step.fix(tokens, "takes a softmax over it")
     q, k = (int(h) for h in heads)  # type: ignore[arg-type]
     of_query = _heads(step, 0, q, flat=flat)
     of_key = [_heads(step, i, k, flat=flat) for i in (1, 2)]

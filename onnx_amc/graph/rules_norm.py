@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 import numpy as np
 
 from onnx_amc.graph.ledger import Axes, Keep, Tokens
@@ -127,7 +129,12 @@ def recurrent(step: Step) -> list[Axes]:
         step.fix_all("has an unusual layout, or weights computed at run time")
         return [step.plain(i) for i in range(len(step.node.output))]
     x, w, r = step.x(0), step.x(1), step.x(2)
-    contract_axes(step, x[2], w[2], 1)
+    step.fix(x[0], "runs along it")
+    if any(step.has(i) for i in (4, 5, 6)):
+        step.fix(x[1], "starts from a state for each")
+        for tokens in (t for i in (5, 6) if step.has(i) for t in step.x(i)[:-1]):
+            step.fix(tokens, "starts from a state for each")
+    contract_axes(step, x[2], w[2], 1, 0)
     unit = r[2]
     for tokens in (w[1], r[1]):
         step.book.mark(tokens, "produces", step.key)
@@ -151,7 +158,7 @@ def recurrent(step: Step) -> list[Axes]:
             return np.array(int(keep(live).sum()))
 
         step.edit("hidden_size", live, size)
-    whole: Axes = (x[0], None, x[1], unit)
+    whole: Axes = (None, None, x[1], unit)
     last: Axes = (None, x[1], unit)
     return [whole, last, last][: len(step.node.output)]
 
@@ -171,8 +178,8 @@ def einsum(step: Step) -> list[Axes]:
         str(step.attrs["equation"], "ascii") if isinstance(step.attrs["equation"], bytes) else step.attrs["equation"]
     )
     left, arrow, right = equation.replace(" ", "").partition("->")
-    operands = left.split(",")
-    if not arrow or "." in equation or any(len(set(o)) < len(o) for o in operands):
+    operands, right = _spelled(step, left.split(","), right if arrow else None)
+    if any(len(set(o)) < len(o) for o in operands):
         step.fix_all("has an equation that is not understood")
         return [step.plain()]
     axes: dict[str, Tokens | None] = {}
@@ -197,11 +204,22 @@ def einsum(step: Step) -> list[Axes]:
     return [tuple(axes[letter] for letter in right)]
 
 
+def _spelled(step: Step, operands: list[str], right: str | None) -> tuple[list[str], str]:
+    """The equation with letters for its ellipses, and with the output that it implies."""
+    ranks = [len(step.shape(i)) - len(o) + 3 if "..." in o else 0 for i, o in enumerate(operands)]
+    fill = "".join(c for c in string.ascii_letters if c not in "".join(operands))[: max(ranks)]
+    letters = "".join(operands).replace(".", "")
+    if right is None:
+        right = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    operands = [o.replace("...", fill[len(fill) - rank :]) for o, rank in zip(operands, ranks, strict=True)]
+    return operands, right.replace("...", fill)
+
+
 def _contracted(step: Step, holders: list[int], tokens: list[Tokens | None]) -> None:
     weights = [step.is_param(i) for i in holders]
     if weights[0] != weights[1]:
         at = weights.index(True)
-        contract_axes(step, tokens[1 - at], tokens[at], holders[at])
+        contract_axes(step, tokens[1 - at], tokens[at], holders[at], holders[1 - at])
     elif weights[0]:
         for t in tokens:
             step.fix(t, "multiplies two weights")

@@ -79,7 +79,7 @@ def _grouped(step: Step, x: Tokens | None, w: Axes, groups: int) -> Tokens | Non
     blocks = x.reshape(groups, -1)
     step.book.tie(blocks, w[1][None])
     step.book.blocked += [blocks] if blocks.shape[1] % 8 == 0 else []
-    read_by(step, w[1], 1)
+    read_by(step, w[1], 1, 0)
     return blocks
 
 

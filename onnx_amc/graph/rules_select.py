@@ -103,9 +103,12 @@ def slice_(step: Step) -> list[Axes]:
 def _slice_edits(step: Step, starts: list[int], ends: list[int], moves: list[tuple[int, Tokens, int, int]]) -> None:
     everything = np.concatenate([t for _, t, _, _ in moves])
 
+    given = step.const(1)
+    kind = np.int64 if given is None else given.dtype
+
     def bound(values: list[int], which: int) -> Callable[[Keep], np.ndarray]:
         def value(keep: Keep) -> np.ndarray:
-            new = np.array(values, dtype=np.int64)
+            new = np.array(values, dtype=kind)
             for move in moves:
                 new[move[0]] = keep(move[1][: move[which]]).sum()
             return new
@@ -124,6 +127,8 @@ def gather(step: Step) -> list[Axes]:
     x, axis = step.x(0), normal([int(step.attrs.get("axis", 0))], len(step.shape(0)))[0]
     tokens, indices = x[axis], step.const(1)
     rank = len(step.shape(1))
+    for of_index in step.x(1):
+        step.fix(of_index, "is indexed by it")
     if tokens is None:
         picked: Axes = (None,) * rank
     elif indices is None or rank != 1 or indices.size < 2:
@@ -148,7 +153,7 @@ def gather_nd(step: Step) -> list[Axes]:
     """Axes that are indexed stay whole; those behind them pass."""
     x, batch = step.x(0), int(step.attrs.get("batch_dims", 0))
     last = batch + step.shape(1)[-1]
-    for tokens in x[:last]:
+    for tokens in (*x[:last], *step.x(1)):
         step.fix(tokens, "picks from it")
     return [(None,) * (len(step.shape(1)) - 1) + x[last:]]
 
@@ -157,7 +162,11 @@ def gather_nd(step: Step) -> list[Axes]:
 def by_place(step: Step) -> list[Axes]:
     """What an element is depends on its place along some axes; the others pass."""
     x, rank = step.x(0), len(step.shape(0))
-    fixed = {rank - 2, rank - 1} if step.node.op_type == "Trilu" else {i for i, d in enumerate(step.shape(1)) if d > 1}
+    fixed = {rank - 2, rank - 1}
+    if step.node.op_type == "GatherElements":
+        fixed = set(range(rank))
+        for tokens in step.x(1):
+            step.fix(tokens, "is indexed by it")
     for i in fixed:
         step.fix(x[i], "takes its elements by their place")
     return [tuple(None if i in fixed else t for i, t in enumerate(x))]

@@ -106,8 +106,10 @@ def pad(step: Step) -> list[Axes]:
     pads = step.setting("pads", 1) or step.setting("paddings", 1)
     listed = step.setting("axes", 3)
     if pads is None or (step.has(3) and listed is None):
-        step.fix_all("pads by amounts known at run time only")
-        return [step.plain()]
+        padded = set(range(rank)) if listed is None else set(normal(listed, rank))
+        for i in padded:
+            step.fix(x[i], "pads by amounts known at run time only")
+        return [tuple(None if i in padded else t for i, t in enumerate(x))]
     axes = normal(listed, rank) if listed is not None else list(range(rank))
     mode = step.attrs.get("mode", b"constant")
     constant = mode in {b"constant", "constant"}

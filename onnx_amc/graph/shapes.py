@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,10 @@ LENGTHS = (1, 16, 64, 256, 1024)
 """What is tried in turn for any other dimension that an input leaves open, until the network runs: sound needs a window or more."""
 
 
+MOST_AXES, MOST_NAMED = 8, 16
+"""Bounds on the constants that are taken for lengths."""
+
+
 def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor with batch 1, by inference, and by a run where inference does not know.
 
@@ -28,10 +33,28 @@ def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
     given = stored | {i.name: _settled(i, LENGTHS[0]) for i in light.graph.input if i.name not in stored}
     shapes = given | _inferred(light, given)
+    torn = [n.output[0] for n in proto.graph.node if n.op_type == "Reshape" and _torn(shapes, n)]
     missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
+    if torn:  # the assumed lengths are not those that the network takes
+        shapes, missing = given, list(dict.fromkeys(o for n in proto.graph.node for o in n.output if o))
     if missing:
         shapes |= _tried(proto, light, given, missing)
     return shapes
+
+
+def _torn(shapes: Mapping[str, tuple[int, ...]], node: onnx.NodeProto) -> bool:
+    """Whether a Reshape would have to make or to lose numbers."""
+    before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
+    return before is not None and after is not None and math.prod(before) != math.prod(after)
+
+
+def _lengths(proto: onnx.ModelProto) -> list[int]:
+    """`LENGTHS`, and the few that the graph's own constants name."""
+    small = (
+        t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT64 and math.prod(t.dims) <= MOST_AXES
+    )
+    named = sorted({int(v) for t in small for v in onnx.numpy_helper.to_array(t).ravel() if 1 < v <= LENGTHS[-1]})
+    return list(dict.fromkeys([*LENGTHS, *named[:MOST_NAMED]]))
 
 
 def _inferred(light: onnx.ModelProto, given: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -57,7 +80,7 @@ def _tried(
     """Measure what inference does not tell, at the first length at which the network runs."""
     names = {i.name for i in proto.graph.input} - {t.name for t in proto.graph.initializer}
     inputs = [i for i in proto.graph.input if i.name in names and _settled(i, 1) != _settled(i, 2)]
-    for length in LENGTHS if inputs else LENGTHS[:1]:
+    for length in _lengths(proto) if inputs else LENGTHS[:1]:
         sizes = {**given, **{i.name: _settled(i, length) for i in inputs}}
         found = measured(proto, sizes, missing)
         if found:

@@ -49,7 +49,9 @@ class _Walk:
         self.model, self.ledger, self.axes = model, ledger, axes
         self.params = set(model.weights)
         nodes = model.proto.graph.node
-        self.quantised = {name for n in nodes if n.op_type == "DequantizeLinear" for name in n.input}
+        self.quantised = {
+            name for n in nodes if n.op_type in {"QuantizeLinear", "DequantizeLinear"} for name in n.input
+        }
 
     def visit(self, node: object) -> None:
         """Apply the node's rule and store the axes of its outputs."""
@@ -61,6 +63,7 @@ class _Walk:
             values=self._value,
             params=self.params,
             stored=self.model.weights,
+            made=self.model.made,
             book=self.ledger,
             attrs=attributes(node),  # type: ignore[arg-type]
             opset=self.model.opset,

@@ -26,6 +26,10 @@ FIRST = (
 KEEPS_ZERO = frozenset(FIRST.split())
 """Operators whose output is zero where their first input is."""
 
+MOVED = "Identity Transpose Reshape Flatten Squeeze Unsqueeze Slice Split Gather DepthToSpace SpaceToDepth MaxPool"
+MOVES = frozenset(MOVED.split())
+"""Operators that change no number."""
+
 ALL = frozenset({"Add", "Sub", "Sum", "Mean", "Max", "Min"})
 """Operators whose output is zero where all their inputs are."""
 
@@ -56,7 +60,7 @@ class Zeros:
         if tensor in self.model.weights:
             return self._owners(tensor, channels)
         node = self.producer.get(tensor)
-        if node is None:
+        if node is None or (tensor != node.output[0] and node.op_type != "Split"):
             return None
         inputs, all_of = self._needed(node, channels)
         if node.op_type in PRODUCTS:
@@ -66,7 +70,12 @@ class Zeros:
     def _needed(self, node: onnx.NodeProto, channels: np.ndarray) -> tuple[list[str], bool]:
         """Inputs that make the output zero where they are zero: all of them together, or any one."""
         op, given = node.op_type, [n for n in node.input if n]
+        if op in {"QuantizeLinear", "DequantizeLinear"} and self._offset(node):
+            start = self._quantiser(node) if op == "DequantizeLinear" else None
+            return ([] if start is None else [start]), True
         if op in KEEPS_ZERO or (op == "Pad" and self._pads_zeros(node)):
+            return given[:1], True
+        if op == "Clip" and self._keeps_zero(node):
             return given[:1], True
         if op == "Concat":
             return [n for n in given if self._carries(n, channels)], True
@@ -99,7 +108,8 @@ class Zeros:
         held: list[Sources | None] = []
         attrs = attributes(node)
         if node.op_type in {"Conv", "ConvTranspose"}:
-            depthwise = len(a) > 1 and self._on(a[1], channels) and self._on(b[0] if b else None, channels)
+            both = len(a) > 1 and self._on(a[1], channels) and self._on(b[0] if b else None, channels)
+            depthwise = both and attrs.get("group", 1) != 1
             factors = list(node.input[:2]) if depthwise else [node.input[1]]
             held = [self._any(factors, channels, depth)]
         else:
@@ -116,6 +126,33 @@ class Zeros:
             held.append(self.sources(node.input[2], channels, depth))
         known = [h for h in held if h is not None]
         return frozenset().union(*known) if known and len(known) == len(held) else None
+
+    def _keeps_zero(self, node: onnx.NodeProto) -> bool:
+        """Whether zero lies between the bounds of a Clip."""
+        attrs = attributes(node)
+        low, high = attrs.get("min", -np.inf), attrs.get("max", np.inf)
+        for i, name in enumerate(node.input[1:3]):
+            if name and name not in self.model.weights:
+                return False
+            if name:
+                low, high = (self.model.value(name), high) if i == 0 else (low, self.model.value(name))
+        return bool(np.all(np.asarray(low) <= 0) and np.all(np.asarray(high) >= 0))
+
+    def _offset(self, node: onnx.NodeProto) -> bool:
+        """Whether a quantised zero is not, or may not be, the number zero."""
+        zero = node.input[2] if len(node.input) > 2 else ""
+        return bool(zero) and (zero not in self.model.weights or bool(np.any(self.model.value(zero))))
+
+    def _quantiser(self, node: onnx.NodeProto) -> str | None:
+        """What the numbers that this node reads were before they were quantised with the same zero point."""
+        zero, before = node.input[2], self.producer.get(node.input[0])
+        while before is not None and before.op_type in MOVES:
+            before = self.producer.get(before.input[0])
+        if before is None or before.op_type != "QuantizeLinear" or len(before.input) < 3:
+            return None
+        known = zero in self.model.weights and before.input[2] in self.model.weights
+        same = known and np.array_equal(self.model.value(zero), self.model.value(before.input[2]))
+        return before.input[0] if same or zero == before.input[2] else None
 
     def _pads_zeros(self, node: onnx.NodeProto) -> bool:
         attrs = attributes(node)

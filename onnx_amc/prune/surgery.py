@@ -158,10 +158,7 @@ def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
         name = f"{edit.node}/input{edit.slot}/cut"
         result.graph.initializer.append(numpy_helper.from_array(value, name))
         if edit.whole is not None:
-            scaled = onnx.helper.make_node("Mul", [node.input[edit.slot], name], [f"{name}/more"])
-            sizes = onnx.helper.make_node("Div", [f"{name}/more", f"{name}/whole"], [f"{name}/sizes"])
-            inserted.setdefault(edit.node, []).extend([scaled, sizes])
-            result.graph.initializer.append(numpy_helper.from_array(edit.whole, f"{name}/whole"))
+            inserted.setdefault(edit.node, []).extend(_scaled(result, name, node.input[edit.slot], edit.whole))
             name = f"{name}/sizes"
         while len(node.input) <= edit.slot:
             node.input.append("")
@@ -173,6 +170,25 @@ def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
         copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in ordered]
         del result.graph.node[:]
         result.graph.node.extend(copies)
+
+
+def _scaled(result: onnx.ModelProto, kept: str, sizes: str, whole: np.ndarray) -> list[onnx.NodeProto]:
+    """Nodes that scale sizes computed at run time by what is kept: a 1 that stretches stays 1, a -1 stays -1."""
+    for name, array in (("whole", whole), ("rest", whole - 1), ("zero", np.zeros(1, np.int64))):
+        result.graph.initializer.append(numpy_helper.from_array(array, f"{kept}/{name}"))
+    if (
+        next((o.version for o in result.opset_import if o.domain in {"", "ai.onnx"}), 1) < 9
+    ):  # no Where, nor what would write a -1
+        steps = [("Mul", [sizes, kept], "more"), ("Div", [f"{kept}/more", f"{kept}/whole"], "sizes")]
+        return [onnx.helper.make_node(op, inputs, [f"{kept}/{output}"]) for op, inputs, output in steps]
+    steps = [
+        ("Mul", [sizes, kept], "more"),
+        ("Add", [f"{kept}/more", f"{kept}/rest"], "up"),
+        ("Div", [f"{kept}/up", f"{kept}/whole"], "scaled"),
+        ("Less", [sizes, f"{kept}/zero"], "open"),
+        ("Where", [f"{kept}/open", sizes, f"{kept}/scaled"], "sizes"),
+    ]
+    return [onnx.helper.make_node(op, inputs, [f"{kept}/{output}"]) for op, inputs, output in steps]
 
 
 def _set_attribute(node: onnx.NodeProto, name: str, value: np.ndarray | None) -> None:

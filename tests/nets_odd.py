@@ -1,0 +1,69 @@
+"""The table's third part: what an exhaustive hunt for wrong cuts has found; each was wrong, refused or broken once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from nets import Row, flat, image
+
+# One row of the table is one statement, however long.
+# fmt: off
+
+
+def made() -> Iterator[Row]:
+    """Weights that folding makes: no plan can name them, so what they read must be zero by itself."""
+    yield image("a weight cast from integers", "k = Cast <to = 1> (u) l = Mul (k, s) r = Conv (h, l)", 16, "int8[8,8,1,1] u, float s",
+                weights={"u": np.arange(-32, 32), "s": 0.02})
+    yield image("a filled weight", "k = ConstantOfShape <value = float[1] {0.3}> (s) r = Conv (h, k)", 16, "int64[4] s",
+                weights={"s": [8, 8, 1, 1]})
+    yield flat("a matrix cast from integers behind Exp", "e = Exp (h) k = Cast <to = 1> (u) r = MatMul (e, k)", 8, "int8[8,8] u",
+               weights={"u": np.arange(-32, 32)}, reason="not zero where its sources are")
+
+
+def zeros() -> Iterator[Row]:
+    """What is and what is not zero where its sources are."""
+    wide = "t = Transpose <perm = [0,2,1]> (q) m = MatMul (q, t) r = MatMul (m, h)"
+    yield image("a residual with a dense convolution", "q = Conv (h, k) s = Exp (q) r = Add (h, s)", 8, "float[8,8,1,1] k")
+    yield flat("Clip around zero, contracted", f"q = Clip (h, lo, hi) {wide}", 8, "float lo, float hi", weights={"lo": 0.0, "hi": 6.0})
+    yield flat("Clip above zero, contracted", f"q = Clip (h, lo, hi) {wide}", 0, "float lo, float hi", weights={"lo": 0.1, "hi": 6.0})
+    yield flat("the mask of a Dropout, contracted", """d, mask = Dropout (h) q = Cast <to = 1> (mask) t = Transpose <perm = [0,2,1]> (q)
+               m = MatMul (q, t) r = MatMul (m, h)""", 0)
+    for zero in (0, 3):
+        yield flat(f"a quantised activation with zero point {zero}, contracted", f"""p = QuantizeLinear (h, s, z) q = DequantizeLinear (p, s, z)
+                   {wide}""", 8, "float s, int8 z", weights={"s": 0.05, "z": zero})
+    yield flat("two zero points, contracted", f"p = QuantizeLinear (h, s, z) q = DequantizeLinear (p, s, o) {wide}", 0,
+               "float s, int8 z, int8 o", weights={"s": 0.05, "z": 3, "o": 4})
+
+
+def along() -> Iterator[Row]:
+    """Channels on an axis that a node runs along, indexes by or takes a softmax over."""
+    yield Row("channels as the time of an LSTM", """(float[1,3,6] x) => (float[1,4,5] y) <float[8,3,1] w, float[1,20,6] p, float[1,20,5] q,
+        int64[1] one, float[4,8,1] v> { h = Conv (x, w) t = Transpose <perm = [1,0,2]> (h) l = LSTM <hidden_size = 5> (t, p, q)
+        s = Squeeze (l, one) u = Transpose <perm = [1,0,2]> (s) y = Conv (u, v) }""", 0, "runs along it", weights={"one": [1]})
+    yield Row("channels as the keys of an Attention", """(float[1,3,8] x) => (float[1,3,8] y) <float[8,3,1] w, float[8,8] k>
+        { h = Conv (x, w) z = MatMul (x, k) y = Attention <q_num_heads = 2, kv_num_heads = 2> (z, h, h) }""", 0, "softmax", opset=23, ir=11)
+    yield flat("channels that index", "i = Cast <to = 7> (h) j = Gather (k, i) r = ReduceSum <keepdims = 0> (j, m)", 0, "float[3,2] k, int64[1] m",
+               weights={"m": [-1], "w": np.zeros((6, 8)), "b": [0, 1, 2, 0, 1, 2, 0, 1]}, reason="is indexed by it")
+    yield flat("Slice by 32-bit bounds", "p = Slice (h, a, s, i) q = Slice (h, s, e, i) t = Relu (q) r = Concat <axis = 2> (t, p)", 8,
+               "int32[1] a, int32[1] s, int32[1] e, int32[1] i", weights={"a": [0], "s": [3], "e": [8], "i": [2]})
+
+
+def run_time() -> Iterator[Row]:
+    """Sizes, equations and amounts that leave something to the run."""
+    yield Row("a class token stretched over the batch", """(float[N,5,6] x) => (float[N,6,4] y) <float[6,8] w, float[1,1,8] c, int64[1] z, int64[1] o,
+        int64[1] m, int64[3] ones, float[8,4] v> { h = MatMul (x, w) s = Shape (h) n = Slice (s, z, o) t = Concat <axis = 0> (n, m, m)
+        e = Equal (t, m) f = Where (e, ones, t) k = Expand (c, f) r = Concat <axis = 1> (k, h) y = MatMul (r, v) }""", 8,
+        weights={"z": [0], "o": [1], "m": [-1], "ones": [1, 1, 1]})
+    yield flat("Einsum with an ellipsis", 'r = Einsum <equation = "...k,kj->...j"> (h, k)', 16, "float[8,8] k")
+    yield flat("Einsum without an output", 'r = Einsum <equation = "abk,kz"> (h, k)', 16, "float[8,8] k")
+    yield image("Pad by amounts of the run, axes known", """s = Shape (h) n = Slice (s, two, three) m = Sub (n, n) p = Concat <axis = 0> (m, m, m, m)
+                r = Pad (h, p, , a)""", 8, "int64[1] two, int64[1] three, int64[2] a", weights={"two": [2], "three": [3], "a": [2, 3]}, opset=18)
+    yield image("one zero point for two layers", """kd = DequantizeLinear <axis = 0> (k, s, z) c1 = Conv (h, kd) ld = DequantizeLinear <axis = 0> (l, t, z)
+                r = Conv (c1, ld)""", 24, "int8[8,8,1,1] k, int8[8,8,1,1] l, float[8] s, float[8] t, int8[8] z",
+                weights={"k": np.arange(64) - 30, "l": 31 - np.arange(64), "s": np.full(8, 0.02), "t": np.full(8, 0.03), "z": np.zeros(8)})
+
+
+def odd() -> list[Row]:
+    """All of them."""
+    return [*made(), *zeros(), *along(), *run_time()]
