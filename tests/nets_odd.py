@@ -57,6 +57,13 @@ def run_time() -> Iterator[Row]:
         weights={"z": [0], "o": [1], "m": [-1], "ones": [1, 1, 1]})
     yield flat("Einsum with an ellipsis", 'r = Einsum <equation = "...k,kj->...j"> (h, k)', 16, "float[8,8] k")
     yield flat("Einsum without an output", 'r = Einsum <equation = "abk,kz"> (h, k)', 16, "float[8,8] k")
+    for length, channels in (("T", 0), ("1", 8)):
+        yield Row(f"a Reshape that scrambles over a length of {length}", f"""(float[N,{length},3] x) => (float[N,P,4] y) <float[3,8] w, int64[3] s, float[8,4] v>
+            {{ h = MatMul (x, w) r = Reshape (h, s) t = Transpose <perm = [0,2,1]> (r) y = MatMul (t, v) }}""", channels,
+            "" if channels else "at another batch or length", weights={"s": [0, 8, -1]})
+    yield Row("a Reshape over an open length that keeps the channels apart", """(float[N,T,3] x) => (float[N,T,4] y) <float[3,8] w, int64[4] s, int64[3] t,
+        float[8,4] v> { h = MatMul (x, w) r = Reshape (h, s) q = Relu (r) t3 = Reshape (q, t) y = MatMul (t3, v) }""", 4,
+        weights={"s": [0, -1, 2, 4], "t": [0, -1, 8]})
     yield image("Pad by amounts of the run, axes known", """s = Shape (h) n = Slice (s, two, three) m = Sub (n, n) p = Concat <axis = 0> (m, m, m, m)
                 r = Pad (h, p, , a)""", 8, "int64[1] two, int64[1] three, int64[2] a", weights={"two": [2], "three": [3], "a": [2, 3]}, opset=18)
     yield image("one zero point for two layers", """kd = DequantizeLinear <axis = 0> (k, s, z) c1 = Conv (h, kd) ld = DequantizeLinear <axis = 0> (l, t, z)

@@ -20,7 +20,7 @@ from onnx_amc.errors import ModelError
 from onnx_amc.graph import light
 from onnx_amc.graph.fold import QUANTISED, fold
 from onnx_amc.graph.proto import key_of, names_read
-from onnx_amc.graph.shapes import concrete_shapes
+from onnx_amc.graph.shapes import concrete_shapes, other_shapes
 
 FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
@@ -40,6 +40,7 @@ class Model:
         bytes: Length of the original's serialisation, external data included.
         external: Whether the original keeps weights in files of their own.
         shapes: Every tensor's shape for one sample (batch 1).
+        others: Shapes at another batch and length, of those tensors for which inference tells them.
         origin: For each initializer that was split off a shared one: the original's name and the user it serves.
         lifted: Constant nodes that became initializers, by output; they are nodes again in what is delivered.
         made: Initializers of `proto` that the original has under no name: folded, or from inside a function.
@@ -54,6 +55,7 @@ class Model:
     bytes: int
     external: bool
     shapes: dict[str, tuple[int, ...]]
+    others: dict[str, tuple[int, ...]]
     origin: dict[str, tuple[str, str]]
     lifted: dict[str, onnx.NodeProto]
     made: frozenset[str]
@@ -88,6 +90,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     fold(proto, where)
     origin = _unshare(proto, original)
     _drop_unused(proto)
+    shapes = concrete_shapes(proto)
     return Model(
         proto=proto,
         original=original,
@@ -95,7 +98,8 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         sha256=sha256,
         bytes=light.size(original),
         external=external,
-        shapes=concrete_shapes(proto),
+        shapes=shapes,
+        others=other_shapes(proto, shapes),
         origin=origin,
         lifted=lifted,
         made=_made(proto, original, origin),

@@ -7,7 +7,7 @@ An operator without a rule fixes whatever reaches it. A new rule needs a new cas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class Step:
         node: The node.
         axes: Axes of each input; an absent input or one of unknown shape has None.
         shapes: Shape of each input and output by name.
+        others: Shapes at another batch and length, of those tensors for which inference tells them.
         values: Value of each constant input by name.
         params: Tensors that descend from weights alone.
         stored: The initializers among them.
@@ -39,6 +40,7 @@ class Step:
     node: onnx.NodeProto
     axes: list[Axes | None]
     shapes: dict[str, tuple[int, ...]]
+    others: Mapping[str, tuple[int, ...]]
     values: Callable[[str], np.ndarray | None]
     params: set[str]
     stored: Collection[str]
@@ -175,7 +177,8 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
 
 def without_rule(step: Step) -> list[Axes]:
     """What happens to an operator that nobody wrote a rule for."""
-    step.fix_all("has no rule yet")
+    domain = step.node.domain
+    step.fix_all("has no rule yet" if domain in {"", "ai.onnx"} else f"of {domain} has no rule yet")
     return [step.plain(i) for i in range(len(step.node.output))]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from onnx_amc.graph.ledger import Axes, Keep, Owner, Tokens
@@ -165,6 +167,7 @@ def reshape(step: Step) -> list[Axes]:
         tokens = _merged(step, old)
         for axis, part in zip(new, _split(step, tokens, [after[i] for i in new]), strict=True):
             out[axis] = part
+    _fix_scrambled(step, before, after)
     if "shape" in step.attrs:
         step.fix_all("uses the reshape of opsets before 5")
     elif step.node.op_type == "Reshape":
@@ -172,6 +175,21 @@ def reshape(step: Step) -> list[Axes]:
         named = [(i, t) for i, t in enumerate(out) if t is not None and (target is None or target[i] > 0)]
         step.follow(1, named, target, len(after))
     return [tuple(out)]
+
+
+def _fix_scrambled(step: Step, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+    """Fix the channels that land on other axes when the batch or an open length changes."""
+    others = [step.others.get(name) for name in (step.node.input[0], step.key)]
+    if others[0] is None or others[1] is None or math.prod(others[0]) != math.prod(others[1]):
+        return
+    for axis, tokens in enumerate(step.x(0)):
+        if tokens is not None and _lands(before, after, axis) != _lands(others[0], others[1], axis):
+            step.fix(tokens, "puts it elsewhere at another batch or length")
+
+
+def _lands(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> set[int]:
+    new = next(new for old, new in _runs(before, after) if axis in old)
+    return {i for i in new if after[i] > 1}
 
 
 def _runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:

@@ -17,9 +17,11 @@ IMAGE_SIDE = 224
 LENGTHS = (1, 16, 64, 256, 1024)
 """What is tried in turn for any other dimension that an input leaves open, until the network runs: sound needs a window or more."""
 
-
 MOST_AXES, MOST_NAMED = 8, 16
 """Bounds on the constants that are taken for lengths."""
+
+OTHER_BATCH, OTHER_LENGTH = 3, 32
+"""The batch, and how much longer all else, at which a second look is taken: strides up to 32 divide it as before."""
 
 
 def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
@@ -40,6 +42,25 @@ def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     if missing:
         shapes |= _tried(proto, light, given, missing)
     return shapes
+
+
+def other_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """What inference tells of the shapes at another batch and other lengths; nothing where no input leaves any open.
+
+    A length of 1 hides where a Reshape takes its channels: what reads as (N, 1, 8) -> (N, 8, 1) scrambles at length 2.
+    """
+    stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    inputs = {i.name: i for i in proto.graph.input if i.name not in stored}
+    if all(d.dim_value > 0 for i in inputs.values() for d in i.type.tensor_type.shape.dim):
+        return {}
+    given = {
+        name: tuple(
+            was if d.dim_value > 0 else OTHER_BATCH if was == 1 and not at else was + OTHER_LENGTH
+            for at, (d, was) in enumerate(zip(info.type.tensor_type.shape.dim, shapes[name], strict=True))
+        )
+        for name, info in inputs.items()
+    }
+    return given | _inferred(declared(proto, is_weight), stored | given)
 
 
 def _torn(shapes: Mapping[str, tuple[int, ...]], node: onnx.NodeProto) -> bool:

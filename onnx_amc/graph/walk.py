@@ -60,6 +60,7 @@ class _Walk:
             node=node,  # type: ignore[arg-type]
             axes=inputs,
             shapes=self.model.shapes,
+            others=self.model.others,
             values=self._value,
             params=self.params,
             stored=self.model.weights,
