@@ -183,7 +183,8 @@ def _fix_scrambled(step: Step, before: tuple[int, ...], after: tuple[int, ...]) 
     if others[0] is None or others[1] is None or math.prod(others[0]) != math.prod(others[1]):
         return
     for axis, tokens in enumerate(step.x(0)):
-        if tokens is not None and _lands(before, after, axis) != _lands(others[0], others[1], axis):
+        alone = tokens is not None and others[0][axis] == len(tokens)  # not merged with the batch or the length before
+        if alone and _lands(before, after, axis) != _lands(others[0], others[1], axis):
             step.fix(tokens, "puts it elsewhere at another batch or length")
 
 
