@@ -43,16 +43,25 @@ def refit(
 
     """
     inside = np.flatnonzero(kept)
-    base = ridge_of(h, ridge)
-    normal = h[np.ix_(inside, inside)]
+    return pulled(h[np.ix_(inside, inside)], w @ h[:, inside], w[:, inside], ridge_of(h, ridge))
+
+
+def pulled(
+    h: Float[np.ndarray, "s s"], cross: Float[np.ndarray, "o s"], prior: Float[np.ndarray, "#o s"], ridge: float
+) -> Float[np.ndarray, "o s"]:
+    """(cross + lambda prior) (h + lambda I)^-1, lambda being `ridge`, raised where that is not positive definite.
+
+    Raises:
+        LinAlgError: Not positive definite even after the ridge was raised a millionfold.
+
+    """
     for raised in (1.0, 1e2, 1e4, 1e6):
-        extra = base * raised
+        extra = ridge * raised
         try:
-            factor = cho_factor(normal + extra * np.eye(len(inside)), lower=True, check_finite=False)
+            factor = cho_factor(h + extra * np.eye(len(h)), lower=True, check_finite=False)
         except LinAlgError:
             continue
-        target = w @ h[:, inside] + extra * w[:, inside]
-        return np.asarray(cho_solve(factor, target.T, check_finite=False).T)
+        return np.asarray(cho_solve(factor, (cross + extra * prior).T, check_finite=False).T)
     raise LinAlgError("the moments are not positive definite")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from onnx_amc.errors import DataError
 from onnx_amc.fit.moments import Moments
@@ -28,6 +29,27 @@ def fixed_batch(model: onnx.ModelProto) -> int | None:
         if len(dims) and dims[0].HasField("dim_value") and dims[0].dim_value > 0:
             return int(dims[0].dim_value)
     return None
+
+
+def free_batch(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
+    """Have a graph of a fixed batch take any, in place: inputs say so, and target shapes take the batch from their input."""
+    batch = fixed_batch(model.proto)
+    if batch is None:
+        return proto
+    for info in [*true_inputs(proto), *proto.graph.output]:
+        if info.type.tensor_type.shape.dim:
+            info.type.tensor_type.shape.dim[0].dim_param = "N"
+    constants = {t.name: t for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type != "Reshape" or node.input[1] not in constants:
+            continue
+        target = numpy_helper.to_array(constants[node.input[1]]).copy()
+        if target.size and target[0] == batch == model.shapes.get(node.input[0], (0,))[0]:
+            target[0] = 0
+            name = f"{node.output[0]}/any"
+            proto.graph.initializer.append(numpy_helper.from_array(target, name))
+            node.input[1] = name
+    return proto
 
 
 def batches(model: onnx.ModelProto, index: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -13,12 +13,11 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_amc.graph.groups import Analysis
-from onnx_amc.graph.load import Model, true_inputs
 from onnx_amc.graph.taps import Point, tapped
 from onnx_amc.prune.layers import Layer
 from onnx_amc.prune.refit import Values, read, write
 from onnx_amc.prune.surgery import cut, list_stored
-from onnx_amc.run.capture import fixed_batch
+from onnx_amc.run.capture import free_batch
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.session import open_session, run_session
 
@@ -57,7 +56,7 @@ class Corrector:
         template = onnx.ModelProto()
         template.CopyFrom(model.proto)
         del template.graph.value_info[:]
-        _free_batch(template, model)
+        free_batch(template, model)
         self._template = tapped(template, self.points, model.opset, correct=True)
         measured = self._run(tapped(template, self.points, model.opset, correct=False))
         self._means, self._stds = measured[0::2], measured[1::2]
@@ -78,7 +77,7 @@ class Corrector:
             keep(layer.outputs) if layer.outputs is not None else np.ones(len(mean), dtype=bool)
             for layer, mean in zip(self.layers, self._means, strict=True)
         ]
-        proto = _free_batch(cut(self.analysis, kept, values, biases, self._template), self.analysis.model)
+        proto = free_batch(cut(self.analysis, kept, values, biases, self._template), self.analysis.model)
         goals: dict[str, np.ndarray] = {}
         for point, mean, std, mask in zip(self.points, self._means, self._stds, alive, strict=True):
             goals[point.name("mean0")] = mean[mask].reshape(point.shape)
@@ -111,24 +110,3 @@ class Corrector:
         elif layer.can_add_bias:
             b = biases.get(layer.node, np.zeros(int(alive.sum())))
             biases[layer.node] = scale * (b - mean) + goal
-
-
-def _free_batch(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
-    """Have a graph of a fixed batch take any, in place: inputs say so, and target shapes take the batch from their input."""
-    batch = fixed_batch(model.proto)
-    if batch is None:
-        return proto
-    for info in [*true_inputs(proto), *proto.graph.output]:
-        if info.type.tensor_type.shape.dim:
-            info.type.tensor_type.shape.dim[0].dim_param = "N"
-    constants = {t.name: t for t in proto.graph.initializer}
-    for node in proto.graph.node:
-        if node.op_type != "Reshape" or node.input[1] not in constants:
-            continue
-        target = numpy_helper.to_array(constants[node.input[1]]).copy()
-        if target.size and target[0] == batch == model.shapes.get(node.input[0], (0,))[0]:
-            target[0] = 0
-            name = f"{node.output[0]}/any"
-            proto.graph.initializer.append(numpy_helper.from_array(target, name))
-            node.input[1] = name
-    return proto

@@ -1,0 +1,132 @@
+"""Least squares on explicit rows, through the activation that follows: what the sequential refit solves for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from onnx_amc.fit.solve import pulled, ridge_of
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+"""Pulls towards the prior weights that are tried on held-out rows, relative to the inputs' mean variance."""
+
+CHUNK = 8_192
+"""Rows that are multiplied at a time, in their own precision; the products are summed in float64."""
+
+Solve = Callable[[np.ndarray, float], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """An activation that is the identity between two bounds and flat outside: what lies beyond both ways is no error.
+
+    Args:
+        low: Lower bound, 0 for a ReLU.
+        high: Upper bound, infinite for a ReLU.
+
+    """
+
+    low: float = -np.inf
+    high: float = np.inf
+
+    def aim(self, target: np.ndarray, found: np.ndarray) -> np.ndarray:
+        """Return the target, moved to what was found wherever the activation hides the difference."""
+        low = np.where(target <= self.low, np.minimum(found, self.low), target)
+        return np.where(target >= self.high, np.maximum(found, self.high), low)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """y = w x + b on explicit rows, each a column here.
+
+    Args:
+        x: (k, r), inputs.
+        y: (o, r), what w x + b should be.
+        prior: (o, k), weights to stay near to.
+        base: (o, r), what is added to it before the activation; None for nothing.
+        affine: Whether there is a bias.
+
+    """
+
+    x: Float[np.ndarray, "k r"]
+    y: Float[np.ndarray, "o r"]
+    prior: Float[np.ndarray, "o k"]
+    base: Float[np.ndarray, "o r"] | None = None
+    affine: bool = True
+
+
+def fit(
+    rows: Rows, bounds: Bounds | None = None, *, ridges: Sequence[float] = RIDGES, rounds: int = 8, held: float = 0.2
+) -> tuple[Float[np.ndarray, "o k"], Float[np.ndarray, " o"]]:
+    """Weights and bias that reproduce y best: argmin E|f(y + base) - f(w x + b + base)|^2 + lambda |w - prior|^2.
+
+    Where the activation f is flat, the target follows the prediction in turn with the fit (as in Zhang et al. 2015,
+    "Accelerating very deep convolutional networks", section 3.2, with an exact step for a ReLU). lambda is the one of `ridges` that
+    predicts the last `held` share of the rows best when fitted to the others. With more inputs than rows, the dual is solved.
+
+    Args:
+        rows: Inputs, targets and prior.
+        bounds: Of the activation; None for the identity.
+        ridges: Candidates for lambda, relative to the mean variance of the inputs.
+        rounds: Times that the target is moved.
+        held: Share of the rows that lambda is chosen on.
+
+    """
+    r = rows.x.shape[1]
+    mean = rows.x.mean(axis=1, keepdims=True, dtype=np.float64).astype(rows.x.dtype) * rows.affine
+    z = rows.x - mean
+    split = r - int(held * r) if len(ridges) > 1 else r
+    best = ridges[0]
+    if split < r:
+        target, _ = _centred(rows.y, affine=rows.affine)
+        solve = _solver(z[:, :split], rows.prior)
+        errors = [_error(solve(target[:, :split], ridge), z[:, split:], target[:, split:]) for ridge in ridges]
+        best = ridges[int(np.argmin(errors))]
+    solve = _solver(z, rows.prior)
+    y = rows.y
+    base = 0.0 if rows.base is None else rows.base
+    for left in range(rounds if bounds is not None else 0, -1, -1):
+        target, offset = _centred(y, affine=rows.affine)
+        w = solve(target, best)
+        if left and bounds is not None:
+            y = bounds.aim(rows.y + base, w.astype(z.dtype) @ z + offset + base) - base
+    return w, (offset - w @ mean)[:, 0] * rows.affine
+
+
+def _centred(y: np.ndarray, *, affine: bool) -> tuple[np.ndarray, np.ndarray]:
+    offset = y.mean(axis=1, keepdims=True, dtype=np.float64).astype(y.dtype) * affine
+    return y - offset, offset
+
+
+def _solver(z: np.ndarray, prior: np.ndarray) -> Solve:
+    """What maps a target and a ridge to weights: by the normal equations, or by their dual where they are smaller."""
+    k, r = z.shape
+    if k > r:
+        gram = (z.T @ z).astype(np.float64) / r
+        power = float(np.trace(gram)) / k
+        misfit = (prior.astype(z.dtype) @ z).astype(np.float64)
+        nothing = np.zeros((1, r))
+
+        def dual(target: np.ndarray, ridge: float) -> np.ndarray:
+            shares = pulled(gram, (target - misfit) / r, nothing, ridge * power)
+            return np.asarray(prior + (shares.astype(z.dtype) @ z.T))
+
+        return dual
+    gram = _product(z, z) / r
+    scale = ridge_of(gram, 1.0)
+    return lambda target, ridge: pulled(gram, _product(target, z) / r, prior, ridge * scale)
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A b', (rows of a, rows of b) in float64."""
+    total = np.zeros((len(a), len(b)))
+    for start in range(0, a.shape[1], CHUNK):
+        total += a[:, start : start + CHUNK] @ b[:, start : start + CHUNK].T
+    return total
+
+
+def _error(w: np.ndarray, z: np.ndarray, target: np.ndarray) -> float:
+    return float(np.square(target - w.astype(z.dtype) @ z, dtype=np.float64).sum())

@@ -1,0 +1,113 @@
+"""Running a graph piece by piece over all samples at once, so that weights further on may still change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnx_amc.errors import DataError
+from onnx_amc.graph.proto import names_read
+from onnx_amc.run.session import open_session, run_session
+
+
+class Stages:
+    """A network that stops on the way; what has been computed and is still needed is held in memory.
+
+    Args:
+        batches: Inputs of the network, batch by batch.
+        wanted: Tensors that will be asked for, each as often as it will be.
+        where: What to call the model in messages.
+
+    """
+
+    def __init__(self, batches: Sequence[Mapping[str, np.ndarray]], wanted: Iterable[str], where: str) -> None:
+        self._wanted = Counter(wanted)
+        self._held: list[dict[str, np.ndarray]] = [dict(b) for b in batches]
+        self._done: set[str] = set()
+        self._where = where
+
+    def until(
+        self, proto: onnx.ModelProto, node: str, names: Collection[str], *, through: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Run everything that lies before a node and has not been run yet.
+
+        Args:
+            proto: The graph; what has been run of it must be as it was.
+            node: Some output of the node to stop before.
+            names: Tensors computed by then whose values to return, all samples along the first axis.
+            through: Whether to run the node too.
+
+        Raises:
+            DataError: onnxruntime cannot run the piece.
+
+        """
+        nodes = list(proto.graph.node)
+        stop = next(i for i, n in enumerate(nodes) if node in n.output) + through
+        ahead = {name for n in nodes[stop:] for name in names_read(n)} | {o.name for o in proto.graph.output}
+        ahead |= (+self._wanted).keys()
+        piece = [n for n in nodes[:stop] if not self._done.issuperset(o for o in n.output if o)]
+        made = {o for n in piece for o in n.output if o}
+        self._run(proto, piece, sorted(made & ahead))
+        self._done |= made
+        found = {n: np.concatenate([b[n] for b in self._held]) for n in names}
+        self._wanted.subtract(names)
+        for batch in self._held:
+            for name in [n for n in batch if n not in ahead]:
+                del batch[name]
+        return found
+
+    def _run(self, proto: onnx.ModelProto, piece: list[onnx.NodeProto], results: list[str]) -> None:
+        if not results:
+            return
+        read = {name for n in piece for name in names_read(n)}
+        part = onnx.ModelProto(ir_version=proto.ir_version)
+        part.opset_import.extend(proto.opset_import)
+        part.graph.name = "piece"
+        part.graph.node.extend(piece)
+        part.graph.initializer.extend(t for t in proto.graph.initializer if t.name in read)
+        stored = {t.name for t in part.graph.initializer}
+        for name, value in self._held[0].items():
+            if name in read - stored:
+                kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+                part.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+        if proto.ir_version < 4:
+            for t in part.graph.initializer:
+                part.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)))
+        part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in results)
+        session = open_session(part, where=self._where)
+        for batch in self._held:
+            values = run_session(session, results, batch, where=self._where)
+            if not all(isinstance(v, np.ndarray) for v in values):
+                raise DataError(
+                    "a value on the way is no tensor", where=self._where, fix="the refit goes without this step"
+                )
+            batch |= dict(zip(results, values, strict=True))
+
+
+def live_bytes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], stops: Collection[str]) -> int:
+    """Bytes per sample of what is held at the fullest of some stops, counting four bytes a number."""
+    nodes = list(proto.graph.node)
+    stored = {t.name for t in proto.graph.initializer}
+    last = {name: i for i, n in enumerate(nodes) for name in names_read(n)}
+    held, most = 0, 1
+    leaves: dict[int, int] = {}
+    for info in proto.graph.input:
+        if info.name not in stored:
+            held += _bytes(shapes, info.name)
+            leaves[last.get(info.name, 0)] = leaves.get(last.get(info.name, 0), 0) + _bytes(shapes, info.name)
+    for i, node in enumerate(nodes):
+        if any(o in stops for o in node.output):
+            most = max(most, held + sum(_bytes(shapes, o) for o in node.output))
+        for output in node.output:
+            held += _bytes(shapes, output)
+            end = last.get(output, i)
+            leaves[end] = leaves.get(end, 0) + _bytes(shapes, output)
+        held -= leaves.get(i, 0)
+    return most
+
+
+def _bytes(shapes: dict[str, tuple[int, ...]], name: str) -> int:
+    return 4 * int(np.prod(shapes.get(name, (0,))))
