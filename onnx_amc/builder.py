@@ -13,14 +13,16 @@ from onnx_amc.config import Settings
 from onnx_amc.errors import DataError
 from onnx_amc.fit.moments import Moments
 from onnx_amc.fit.solve import dead_columns
-from onnx_amc.graph.groups import Analysis
+from onnx_amc.graph.groups import Analysis, Group
+from onnx_amc.prune.criteria import fpgm, magnitude, wanda
 from onnx_amc.prune.layers import find_layers
-from onnx_amc.prune.refit import Ranking, Refitter, rank_by_magnitude
+from onnx_amc.prune.refit import Ranking, Refitter, by_score
 from onnx_amc.prune.surgery import cut, finish
 from onnx_amc.run.capture import gather_moments
 from onnx_amc.run.correct import Corrector
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.score import Scorer, agreement
+from onnx_amc.run.sequential import Effort, Sequential
 from onnx_amc.rundir import Memo
 from onnx_amc.search.baselines import curve
 
@@ -56,6 +58,8 @@ class Builder:
         self.analysis, self.settings, self.data, self.calibration = analysis, settings, data, calibration
         self.refitter: Refitter | None = None
         self.corrector: Corrector | None = None
+        self.sequential: Sequential | None = None
+        self.draft: Sequential | None = None
         self.seconds = 0.0
         self.refused: dict[str, str] = {}
         self.remarks: list[str] = []
@@ -80,6 +84,10 @@ class Builder:
         )
         self.remarks += self._examined(moments)
         self.refitter = Refitter(self.analysis, wanted, moments, settings.ridge)
+        if settings.sequential:
+            parts = (self.analysis, layers, data, self.calibration)
+            self.sequential = Sequential(*parts, Effort(settings.sequence, settings.rows, 3), seed=settings.seed)
+            self.draft = Sequential(*parts, Effort(settings.draft, settings.draft_rows, 1), seed=settings.seed)
         try:
             self.corrector = Corrector(self.analysis, layers, data, self.calibration, settings.correction)
         except DataError as error:
@@ -111,9 +119,20 @@ class Builder:
     @cached_property
     def rankings(self) -> list[Ranking]:
         """In which order each group's channels go; computed at first use."""
-        if self.refitter is None:
-            return [rank_by_magnitude(self.analysis, g) for g in self.analysis.groups]
-        return [self.refitter.rank(g) for g in self.analysis.groups]
+        rng = np.random.default_rng(self.settings.seed)
+        return [self._ranking(g, rng) for g in self.analysis.groups]
+
+    def _ranking(self, group: Group, rng: np.random.Generator) -> Ranking:
+        criterion, fitter = self.settings.criterion, self.refitter
+        if criterion == "random":
+            return by_score(rng.random(group.channels))
+        if criterion == "fpgm":
+            return by_score(fpgm(self.analysis, group))
+        if criterion == "magnitude" or fitter is None:
+            return by_score(magnitude(self.analysis, group))
+        if criterion == "wanda":
+            return by_score(wanda(self.analysis, group, fitter.layers, fitter.moments, fitter.weights))
+        return fitter.rank(group)
 
     def kept(self, counts: np.ndarray) -> Kept:
         """Return the channels that stay, for the groups that lose any."""
@@ -131,13 +150,36 @@ class Builder:
             self.seconds += time.perf_counter() - start
         return cut(self.analysis, kept, values, biases)
 
+    def drafted(self, kept: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+        """Return what the search scores: as `refined`, from fewer samples."""
+        return self._refined(kept, self.draft)
+
+    def refined(self, kept: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+        """Return the cut model, refitted layer by layer on its own activations; corrected in one shot where that cannot be done."""
+        return self._refined(kept, self.sequential)
+
+    def _refined(self, kept: Mapping[str, Sequence[int]], sequential: Sequential | None) -> onnx.ModelProto:
+        if sequential is None or self.refitter is None or not kept:
+            return self.build(kept)
+        values, biases = self.refitter.solve(kept)
+        start = time.perf_counter()
+        try:
+            values, biases = sequential.refine(kept, values, biases)
+        except DataError as error:
+            self.remarks.append(f"no sequential refit: {error.what}")
+            self.sequential = self.draft = None
+            return self.build(kept)
+        finally:
+            self.seconds += time.perf_counter() - start
+        return cut(self.analysis, kept, values, biases)
+
     def deliverable(self, kept: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
         """Return the finished model; where nothing is cut, the original."""
         if not kept:
             original = onnx.ModelProto()
             original.CopyFrom(self.analysis.model.original)
             return original
-        return finish(self.analysis, self.build(kept))
+        return finish(self.analysis, self.refined(kept))
 
     def errors(self, levels: Sequence[np.ndarray], progress: Progress, memo: Memo) -> list[np.ndarray]:
         """Error of the network's output with one group alone cut, at each of its levels (for the knapsack).

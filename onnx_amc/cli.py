@@ -92,6 +92,12 @@ def _compress(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--refit", action=argparse.BooleanOptionalAction, default=True, help="refit what is left by least squares"
     )
+    one.add_argument(
+        "--criterion",
+        default="obs",
+        metavar="NAME",
+        help="which channels go first: obs (elimination over all readers), wanda, fpgm, magnitude or random",
+    )
     one.add_argument("--recover", action=argparse.BooleanOptionalAction, default=False, help=argparse.SUPPRESS)
     one.add_argument("--metric", metavar="NAME", help="top1, top5, agreement, fidelity or module:function")
     one.add_argument(
@@ -158,6 +164,7 @@ def compress(args: argparse.Namespace) -> int:
         keep=tuple(args.keep),
         approximate=args.approximate,
         refit=args.refit,
+        criterion=args.criterion,
         metric=args.metric,
         provider=args.provider,
     )

@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import Model, load
 from onnx_amc.inspection import facts_of, protected
 from onnx_amc.prune.plan import Plan
+from onnx_amc.prune.surgery import finish
 from onnx_amc.run import data as sources
 from onnx_amc.run.check import gap, self_check
 from onnx_amc.run.latency import measure
@@ -114,6 +115,7 @@ class Compression:
             self._calibrate()
         self.journal = Journal(self._evaluate, self._tell)
         self.baselines: dict[str, Tried] = {}
+        self.finals: list[Tried] = []
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -182,7 +184,7 @@ class Compression:
         def compute() -> list[float]:
             if self.scorer is None:
                 raise RuntimeError("a run without data evaluates nothing")
-            found = self.scorer(self.builder.build(self.builder.kept(counts)))
+            found = self.scorer(self.builder.drafted(self.builder.kept(counts)))
             return [found.value, found.loss]
 
         value, loss = self.memo.get("plan " + " ".join(map(str, counts.tolist())), compute)
@@ -220,9 +222,12 @@ class Compression:
         for name in names:
             self.baselines[name] = self.journal.ask(propose(space, name, errors), name)
         if settings.policy in CLOSED:
-            known = self.baselines.get(settings.policy)
-            chosen = known or self.journal.ask(propose(space, settings.policy, errors), settings.policy)
-            return chosen.counts
+            if settings.policy not in self.baselines:
+                self.baselines[settings.policy] = self.journal.ask(
+                    propose(space, settings.policy, errors), settings.policy
+                )
+            self.finals = [self._refined(t) for t in self.baselines.values()]
+            return self.baselines[settings.policy].counts
         self.listener.stage(f"search ({settings.policy})", settings.episodes)
         search(
             space,
@@ -232,8 +237,38 @@ class Compression:
             episodes=settings.episodes,
             seed=settings.seed,
             starts=list(self.baselines.values()) if settings.policy in AGENTS else [],
+            errors=errors,
         )
-        return self.journal.best.counts
+        return self._final().counts
+
+    def _final(self) -> Tried:
+        """Refit the best few plans and the baselines as they would be delivered, and return the one that is best then."""
+        best = sorted(self.journal.trials, key=lambda t: -t.reward)
+        ranked = list({t.counts.tobytes(): t for t in [*best, *self.baselines.values()][::-1]}.values())[::-1]
+        if self.builder.sequential is None:
+            return ranked[0]
+        chosen = ranked[: self.settings.finalists]
+        chosen += [t for t in self.baselines.values() if not any(np.array_equal(t.counts, c.counts) for c in chosen)]
+        self.listener.stage("finals", len(chosen))
+        for done, tried in enumerate(chosen, start=1):
+            found = self._refined(tried)
+            self.finals.append(found)
+            self.listener.advance(done, f"{found.source}: {tried.score:.4f}, refitted {found.score:.4f}")
+        return max(self.finals, key=lambda t: t.reward)
+
+    def _refined(self, tried: Tried) -> Tried:
+        """The same plan, scored as it would be delivered."""
+        if self.builder.sequential is None:
+            return tried
+
+        def compute() -> list[float]:
+            if self.scorer is None:
+                raise RuntimeError("a run without data evaluates nothing")
+            found = self.scorer(self.builder.refined(self.builder.kept(tried.counts)))
+            return [found.value, found.loss]
+
+        value, loss = self.memo.get("final " + " ".join(map(str, tried.counts.tolist())), compute)
+        return replace(tried, score=value, loss=loss)
 
     def deliver(self, counts: np.ndarray) -> Result:
         """Build, check and measure the final model."""
@@ -283,10 +318,15 @@ class Compression:
     ) -> dict[str, dict[str, Any]]:
         """Measure latencies in turn, enter them, and return the baselines' figures."""
         price = cost.macs(self.analysis)
-        found = {name: {"macs": price(t.counts), "score": t.score} for name, t in self.baselines.items()}
+        refined = {t.counts.tobytes(): t.score for t in self.finals}
+        found = {
+            name: {"macs": price(t.counts), "score": refined.get(t.counts.tobytes(), t.score)}
+            for name, t in self.baselines.items()
+        }
         candidates, tables = [self.model.original, model], [original, compressed]
         if "uniform" in self.baselines:
-            candidates.append(self.builder.deliverable(self.builder.kept(self.baselines["uniform"].counts)))
+            kept = self.builder.kept(self.baselines["uniform"].counts)
+            candidates.append(finish(self.analysis, self.builder.build(kept, correct=False)))
             found["uniform"] |= figures(candidates[-1])
             tables.append(found["uniform"])
         self.listener.stage("latency", None)
@@ -310,7 +350,7 @@ class Compression:
 
     def _found(self, counts: np.ndarray) -> dict[str, Any]:
         trials = [t for t in self.journal.trials if t.source == self.settings.policy]
-        best = max(range(len(trials)), key=lambda i: (trials[i].score, -trials[i].loss), default=None)
+        best = max(range(len(trials)), key=lambda i: trials[i].reward, default=None)
         first = next((t for t in self.journal.trials if np.array_equal(t.counts, counts)), None)
         return {
             "delivered": first.source if first else self.settings.policy,

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from onnx_amc.errors import OptionError
+from onnx_amc.prune.criteria import CRITERIA
 from onnx_amc.search.loop import POLICIES
 
 BUDGETS = ("flops", "params")
@@ -46,6 +47,8 @@ class Settings:
         keep: Patterns of nodes, tensors or operator types to leave as they are.
         approximate: Whether channels under a norm or a reduction may go too, where cutting is not quite masking.
         refit: Whether readers are refitted and statistics corrected.
+        criterion: In which order the channels of a group go: `obs` (elimination), or an alternative of `prune.criteria`.
+        sequential: Whether what is delivered is refitted layer by layer on its own activations.
         metric: Name of the score; None for what suits the data.
         provider: Execution provider of onnxruntime.
         calibration: Samples that moments are taken from, at most.
@@ -53,6 +56,10 @@ class Settings:
         rows: Rows of each layer's least squares (AMC: about 30,000).
         ridge: Pull of the refit towards the original weights, relative to the inputs' mean variance.
         correction: Samples of the statistics correction, at most.
+        sequence: Calibration samples that the sequential refit runs on, at most.
+        draft: Calibration samples of the refit of plans that the search tries.
+        draft_rows: Rows of each layer's least squares there.
+        finalists: Plans that are refitted layer by layer before the best of them is delivered.
         probe: Calibration samples on which each group's effect on the output is measured, at most.
 
     """
@@ -66,6 +73,8 @@ class Settings:
     keep: tuple[str, ...] = ()
     approximate: bool = False
     refit: bool = True
+    criterion: str = "obs"
+    sequential: bool = True
     metric: str | None = None
     provider: str = "CPUExecutionProvider"
     calibration: int = 2_000
@@ -73,6 +82,10 @@ class Settings:
     rows: int = 40_000
     ridge: float = 1e-4
     correction: int = 512
+    sequence: int = 1_000
+    draft: int = 300
+    draft_rows: int = 12_000
+    finalists: int = 3
     probe: int = 256
 
     def __post_init__(self) -> None:
@@ -80,6 +93,9 @@ class Settings:
         _fraction(self.min_keep, "--min-keep")
         if self.policy not in POLICIES:
             raise OptionError(f"unknown policy '{self.policy}'", where="--policy", fix=f"choose {', '.join(POLICIES)}")
+        if self.criterion not in CRITERIA:
+            what = f"unknown criterion '{self.criterion}'"
+            raise OptionError(what, where="--criterion", fix=f"choose {', '.join(CRITERIA)}")
         for name, least in (("episodes", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:

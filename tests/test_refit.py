@@ -20,7 +20,8 @@ from onnx_amc.fit.patches import choose, patches
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
 from onnx_amc.prune.layers import Layer, find_layers
-from onnx_amc.prune.refit import Refitter, rank_by_magnitude, read
+from onnx_amc.prune.criteria import magnitude
+from onnx_amc.prune.refit import Refitter, by_score, read
 from onnx_amc.prune.surgery import cut
 from onnx_amc.run import data as sources
 from onnx_amc.run.capture import gather_moments
@@ -281,9 +282,9 @@ def test_refit_beats_no_refit(digits: tuple[Analysis, Dataset, np.ndarray, np.nd
     builder = Builder(analysis, SETTINGS, data, calibration)
     score = Scorer(analysis.model.original, data, reward, top1, "top1")
     kept = builder.kept(halves(analysis))
-    magnitude = {g.name: rank_by_magnitude(analysis, g).kept(g.channels // 2) for g in analysis.groups}
+    large = {g.name: by_score(magnitude(analysis, g)).kept(g.channels // 2) for g in analysis.groups}
     refitted, same, by_size = (
-        score(m) for m in (builder.build(kept, correct=False), cut(analysis, kept), cut(analysis, magnitude))
+        score(m) for m in (builder.build(kept, correct=False), cut(analysis, kept), cut(analysis, large))
     )
     assert refitted.value > max(same.value, by_size.value) + 0.1
     assert refitted.loss < 0.5 * min(same.loss, by_size.loss)

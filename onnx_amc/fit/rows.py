@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import cho_solve
 
-from onnx_amc.fit.solve import pulled, ridge_of
+from onnx_amc.fit.solve import factored, ridge_of
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Pulls towards the prior weights that are tried on held-out rows, relative to the inputs' mean variance."""
@@ -59,7 +61,7 @@ class Rows:
 
 
 def fit(
-    rows: Rows, bounds: Bounds | None = None, *, ridges: Sequence[float] = RIDGES, rounds: int = 8, held: float = 0.2
+    rows: Rows, bounds: Bounds | None = None, *, ridges: Sequence[float] = RIDGES, rounds: int = 3, held: float = 0.2
 ) -> tuple[Float[np.ndarray, "o k"], Float[np.ndarray, " o"]]:
     """Weights and bias that reproduce y best: argmin E|f(y + base) - f(w x + b + base)|^2 + lambda |w - prior|^2.
 
@@ -79,13 +81,15 @@ def fit(
     mean = rows.x.mean(axis=1, keepdims=True, dtype=np.float64).astype(rows.x.dtype) * rows.affine
     z = rows.x - mean
     split = r - int(held * r) if len(ridges) > 1 else r
+    wide = len(z) > split
+    first = np.zeros((0, 0)) if wide else _product(z[:, :split], z[:, :split])
     best = ridges[0]
     if split < r:
         target, _ = _centred(rows.y, affine=rows.affine)
-        solve = _solver(z[:, :split], rows.prior)
+        solve = _dual(z[:, :split], rows.prior) if wide else _primal(z[:, :split], rows.prior, first)
         errors = [_error(solve(target[:, :split], ridge), z[:, split:], target[:, split:]) for ridge in ridges]
         best = ridges[int(np.argmin(errors))]
-    solve = _solver(z, rows.prior)
+    solve = _dual(z, rows.prior) if wide else _primal(z, rows.prior, first + _product(z[:, split:], z[:, split:]))
     y = rows.y
     base = 0.0 if rows.base is None else rows.base
     for left in range(rounds if bounds is not None else 0, -1, -1):
@@ -101,23 +105,34 @@ def _centred(y: np.ndarray, *, affine: bool) -> tuple[np.ndarray, np.ndarray]:
     return y - offset, offset
 
 
-def _solver(z: np.ndarray, prior: np.ndarray) -> Solve:
-    """What maps a target and a ridge to weights: by the normal equations, or by their dual where they are smaller."""
-    k, r = z.shape
-    if k > r:
-        gram = (z.T @ z).astype(np.float64) / r
-        power = float(np.trace(gram)) / k
-        misfit = (prior.astype(z.dtype) @ z).astype(np.float64)
-        nothing = np.zeros((1, r))
-
-        def dual(target: np.ndarray, ridge: float) -> np.ndarray:
-            shares = pulled(gram, (target - misfit) / r, nothing, ridge * power)
-            return np.asarray(prior + (shares.astype(z.dtype) @ z.T))
-
-        return dual
-    gram = _product(z, z) / r
+def _primal(z: np.ndarray, prior: np.ndarray, gram: np.ndarray) -> Solve:
+    """What maps a target and a ridge to weights, by the normal equations; `gram` is z z'."""
+    r = z.shape[1]
+    gram = gram / r
     scale = ridge_of(gram, 1.0)
-    return lambda target, ridge: pulled(gram, _product(target, z) / r, prior, ridge * scale)
+    factor_at = cache(lambda ridge: factored(gram, ridge * scale))
+
+    def solve(target: np.ndarray, ridge: float) -> np.ndarray:
+        factor, extra = factor_at(ridge)
+        return np.asarray(cho_solve(factor, (_product(target, z) / r + extra * prior).T, check_finite=False).T)
+
+    return solve
+
+
+def _dual(z: np.ndarray, prior: np.ndarray) -> Solve:
+    """The same with a matrix of rows x rows, for more inputs than rows."""
+    k, r = z.shape
+    gram = (z.T @ z).astype(np.float64) / r
+    power = float(np.trace(gram)) / k
+    misfit = (prior.astype(z.dtype) @ z).astype(np.float64)
+    factor_at = cache(lambda ridge: factored(gram, ridge * power))
+
+    def solve(target: np.ndarray, ridge: float) -> np.ndarray:
+        factor, _ = factor_at(ridge)
+        shares = cho_solve(factor, (target - misfit).T / r, check_finite=False).T
+        return np.asarray(prior + shares.astype(z.dtype) @ z.T)
+
+    return solve
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -55,13 +55,18 @@ def pulled(
         LinAlgError: Not positive definite even after the ridge was raised a millionfold.
 
     """
+    factor, extra = factored(h, ridge)
+    return np.asarray(cho_solve(factor, (cross + extra * prior).T, check_finite=False).T)
+
+
+def factored(h: Float[np.ndarray, "s s"], ridge: float) -> tuple[tuple[np.ndarray, bool], float]:
+    """Cholesky factor of h + lambda I, and the lambda that it took; see `pulled`."""
     for raised in (1.0, 1e2, 1e4, 1e6):
         extra = ridge * raised
         try:
-            factor = cho_factor(h + extra * np.eye(len(h)), lower=True, check_finite=False)
+            return cho_factor(h + extra * np.eye(len(h)), lower=True, check_finite=False), extra
         except LinAlgError:
             continue
-        return np.asarray(cho_solve(factor, (cross + extra * prior).T, check_finite=False).T)
     raise LinAlgError("the moments are not positive definite")
 
 

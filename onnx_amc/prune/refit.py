@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import numpy_helper
 
 from onnx_amc.fit.moments import Moments
 from onnx_amc.fit.solve import Part, eliminate, error, refit
 from onnx_amc.graph.groups import Analysis, Group
+from onnx_amc.prune.criteria import magnitude
 from onnx_amc.prune.layers import Layer, Stored
 
 Values = dict[str, np.ndarray]
@@ -54,7 +54,7 @@ class Refitter:
         self, analysis: Analysis, layers: Sequence[Layer], moments: Mapping[str, Moments], ridge: float
     ) -> None:
         self.analysis, self.layers, self.moments, self.ridge = analysis, list(layers), moments, ridge
-        self._weights = {layer.node: read(analysis, layer.weight) for layer in layers}
+        self.weights = {layer.node: read(analysis, layer.weight) for layer in layers}
 
     def solve(self, kept: Mapping[str, Sequence[int]]) -> tuple[Values, Values]:
         """Weights and biases for a plan.
@@ -84,7 +84,7 @@ class Refitter:
 
     def _refitted(self, layer: Layer, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(groups, outputs, inputs, taps) weights, zero where inputs are cut, and what the bias gains, (outputs,)."""
-        old, moments = self._weights[layer.node], self.moments[layer.node]
+        old, moments = self.weights[layer.node], self.moments[layer.node]
         groups, outputs, inputs, taps = old.shape
         new, shift = np.zeros_like(old), np.zeros((groups, outputs))
         for g in range(groups):
@@ -105,7 +105,7 @@ class Refitter:
             if layer.inputs is None or layer.node not in self.moments or (alive := keep(layer.inputs)).all():
                 continue
             new, _ = self._refitted(layer, alive)
-            old, moments = self._weights[layer.node], self.moments[layer.node]
+            old, moments = self.weights[layer.node], self.moments[layer.node]
             flat = (old.shape[1], -1)
             parts = [
                 error(
@@ -122,7 +122,7 @@ class Refitter:
         """Order a group's channels by elimination over all its readers; by magnitude where none has moments."""
         parts = [p for layer in self.layers for p in self._parts(group, layer)]
         if not parts:
-            return rank_by_magnitude(self.analysis, group)
+            return by_score(magnitude(self.analysis, group))
         order, errors = eliminate(parts, group.channels, self.ridge)
         return Ranking(order, errors)
 
@@ -131,7 +131,7 @@ class Refitter:
             return []
         analysis, position = self.analysis, self.analysis.index[group.name]
         classes = analysis.labels[layer.inputs]
-        w, moments = self._weights[layer.node], self.moments[layer.node]
+        w, moments = self.weights[layer.node], self.moments[layer.node]
         taps = w.shape[3]
         found: list[Part] = []
         for g in range(len(w)):
@@ -146,15 +146,9 @@ class Refitter:
         return found
 
 
-def rank_by_magnitude(analysis: Analysis, group: Group) -> Ranking:
-    """Order channels by the summed magnitude of the weights that read them (AMC section 3.4)."""
-    score = np.zeros(group.channels)
-    for piece in group.slices:
-        if piece.mask:
-            array = np.abs(numpy_helper.to_array(analysis.model.weights[piece.owner.tensor]).astype(np.float64))
-            along = np.moveaxis(array, piece.owner.axis, 0).reshape(array.shape[piece.owner.axis], -1).sum(axis=1)
-            np.add.at(score, piece.channel, along[piece.index])
-    return Ranking(np.argsort(score, kind="stable"), np.full(group.channels, np.nan))
+def by_score(score: np.ndarray) -> Ranking:
+    """The order of a score: the lowest goes first."""
+    return Ranking(np.argsort(score, kind="stable"), np.full(len(score), np.nan))
 
 
 def read(analysis: Analysis, stored: Stored, values: Mapping[str, np.ndarray] | None = None) -> np.ndarray:

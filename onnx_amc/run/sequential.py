@@ -7,6 +7,7 @@ it have lost, and the last one of two that are added for what its partner lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -26,6 +27,9 @@ from onnx_amc.run.stages import Stages, live_bytes
 MEMORY = 3 * 2**30
 """Bytes of activations that are held between two layers, of both networks together."""
 
+GOALS = 2**30
+"""Bytes of the original's outputs that are remembered from one plan to the next."""
+
 BATCH = 100
 
 WIDEST = 6_000
@@ -34,34 +38,76 @@ WIDEST = 6_000
 Progress = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What a sequential refit may cost.
+
+    Args:
+        samples: That it runs on, at most; as many of them are taken as fit into memory.
+        rows: Of each layer's least squares.
+        rounds: Times that the target is moved through the activation, see `fit.rows.fit`.
+
+    """
+
+    samples: int
+    rows: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """A layer, what is added to its output, the activation behind, and the original's values at some positions."""
+
+    layer: Layer
+    partner: str | None
+    bounds: Bounds | None
+    rng: tuple[int, int]
+
+    @property
+    def beside(self) -> list[str]:
+        return [] if self.partner is None else [self.partner]
+
+
 class Sequential:
-    """Refits a cut network in the order of its layers.
+    """Refits cut networks in the order of their layers.
 
     Args:
         analysis: Of the original model.
         layers: Its layers, in the order of the graph.
         data: Samples.
-        index: Which samples; as many of them are taken as fit into memory.
-        rows: Rows of each layer's least squares.
-        seed: Of the positions that rows are taken from.
+        index: Which samples.
+        effort: What it may cost.
+        seed: Of samples, and of the positions that rows are taken from.
 
     """
 
     def __init__(
-        self, analysis: Analysis, layers: Sequence[Layer], data: Dataset, index: np.ndarray, *, rows: int, seed: int
+        self,
+        analysis: Analysis,
+        layers: Sequence[Layer],
+        data: Dataset,
+        index: np.ndarray,
+        effort: Effort,
+        *,
+        seed: int,
     ) -> None:
-        self.analysis, self.rows, self.seed = analysis, rows, seed
+        self.analysis, self.effort = analysis, effort
         model = analysis.model
-        self.layers = [layer for layer in layers if layer.output in model.shapes]
-        held = live_bytes(model.proto, model.shapes, {layer.node for layer in self.layers})
-        count = int(np.clip(MEMORY // (2 * held), 1, len(index)))
+        layers = [layer for layer in layers if layer.output in model.shapes]
+        held = live_bytes(model.proto, model.shapes, {layer.node for layer in layers})
+        count = int(np.clip(MEMORY // (2 * held), 1, min(effort.samples, len(index))))
         chosen = np.sort(np.random.default_rng(seed).permutation(index)[:count])
+        self._samples = count
         self._batches = [data.batch(chosen[at : at + BATCH]) for at in range(0, count, BATCH)]
         self._original = onnx.ModelProto()
         self._original.CopyFrom(model.proto)
         del self._original.graph.value_info[:]
         free_batch(self._original, model)
         self._graph = _Graph(self._original, analysis)
+        self._spots = {
+            layer.node: _Spot(layer, *self._graph.behind(layer.output), (seed, i)) for i, layer in enumerate(layers)
+        }
+        self._goals: dict[str, dict[str, np.ndarray]] = {}
 
     def refine(
         self, kept: Mapping[str, Sequence[int]], values: Values, biases: Values,
@@ -75,36 +121,46 @@ class Sequential:
         """
         keep = self.analysis.keeper(kept)
         values, biases = {k: v.copy() for k, v in values.items()}, dict(biases)
-        todo = self._graph.changed(self.layers, keep)
-        around = [self._graph.behind(layer.output) for layer in todo]
-        partners = [[] if partner is None else [partner] for partner, _ in around]
-        theirs = self._stages(name for lay, more in zip(todo, partners, strict=True) for name in (lay.output, *more))
-        ours = self._stages(name for lay, more in zip(todo, partners, strict=True) for name in (lay.x, *more))
-        rng = np.random.default_rng(self.seed)
-        for done, (layer, added, (partner, bounds)) in enumerate(zip(todo, partners, around, strict=True), start=1):
+        todo = self._graph.changed(self._spots, keep)
+        ours = self._stages(name for spot in todo for name in (spot.layer.x, *spot.beside))
+        missing = [spot for spot in todo if spot.layer.node not in self._goals]
+        theirs = self._stages(name for spot in missing for name in (spot.layer.output, *spot.beside))
+        for done, spot in enumerate(todo, start=1):
             proto = free_batch(cut(self.analysis, kept, values, biases, self._original), self.analysis.model)
-            found = ours.until(proto, layer.node, [layer.x, *added])
-            goal = theirs.until(self._original, layer.output, [layer.output, *added], through=True)
-            self._refit(layer, keep, found, goal, partner, bounds, values, biases, rng)
+            found = ours.until(proto, spot.layer.node, [spot.layer.x, *spot.beside])
+            self._refit(spot, keep, found, self._goal(spot, theirs), values, biases)
             progress(done, len(todo))
         return values, biases
+
+    def _goal(self, spot: _Spot, theirs: Stages) -> dict[str, np.ndarray]:
+        """The original's output, and what is added to it, at the spot's positions."""
+        key = spot.layer.node
+        if key in self._goals:
+            return self._goals[key]
+        names = [spot.layer.output, *spot.beside]
+        parts = theirs.until(self._original, spot.layer.output, names, through=True)
+        goal = {name: self._look(spot, [p[name] for p in parts]) for name in names}
+        if sum(v.nbytes for g in [*self._goals.values(), goal] for v in g.values()) <= GOALS:
+            self._goals[key] = goal
+        return goal
 
     def _stages(self, wanted: Iterable[str]) -> Stages:
         return Stages(self._batches, wanted, self.analysis.model.source)
 
     def _refit(
-        self, layer: Layer, keep: Keep, found: Mapping[str, np.ndarray], goal: Mapping[str, np.ndarray],
-        partner: str | None, bounds: Bounds | None, values: Values, biases: Values, rng: np.random.Generator,
+        self, spot: _Spot, keep: Keep, found: Sequence[Mapping[str, np.ndarray]], goal: Mapping[str, np.ndarray],
+        values: Values, biases: Values,
     ) -> None:  # fmt: skip
+        layer = spot.layer
         w = read(self.analysis, layer.weight, values)
         groups, outputs, inputs, taps = w.shape
         alive = np.ones((groups, inputs), bool) if layer.inputs is None else keep(layer.inputs)
         lives = np.ones(groups * outputs, bool) if layer.outputs is None else keep(layer.outputs)
-        x, look = self._rows(layer, found[layer.x], goal[layer.output], int(alive[0].sum()) * taps, rng)
-        y, base = look(goal[layer.output])[lives], None
-        if partner is not None:
-            base = look(found[partner])
-            y = y + look(goal[partner])[lives] - base
+        x = self._look(spot, [f[layer.x] for f in found], patched=True)
+        y, base = goal[layer.output][lives], None
+        if spot.partner is not None:
+            base = self._look(spot, [f[spot.partner] for f in found])
+            y = y + goal[spot.partner][lives] - base
         shift = np.zeros(groups * outputs)
         at, to = np.cumsum([0, *alive.sum(axis=1) * taps]), np.cumsum([0, *lives.reshape(groups, -1).sum(axis=1)])
         for g in range(groups):
@@ -117,7 +173,9 @@ class Sequential:
                 x[at[g] : at[g + 1]], y[mine], flat[np.ix_(rows, columns)], None if base is None else base[mine],
                 layer.affine,
             )  # fmt: skip
-            flat[np.ix_(rows, columns)], shift[np.flatnonzero(rows) + g * outputs] = fit(problem, bounds)
+            flat[np.ix_(rows, columns)], shift[np.flatnonzero(rows) + g * outputs] = fit(
+                problem, spot.bounds, rounds=self.effort.rounds
+            )
         write(self.analysis, values, layer.weight, w)
         if layer.bias is not None:
             bias = read(self.analysis, layer.bias, values)
@@ -126,19 +184,27 @@ class Sequential:
         elif layer.can_add_bias:
             biases[layer.node] = shift[lives]
 
-    def _rows(
-        self, layer: Layer, x: np.ndarray, y: np.ndarray, width: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-        """The inputs at some positions as columns, and what takes an output's values there."""
-        rows = self.rows if width <= WIDEST else min(self.rows, WIDEST)
-        if layer.channels_last:
-            at = choose((y.size // y.shape[-1],), rows, rng)[:, 0]
-            return _wide(x.reshape(-1, x.shape[-1])[at].T), lambda v: _wide(v.reshape(-1, v.shape[-1])[at].T)
-        positions = choose(y.shape[2:], -(-rows // len(y)), rng)
-        there = (slice(None), slice(None), *positions.T)
-        return _wide(patches(x, layer.window, positions)), lambda v: _wide(
-            np.moveaxis(v[there], 0, 1).reshape(v.shape[1], -1)
-        )
+    def _look(self, spot: _Spot, parts: Sequence[np.ndarray], *, patched: bool = False) -> np.ndarray:
+        """Values of a tensor at the spot's positions, as columns; of the layer's input what its kernel sees there."""
+        layer = spot.layer
+        width = layer.weight.index.shape[2] * layer.weight.index.shape[3]
+        rows = self.effort.rows if width <= WIDEST else min(self.effort.rows, WIDEST)
+        rng, columns = np.random.default_rng(spot.rng), []
+        for part in parts:
+            if layer.channels_last:
+                places = part.size // part.shape[-1]
+                share = -(-rows * len(self._batches[0][next(iter(self._batches[0]))]) // self._samples)
+                at = choose((places,), min(share, places), rng)[:, 0]
+                columns.append(part.reshape(-1, part.shape[-1])[at].T)
+                continue
+            space = layer.window.outputs(part.shape[2:]) if patched else part.shape[2:]
+            positions = choose(space, -(-rows // self._samples), rng)
+            if patched:
+                columns.append(patches(part, layer.window, positions))
+            else:
+                seen = part[(slice(None), slice(None), *positions.T)]
+                columns.append(np.moveaxis(seen, 0, 1).reshape(part.shape[1], -1))
+        return _wide(np.concatenate(columns, axis=1))
 
 
 def _wide(values: np.ndarray) -> np.ndarray:
@@ -158,17 +224,16 @@ class _Graph:
                 self.consumers.setdefault(name, []).append(i)
         self.outputs = {o.name for o in proto.graph.output}
 
-    def changed(self, layers: Sequence[Layer], keep: Keep) -> list[Layer]:
+    def changed(self, spots: Mapping[str, _Spot], keep: Keep) -> list[_Spot]:
         """The layers that read cut channels, or anything behind such a layer."""
-        by_node = {layer.node: layer for layer in layers}
         touched: set[str] = set()
-        found: list[Layer] = []
+        found: list[_Spot] = []
         for node in self.nodes:
-            layer = by_node.get(node.output[0])
-            reads_cut = layer is not None and layer.inputs is not None and not keep(layer.inputs).all()
+            spot = spots.get(node.output[0])
+            reads_cut = spot is not None and spot.layer.inputs is not None and not keep(spot.layer.inputs).all()
             if reads_cut or not touched.isdisjoint(names_read(node)):
                 touched |= set(node.output) - {""}
-                found += [] if layer is None else [layer]
+                found += [] if spot is None else [spot]
         return found
 
     def behind(self, tensor: str) -> tuple[str | None, Bounds | None]:

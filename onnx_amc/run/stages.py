@@ -31,13 +31,13 @@ class Stages:
 
     def until(
         self, proto: onnx.ModelProto, node: str, names: Collection[str], *, through: bool = False
-    ) -> dict[str, np.ndarray]:
+    ) -> list[dict[str, np.ndarray]]:
         """Run everything that lies before a node and has not been run yet.
 
         Args:
             proto: The graph; what has been run of it must be as it was.
             node: Some output of the node to stop before.
-            names: Tensors computed by then whose values to return, all samples along the first axis.
+            names: Tensors computed by then whose values to return, batch by batch.
             through: Whether to run the node too.
 
         Raises:
@@ -52,7 +52,7 @@ class Stages:
         made = {o for n in piece for o in n.output if o}
         self._run(proto, piece, sorted(made & ahead))
         self._done |= made
-        found = {n: np.concatenate([b[n] for b in self._held]) for n in names}
+        found = [{n: b[n] for n in names} for b in self._held]
         self._wanted.subtract(names)
         for batch in self._held:
             for name in [n for n in batch if n not in ahead]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnx_amc.search import baselines
+from onnx_amc.search import baselines, local
 from onnx_amc.search.env import ChannelPruningEnv
 from onnx_amc.search.space import Space
 from onnx_amc.search.state import LayerFacts
@@ -21,7 +21,13 @@ Evaluate = Callable[[np.ndarray], tuple[float, float]]
 
 AGENTS = ("ddpg", "td3", "sac")
 CLOSED = ("uniform", "shallow", "deep", "knapsack")
-POLICIES = (*AGENTS, "random", *CLOSED)
+POLICIES = (*AGENTS, "random", "evolution", *CLOSED)
+
+REFINING = 0.4
+"""Share of an agent's evaluations that are spent around the best plan at the end."""
+
+PATIENCE = 20
+"""Draws in which a plan that nobody has tried is looked for."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Tried:
     Args:
         counts: int (groups,).
         score: Higher is better.
-        loss: Breaks ties; lower is better.
+        loss: Of the outputs against the original's, relative; lower is better.
         source: Who proposed it: a baseline's name or the policy's.
 
     """
@@ -43,8 +49,12 @@ class Tried:
 
     @property
     def reward(self) -> float:
-        """AMC's R_err = -Error, the error being what is missing to a score of 1."""
-        return self.score - 1.0
+        """AMC's R_err = -Error, the error being what is missing to a score of 1, less the loss.
+
+        A score counts samples, hence is flat and noisy between plans that are alike; the loss, how far the outputs are from the
+        original's, is neither, and predicts the score on other samples better (`benchmarks/proxy.py`).
+        """
+        return self.score - 1.0 - min(self.loss, 1.0)
 
 
 @dataclass
@@ -72,10 +82,23 @@ class Journal:
         self.on_trial(tried)
         return tried
 
+    def knows(self, counts: np.ndarray) -> bool:
+        """Whether a plan was evaluated."""
+        return counts.astype(np.int64).tobytes() in self.seen
+
+    def unseen(self, draw: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return the first plan drawn that was not evaluated; the last one drawn where all were."""
+        counts = draw()
+        for _ in range(PATIENCE):
+            if not self.knows(counts):
+                break
+            counts = draw()
+        return counts
+
     @property
     def best(self) -> Tried:
-        """Highest score, then lowest loss, then first seen."""
-        return min(self.trials, key=lambda t: (-t.score, t.loss))
+        """Highest reward, then first seen."""
+        return max(self.trials, key=lambda t: t.reward)
 
 
 def propose(space: Space, name: str, errors: Sequence[np.ndarray]) -> np.ndarray:
@@ -96,6 +119,7 @@ def search(
     episodes: int,
     seed: int,
     starts: Sequence[Tried],
+    errors: Sequence[np.ndarray] = (),
 ) -> None:
     """Spend `episodes` evaluations on finding a better plan; everything tried is in the journal.
 
@@ -103,26 +127,56 @@ def search(
         space: Levels, price and budget.
         facts: Of each group, for the agent's features.
         journal: Where plans are evaluated.
-        policy: `random`, or an agent: `ddpg`, `td3`, `sac`.
-        episodes: Complete walks.
+        policy: `random`, `evolution`, or an agent: `ddpg`, `td3`, `sac`.
+        episodes: Plans to evaluate; an agent spends the last `REFINING` of them around the best plan.
         seed: Of everything random.
         starts: Plans already tried (baselines); an agent gets them into its replay buffer before its first step.
+        errors: For each group the error at each of its levels.
 
     """
+    rng = np.random.default_rng(seed)
     if policy == "random":
-        rng = np.random.default_rng(seed)
         for _ in range(episodes):
             journal.ask(baselines.random(space, rng), policy)
         return
+    if policy == "evolution":
+        _evolve(space, journal, episodes, rng)
+        return
     from onnx_amc.search.agent import AgentConfig, decay_for, make_agent, remember, train  # noqa: PLC0415  torch is heavy
 
+    walks = episodes - int(REFINING * episodes)
     env = ChannelPruningEnv(space, facts, lambda counts: journal.ask(counts, policy).reward)
-    warmup = min(100, max(1, episodes // 4))
-    config = AgentConfig(warmup_episodes=warmup, sigma_decay=decay_for(episodes, warmup, AgentConfig.sigma))
+    warmup = min(100, max(1, walks // 4))
+    config = AgentConfig(warmup_episodes=warmup, sigma_decay=decay_for(walks, warmup, AgentConfig.sigma))
     agent = make_agent(env, policy, config, seed)
     for start in starts:
         remember(agent, walk(space, facts, start.counts), start.reward)
-    train(agent, episodes, env.steps)
+    train(agent, walks, env.steps)
+    for step in range(episodes - walks):
+        journal.ask(_near(space, journal, errors if step % 2 == 0 else (), rng), policy)
+
+
+def _near(space: Space, journal: Journal, errors: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """A plan that was not tried: what the table of errors says in the light of all trials, or a neighbour of the best."""
+    if len(errors):
+        tried = list({t.counts.tobytes(): t for t in journal.trials}.values())
+        losses = np.array([-t.reward for t in tried])
+        found = local.relearned(space, errors, np.array([t.counts for t in tried]), losses)
+        if not journal.knows(found):
+            return found
+    return journal.unseen(lambda: local.neighbour(space, journal.best.counts, rng))
+
+
+def _evolve(space: Space, journal: Journal, episodes: int, rng: np.random.Generator) -> None:
+    """Steady-state evolution as in neural architecture search: a parent of the best few, or two, and one child at a time."""
+    for step in range(episodes):
+        if step < episodes // 4:
+            journal.ask(baselines.random(space, rng), "evolution")
+            continue
+        best = sorted(journal.trials, key=lambda t: -t.reward)[:10]
+        one, other = (best[int(i)].counts for i in rng.integers(len(best), size=2))
+        child = local.crossed(space, one, other, rng) if rng.random() < 0.5 else one
+        journal.ask(journal.unseen(lambda c=child: local.neighbour(space, c, rng)), "evolution")  # type: ignore[misc]
 
 
 def walk(space: Space, facts: Sequence[LayerFacts], counts: np.ndarray) -> list[Transition]:

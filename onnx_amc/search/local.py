@@ -1,0 +1,77 @@
+"""Changes to plans that are already good: neighbours, crossings, and the knapsack once more in the light of what was tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import nnls
+
+from onnx_amc.search import baselines
+from onnx_amc.search.space import Space
+
+PRIOR = 0.3
+"""How firmly the table of errors is believed, against what plans have shown: relative to the spread of their errors."""
+
+
+def indices(space: Space, counts: np.ndarray) -> np.ndarray:
+    """Return the position of each count among its group's levels."""
+    return np.array([int(np.searchsorted(lv, n)) for lv, n in zip(space.levels, counts, strict=True)], dtype=np.int64)
+
+
+def counts_at(space: Space, index: np.ndarray) -> np.ndarray:
+    """Return the counts at the given levels."""
+    return np.array([lv[i] for lv, i in zip(space.levels, index, strict=True)], dtype=np.int64)
+
+
+def neighbour(space: Space, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a plan near by: one or two groups lose a level or two, others gain what the budget then allows."""
+    at = indices(space, counts)
+    top = np.array([len(lv) - 1 for lv in space.levels])
+    movable = np.flatnonzero(top > 0)
+    lose = rng.choice(movable, min(len(movable), int(rng.integers(1, 3))), replace=False)
+    at[lose] = np.maximum(at[lose] - rng.integers(1, 3, len(lose)), 0)
+    for group in rng.permutation(np.setdiff1d(movable, lose)):
+        step = at.copy()
+        step[group] = min(step[group] + int(rng.integers(1, 3)), top[group])
+        if space.feasible(counts_at(space, step)):
+            at = step
+    return repaired(space, counts_at(space, at), rng)
+
+
+def repaired(space: Space, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Lower random groups, level by level, until the budget is met."""
+    at = indices(space, counts)
+    while not space.feasible(counts_at(space, at)) and (at > 0).any():
+        at[rng.choice(np.flatnonzero(at > 0))] -= 1
+    return counts_at(space, at)
+
+
+def crossed(space: Space, one: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a plan that takes each group's count from one of two plans."""
+    return repaired(space, np.where(rng.random(len(one)) < 0.5, one, other), rng)
+
+
+def relearned(space: Space, errors: Sequence[np.ndarray], tried: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """Return the knapsack's plan for a table whose rows are scaled so that they explain the plans that were tried.
+
+    Each group's row of errors was measured with the others whole. In a network that is cut everywhere a group counts for more or
+    less; its factor, not below 0, is fitted to the losses by least squares with a pull towards a common one.
+
+    Args:
+        space: Levels, price and budget.
+        errors: For each group the error at each of its levels.
+        tried: int (plans, groups), counts.
+        losses: (plans,), what each plan lost, lower is better.
+
+    """
+    table = np.array([[e[i] for e, i in zip(errors, indices(space, c), strict=True)] for c in tried])
+    weight = np.exp(-(losses - losses.min()) / max(float(losses.std()), 1e-12))[:, None]
+    common = float((losses @ table.sum(axis=1)) / max(float(np.square(table.sum(axis=1)).sum()), 1e-300))
+    pull = PRIOR * np.sqrt(np.square(table * weight).sum(axis=0).mean())
+    rows = np.vstack(
+        [np.hstack([table, np.ones((len(table), 1))]) * weight, pull * np.eye(len(errors), len(errors) + 1)]
+    )
+    goal = np.concatenate([losses * weight[:, 0], np.full(len(errors), pull * common)])
+    factors, _ = nnls(rows, goal)
+    return baselines.knapsack(space, [f * e for f, e in zip(factors, errors, strict=False)])
