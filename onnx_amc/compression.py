@@ -16,27 +16,22 @@ import onnx
 
 from onnx_amc.builder import Builder
 from onnx_amc.config import Settings
-from onnx_amc.delivery import check_feed, class_count, figures, input_specs, one_feed, write_model
+from onnx_amc.delivery import check_feed, class_count, figures, one_feed, write_model
 from onnx_amc.errors import BudgetError, SelfCheckError
 from onnx_amc.graph import cost, light
 from onnx_amc.graph.groups import Analysis, analyse
-from onnx_amc.graph.load import Model, load
 from onnx_amc.inspection import facts_of, protected
+from onnx_amc.intake import DataSource, ModelSource, find_data, load_model, sidecar
 from onnx_amc.prune.plan import Plan
 from onnx_amc.prune.surgery import finish
-from onnx_amc.run import data as sources
 from onnx_amc.run.check import gap, self_check
+from onnx_amc.run.data import Dataset
 from onnx_amc.run.latency import measure
 from onnx_amc.run.score import Scorer, find_metric
 from onnx_amc.rundir import Memo, RunDir
 from onnx_amc.search.env import ChannelPruningEnv
 from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Tried, propose, search
 from onnx_amc.search.space import Space, levels_of
-
-DataSource = str | os.PathLike[str] | sources.Dataset | Mapping[str, np.ndarray]
-ModelSource = str | os.PathLike[str] | onnx.ModelProto
-
-SYNTHETIC_SAMPLES = 256
 
 
 class Listener:
@@ -107,9 +102,9 @@ class Compression:
             self.analysis = analyse(load_model(model), approximate=settings.approximate)
             self.model = self.analysis.model
             self.space = self._space()
-        self.data: sources.Dataset | None = None
+        self.data: Dataset | None = None
         if data is not None or (len(self.space) and (not settings.blind or sidecar(model))):
-            self.data = find_data(self.model, model, data, settings, listener)
+            self.data = find_data(self.model, model, data, settings.seed, listener.note)
         self.memo = self._memo(run_dir, resume=resume)
         with self._timed("calibrate"):
             self._calibrate()
@@ -144,8 +139,11 @@ class Compression:
         self.builder = Builder(self.analysis, settings, data, calibration, lambda n, _: self.listener.advance(n))
         for node, why in self.builder.refused.items():
             self.listener.note(f"layer '{self.analysis.names[node]}' is cut but not refitted: {why}")
-        for remark in self.builder.remarks:
-            self.listener.note(remark)
+        self._remark()
+
+    def _remark(self) -> None:
+        while self.builder.remarks:
+            self.listener.note(self.builder.remarks.pop(0))
 
     def _space(self) -> Space:
         """Levels and budget; refuses a model in which nothing can be cut."""
@@ -276,6 +274,7 @@ class Compression:
         kept = self.builder.kept(counts)
         checks = self._checked(kept)
         model = self.builder.deliverable(kept)
+        self._remark()
         compressed = self._recounted(model, counts)
         original = figures(self.model.original, self.model)
         original["score"] = self.scorer.original.value if self.scorer else None
@@ -382,28 +381,3 @@ class Compression:
             )
         found["score"] = self.scorer(model).value if self.scorer else None
         return found
-
-
-def load_model(model: ModelSource) -> Model:
-    """Read a model from wherever it is."""
-    return load(model if isinstance(model, onnx.ModelProto) else Path(model))
-
-
-def sidecar(model: ModelSource) -> Path | None:
-    """The data that lies beside a model's file."""
-    return None if isinstance(model, onnx.ModelProto) else sources.sidecar(model)
-
-
-def find_data(
-    loaded: Model, model: ModelSource, data: DataSource | None, settings: Settings, listener: Listener
-) -> sources.Dataset:
-    """The user's data, the sidecar, or noise with a remark."""
-    specs = input_specs(loaded.proto)
-    source = data if data is not None else sidecar(model)
-    if source is not None:
-        return sources.load(source, specs, classes=class_count(loaded))
-    listener.note(
-        "no data: calibration inputs are synthetic noise and the score is fidelity to the original. Expect a worse result "
-        "than with a few hundred real inputs (--data)"
-    )
-    return sources.synthesise(specs, SYNTHETIC_SAMPLES, settings.seed, loaded.shapes)

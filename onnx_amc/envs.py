@@ -6,8 +6,9 @@ from typing import Any
 
 import gymnasium as gym
 
-from onnx_amc.compression import Compression, DataSource, Listener, ModelSource
+from onnx_amc.compression import Compression, Listener
 from onnx_amc.config import Settings, choose_budget
+from onnx_amc.intake import DataSource, ModelSource
 from onnx_amc.search.env import ChannelPruningEnv
 
 

@@ -13,12 +13,13 @@ import onnx
 from threadpoolctl import threadpool_limits
 
 from onnx_amc.builder import Builder
-from onnx_amc.compression import Compression, DataSource, Listener, ModelSource, Result, find_data, load_model
+from onnx_amc.compression import Compression, Listener, Result
 from onnx_amc.config import Budget, Settings, parse_round_to
 from onnx_amc.delivery import check_feed, class_count, input_specs
 from onnx_amc.errors import PlanError
 from onnx_amc.graph.groups import analyse
 from onnx_amc.inspection import summary
+from onnx_amc.intake import DataSource, ModelSource, find_data, load_model
 from onnx_amc.prune.plan import Plan, parse_plan, read_plan
 from onnx_amc.run import data as sources
 from onnx_amc.run.check import self_check
@@ -56,7 +57,7 @@ def apply(
     analysis = analyse(load_model(model), approximate=approximate)
     plan = document if isinstance(document, Plan) else parse_plan(document, analysis, where)
     settings = _settings_of(plan)
-    samples = find_data(analysis.model, model, data, settings, Listener()) if settings.refit else None
+    samples = find_data(analysis.model, model, data, settings.seed, lambda _: None) if settings.refit else None
     calibration = np.zeros(0, dtype=np.int64)
     if samples is not None:
         calibration, _ = samples.split(settings.seed, settings.calibration, settings.reward)

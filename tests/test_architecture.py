@@ -27,7 +27,7 @@ MAY = {
 }
 """What each package may import besides itself."""
 
-ORDER = ["config", "rundir", "inspection", "delivery", "builder", "compression", "pipeline", "envs", "__init__",
+ORDER = ["config", "rundir", "inspection", "delivery", "intake", "builder", "compression", "pipeline", "envs", "__init__",
          "display", "cli", "__main__"]  # fmt: skip
 """The modules above the packages: each may import all packages, and of these those before it."""
 

@@ -155,7 +155,7 @@ def test_params_budget_and_quiet(place: Path, capsys: pytest.CaptureFixture[str]
     assert min(sizes) <= 0.5 * max(sizes)
 
 
-@pytest.mark.parametrize("policy", ["td3", "sac", "random", "shallow", "deep"])
+@pytest.mark.parametrize("policy", ["td3", "sac", "random", "evolution", "shallow", "deep"])
 def test_every_policy_meets_the_budget(policy: str) -> None:
     result = onnx_amc.compress(MLP, flops=0.5, policy=policy, episodes=3)
     assert result.record["compressed"]["macs"] <= 0.5 * result.record["original"]["macs"]
@@ -233,6 +233,7 @@ def test_model_without_prunable_layer(place: Path, capsys: pytest.CaptureFixture
         (["--flops", "0.5", "--recover"], "not available in this version"),
         (["--flops", "0.5", "--keep", "nosuchnode"], "matches no node"),
         (["--flops", "0.5", "--policy", "genius"], "unknown policy"),
+        (["--flops", "0.5", "--criterion", "taste"], "unknown criterion"),
         (["--flops", "0.5", "--metric", "beauty"], "unknown metric"),
         (["--flops", "0.5", "--metric", "nosuch:thing"], "cannot import"),
         (["--flops", "0.5", "--round-to", "many"], "neither auto nor a whole number"),

@@ -19,8 +19,8 @@ from onnx_amc.delivery import input_specs
 from onnx_amc.fit.patches import choose, patches
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
+from onnx_amc.prune.criteria import CRITERIA, fpgm, magnitude, wanda
 from onnx_amc.prune.layers import Layer, find_layers
-from onnx_amc.prune.criteria import magnitude
 from onnx_amc.prune.refit import Refitter, by_score, read
 from onnx_amc.prune.surgery import cut
 from onnx_amc.run import data as sources
@@ -298,3 +298,35 @@ def test_refit_never_looks_at_the_labels(digits: tuple[Analysis, Dataset, np.nda
         builder = Builder(analysis, SETTINGS, replace(data, labels=labels), calibration[:50])
         built.append(builder.build(builder.kept(halves(analysis))).SerializeToString(deterministic=True))
     assert built[0] == built[1] == built[2]
+
+
+# ---- named criteria ------------------------------------------------------------------------------------------------
+
+PAIR = "(float[N,4] x) => (float[N,2] y) <float[4,4] w, float[4,2] v> { h = MatMul (x, w) y = MatMul (h, v) }"
+
+
+def test_criteria_order_channels_by_their_definitions() -> None:
+    w = np.eye(4) * [1, 5, 1, 0.1]
+    v = np.array([[1, 0], [0.5, 0], [0, 2], [4, 4]])
+    analysis = net(PAIR, w=w, v=v)
+    group, fitter = analysis.groups[0], refitter(analysis, noise(analysis), ridge=1e-4)
+    assert magnitude(analysis, group).tolist() == [1, 0.5, 2, 8]
+    found = wanda(analysis, group, fitter.layers, fitter.moments, fitter.weights)
+    norms = np.sqrt(np.mean(np.square(run(analysis.model.proto, noise(analysis), ["h"])[0]), axis=0))
+    assert np.allclose(found, norms * [1, 0.5, 2, 8] / (norms @ [1, 0.5, 2, 8]), rtol=1e-5)
+    columns = w.T
+    distances = [sum(np.linalg.norm(a - b) for b in columns) for a in columns]
+    assert np.allclose(fpgm(analysis, group), distances)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_criterion_is_what_the_builder_cuts_by(
+    criterion: str, digits: tuple[Analysis, Dataset, np.ndarray, np.ndarray]
+) -> None:
+    analysis, data, calibration, _ = digits
+    orders = []
+    for name in (criterion, "obs" if criterion != "obs" else "magnitude"):
+        builder = Builder(analysis, replace(SETTINGS, criterion=name), data, calibration)
+        orders.append([r.order.tolist() for r in builder.rankings])
+    assert orders[0] != orders[1]
+    assert all(sorted(o) == list(range(g.channels)) for o, g in zip(orders[0], analysis.groups, strict=True))

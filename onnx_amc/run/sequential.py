@@ -225,13 +225,14 @@ class _Graph:
         self.outputs = {o.name for o in proto.graph.output}
 
     def changed(self, spots: Mapping[str, _Spot], keep: Keep) -> list[_Spot]:
-        """The layers that read cut channels, or anything behind such a layer."""
+        """The layers that read cut channels or anything behind such a layer, or whose output is added to such a thing."""
         touched: set[str] = set()
         found: list[_Spot] = []
         for node in self.nodes:
             spot = spots.get(node.output[0])
             reads_cut = spot is not None and spot.layer.inputs is not None and not keep(spot.layer.inputs).all()
-            if reads_cut or not touched.isdisjoint(names_read(node)):
+            mends = spot is not None and spot.partner in touched
+            if reads_cut or mends or not touched.isdisjoint(names_read(node)):
                 touched |= set(node.output) - {""}
                 found += [] if spot is None else [spot]
         return found
