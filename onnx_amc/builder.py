@@ -36,7 +36,7 @@ ROWS_PER_INPUT = 4
 """Rows per unknown below which a least-squares fit starts to learn the noise."""
 
 WIDEST = 6_000
-"""Inputs above which a layer gets no Gram matrix (its memory is quadratic): its readers are cut without refit."""
+"""Inputs above which a layer gets no Gram matrix (its memory is quadratic): its inputs go by magnitude."""
 
 
 class Builder:
@@ -57,7 +57,6 @@ class Builder:
     ) -> None:  # fmt: skip
         self.analysis, self.settings, self.data, self.calibration = analysis, settings, data, calibration
         self.refitter: Refitter | None = None
-        self.corrector: Corrector | None = None
         self.sequential: Sequential | None = None
         self.draft: Sequential | None = None
         self.seconds = 0.0
@@ -71,7 +70,10 @@ class Builder:
         wanted = [lay for lay in layers if lay.inputs is not None and self._width(lay.weight.index) <= WIDEST]
         for layer in layers:
             if layer.inputs is not None and self._width(layer.weight.index) > WIDEST:
-                self.refused[layer.node] = f"it has {self._width(layer.weight.index)} inputs, more than {WIDEST}"
+                self.remarks.append(
+                    f"layer '{self.analysis.names[layer.node]}' has {self._width(layer.weight.index)} inputs, more than {WIDEST}: "
+                    "they go by magnitude, and it is refitted on the cut network only"
+                )
         settings = self.settings
         moments = gather_moments(
             self.analysis.model,
@@ -88,10 +90,6 @@ class Builder:
             parts = (self.analysis, layers, data, self.calibration)
             self.sequential = Sequential(*parts, Effort(settings.sequence, settings.rows, 3), seed=settings.seed)
             self.draft = Sequential(*parts, Effort(settings.draft, settings.draft_rows, 1), seed=settings.seed)
-        try:
-            self.corrector = Corrector(self.analysis, layers, data, self.calibration, settings.correction)
-        except DataError as error:
-            self.remarks.append(f"no statistics correction: {error.what}")
 
     def _examined(self, moments: Mapping[str, Moments]) -> list[str]:
         """Look at the rank of the layers' moments, and remark on what makes their refit doubtful."""
@@ -115,6 +113,18 @@ class Builder:
     @staticmethod
     def _width(index: np.ndarray) -> int:
         return int(index.shape[2] * index.shape[3])
+
+    @cached_property
+    def corrector(self) -> Corrector | None:
+        """What restores means and deviations where the sequential refit cannot run; made at first use."""
+        if self.data is None or self.refitter is None:
+            return None
+        try:
+            layers, _ = find_layers(self.analysis)
+            return Corrector(self.analysis, layers, self.data, self.calibration, self.settings.correction)
+        except DataError as error:
+            self.remarks.append(f"no statistics correction: {error.what}")
+            return None
 
     @cached_property
     def rankings(self) -> list[Ranking]:

@@ -1,0 +1,114 @@
+"""What each step is worth: from the smallest weights to the whole method, top-1 on `test` data after each.
+
+    python benchmarks/ablation.py [--shared ../shared] [--model resnet20_cifar10] [--flops 0.5] [--episodes 60]
+        [--seeds 0 1 2] [--out FILE.md]
+
+No step trains. Everything is chosen and fitted on the `search` data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from threadpoolctl import threadpool_limits
+
+from onnx_amc import evaluate
+from onnx_amc.builder import Builder
+from onnx_amc.compression import Compression, Listener
+from onnx_amc.config import Budget, Settings
+from onnx_amc.inspection import facts_of
+from onnx_amc.prune.surgery import cut
+from onnx_amc.rundir import Memo
+from onnx_amc.search import baselines, loop
+from onnx_amc.search.loop import Journal
+
+
+def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """Each step's name and the model it gives."""
+    builder, space = run.builder, run.space
+    even = baselines.uniform(space)
+    plain = Builder(run.analysis, replace(run.settings, criterion="magnitude"), run.data, builder.calibration)
+    yield "uniform, magnitude, no refit", cut(run.analysis, plain.kept(even))
+    for criterion in ("random", "fpgm", "wanda"):
+        other = Builder(run.analysis, replace(run.settings, criterion=criterion), run.data, builder.calibration)
+        yield f"(the same by {criterion}, one-shot refit)", other.build(other.kept(even), correct=False)
+    yield "(the same by magnitude, one-shot refit)", plain.build(plain.kept(even), correct=False)
+    yield "elimination (OBS) instead, no refit", cut(run.analysis, builder.kept(even))
+    yield "+ one-shot refit", builder.build(builder.kept(even), correct=False)
+    yield "+ statistics correction", builder.build(builder.kept(even))
+    yield "sequential refit instead", builder.refined(builder.kept(even))
+    local = [
+        np.array([ranking.error(int(n)) for n in levels])
+        for ranking, levels in zip(builder.rankings, space.levels, strict=True)
+    ]
+    yield "+ knapsack on each layer's own errors", builder.refined(builder.kept(baselines.knapsack(space, local)))
+    errors = builder.errors(space.levels, lambda _a, _b: None, Memo())
+    table = baselines.knapsack(space, errors)
+    yield "knapsack on errors at the output instead", builder.refined(builder.kept(table))
+    for name, seeded, share in (
+        ("DDPG, cold", False, 0.0),
+        ("DDPG, seeded with the baselines", True, 0.0),
+        ("DDPG, seeded, then around its best plan", True, loop.REFINING),
+    ):
+        journal = Journal(run._evaluate)  # noqa: SLF001  the run's own way to score a plan
+        starts = [journal.ask(even, "uniform"), journal.ask(table, "knapsack")] if seeded else []
+        loop.REFINING, usual = share, loop.REFINING
+        loop.search(
+            space,
+            facts_of(run.analysis),
+            journal,
+            policy="ddpg",
+            episodes=episodes,
+            seed=seed,
+            starts=starts,
+            errors=errors,
+        )
+        loop.REFINING = usual
+        yield name, builder.refined(builder.kept(journal.best.counts))
+
+
+def main() -> int:
+    """Print the table, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
+    parser.add_argument("--model", default="resnet20_cifar10")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--flops", type=float, default=0.5)
+    parser.add_argument("--episodes", type=int, default=60)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    data = args.shared / "data" / args.data
+    kind = ".npz" if data.name == "cifar10" else ""
+    found: dict[str, list[float]] = {}
+    with threadpool_limits(limits=1, user_api="blas"):
+        for seed in args.seeds:
+            settings = Settings(Budget("flops", args.flops), seed=seed)
+            model = args.shared / "models" / f"{args.model}.onnx"
+            run = Compression(model, str(data / f"search{kind}"), settings, Listener())
+            for name, result in steps(run, args.episodes, seed):
+                found.setdefault(name, []).append(100 * evaluate(result, str(data / f"test{kind}"))["score"])
+                print(seed, name, f"{found[name][-1]:.2f}", file=sys.stderr, flush=True)
+    lines = [f"| step ({args.model}, --flops {args.flops:g}) | top-1 on test | gain |", "|---|---|---|"]
+    before: float | None = None
+    for name, scores in found.items():
+        mean = float(np.mean(scores))
+        aside = name.startswith("(") or before is None
+        lines.append(
+            f"| {name} | {mean:.1f} ± {np.std(scores):.1f} | {'' if aside else f'{mean - (before or 0):+.1f}'} |"
+        )
+        before = before if name.startswith("(") else mean
+    print("\n".join(lines))
+    if args.out:
+        args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
