@@ -39,8 +39,10 @@ def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onn
         other = Builder(run.analysis, replace(run.settings, criterion=criterion), run.data, builder.calibration)
         yield f"(the same by {criterion}, one-shot refit)", other.build(other.kept(even), correct=False)
     yield "(the same by magnitude, one-shot refit)", plain.build(plain.kept(even), correct=False)
-    yield "elimination (OBS) instead, no refit", cut(run.analysis, builder.kept(even))
-    yield "+ one-shot refit", builder.build(builder.kept(even), correct=False)
+    alone = Builder(run.analysis, replace(run.settings, weighted=False), run.data, builder.calibration)
+    yield "elimination (OBS) instead, no refit", cut(run.analysis, alone.kept(even))
+    yield "+ one-shot refit", alone.build(alone.kept(even), correct=False)
+    yield "readers' errors weighted by their worth at the output", builder.build(builder.kept(even), correct=False)
     yield "+ statistics correction", builder.build(builder.kept(even))
     yield "sequential refit instead", builder.refined(builder.kept(even))
     local = [

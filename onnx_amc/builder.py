@@ -23,6 +23,7 @@ from onnx_amc.run.correct import Corrector
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.score import Scorer, agreement
 from onnx_amc.run.sequential import Effort, Sequential
+from onnx_amc.run.worth import worths
 from onnx_amc.rundir import Memo
 from onnx_amc.search.baselines import curve
 
@@ -31,6 +32,9 @@ Kept = dict[str, tuple[int, ...]]
 
 PROBES = (0.75, 0.5, 0.25)
 """Kept ratios at which each group's effect on the network's output is measured."""
+
+DRAFT_RIDGE = (1e-3,)
+"""Ridge of the plans that the search tries."""
 
 ROWS_PER_INPUT = 4
 """Rows per unknown below which a least-squares fit starts to learn the noise."""
@@ -88,8 +92,10 @@ class Builder:
         self.refitter = Refitter(self.analysis, wanted, moments, settings.ridge)
         if settings.sequential:
             parts = (self.analysis, layers, data, self.calibration)
-            self.sequential = Sequential(*parts, Effort(settings.sequence, settings.rows, 3), seed=settings.seed)
-            self.draft = Sequential(*parts, Effort(settings.draft, settings.draft_rows, 1), seed=settings.seed)
+            self.sequential = Sequential(*parts, Effort(settings.sequence, settings.rows), seed=settings.seed)
+            self.draft = Sequential(
+                *parts, Effort(settings.draft, settings.draft_rows, rounds=1, ridges=DRAFT_RIDGE), seed=settings.seed
+            )
 
     def _examined(self, moments: Mapping[str, Moments]) -> list[str]:
         """Look at the rank of the layers' moments, and remark on what makes their refit doubtful."""
@@ -115,6 +121,15 @@ class Builder:
         return int(index.shape[2] * index.shape[3])
 
     @cached_property
+    def probe(self) -> Scorer:
+        """Scores on a few calibration samples, for what is measured group by group or layer by layer."""
+        if self.data is None:
+            raise ValueError("sensitivities need data")
+        model, settings = self.analysis.model, self.settings
+        part = self.calibration[:: max(1, len(self.calibration) // settings.probe)][: settings.probe]
+        return Scorer(model.original, self.data, part, agreement, "agreement", settings.provider, model.source)
+
+    @cached_property
     def corrector(self) -> Corrector | None:
         """What restores means and deviations where the sequential refit cannot run; made at first use."""
         if self.data is None or self.refitter is None:
@@ -130,6 +145,8 @@ class Builder:
     def rankings(self) -> list[Ranking]:
         """In which order each group's channels go; computed at first use."""
         rng = np.random.default_rng(self.settings.seed)
+        if self.refitter is not None and self.settings.criterion == "obs" and self.settings.weighted:
+            self.refitter.worth = worths(self.analysis, self.refitter, self.probe.loss, self.settings.seed)
         return [self._ranking(g, rng) for g in self.analysis.groups]
 
     def _ranking(self, group: Group, rng: np.random.Generator) -> Ranking:
@@ -196,13 +213,10 @@ class Builder:
 
         Measured at three ratios on calibration samples, refitted but not corrected, and interpolated.
         """
-        if self.data is None:
-            raise ValueError("sensitivities need data")
-        model, groups = self.analysis.model, self.analysis.groups
-        probe = self.calibration[:: max(1, len(self.calibration) // self.settings.probe)][: self.settings.probe]
-        scorer = Scorer(model.original, self.data, probe, agreement, "agreement", self.settings.provider, model.source)
+        groups, scorer = self.analysis.groups, self.probe
         full = np.array([g.channels for g in groups], dtype=np.int64)
         found: list[np.ndarray] = []
+        before = scorer.seconds
         for i, group in enumerate(groups):
             if len(levels[i]) == 1:
                 found.append(np.zeros(1))
@@ -219,5 +233,5 @@ class Builder:
                 curve(levels[i], np.array([max(1, round(r * full[i])) / full[i] for r in PROBES]), np.array(losses))
             )
             progress(i + 1, len(groups))
-        self.seconds += scorer.seconds
+        self.seconds += scorer.seconds - before
         return found

@@ -48,6 +48,7 @@ class Settings:
         approximate: Whether channels under a norm or a reduction may go too, where cutting is not quite masking.
         refit: Whether readers are refitted and statistics corrected.
         criterion: In which order the channels of a group go: `obs` (elimination), or an alternative of `prune.criteria`.
+        weighted: Whether elimination weighs each reader's error by what it is worth at the network's output.
         sequential: Whether what is delivered is refitted layer by layer on its own activations.
         metric: Name of the score; None for what suits the data.
         provider: Execution provider of onnxruntime.
@@ -74,6 +75,7 @@ class Settings:
     approximate: bool = False
     refit: bool = True
     criterion: str = "obs"
+    weighted: bool = True
     sequential: bool = True
     metric: str | None = None
     provider: str = "CPUExecutionProvider"

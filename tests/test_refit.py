@@ -27,6 +27,7 @@ from onnx_amc.run import data as sources
 from onnx_amc.run.capture import gather_moments
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.score import Scorer, top1
+from onnx_amc.run.worth import worths
 
 MODELS = Path(__file__).parents[1] / "models"
 SAMPLES = 64
@@ -315,7 +316,7 @@ def test_criteria_order_channels_by_their_definitions() -> None:
     norms = np.sqrt(np.mean(np.square(run(analysis.model.proto, noise(analysis), ["h"])[0]), axis=0))
     assert np.allclose(found, norms * [1, 0.5, 2, 8] / (norms @ [1, 0.5, 2, 8]), rtol=1e-5)
     columns = w.T
-    distances = [sum(np.linalg.norm(a - b) for b in columns) for a in columns]
+    distances = np.array([sum(float(np.linalg.norm(a - b)) for b in columns) for a in columns])
     assert np.allclose(fpgm(analysis, group), distances)
 
 
@@ -330,3 +331,34 @@ def test_a_criterion_is_what_the_builder_cuts_by(
         orders.append([r.order.tolist() for r in builder.rankings])
     assert orders[0] != orders[1]
     assert all(sorted(o) == list(range(g.channels)) for o, g in zip(orders[0], analysis.groups, strict=True))
+
+
+# ---- what a reader's error is worth ---------------------------------------------------------------------------------
+
+BRANCHES = """(float[N,6] x) => (float[N,3] y) <float[6,8] w, float[8,4] a, float[8,4] b, float[4,3] u, float[4,3] v>
+    { h = MatMul (x, w) k = MatMul (h, a) l = MatMul (h, b) s = MatMul (k, u) t = MatMul (l, v) y = Add (s, t) }"""
+
+
+def test_a_readers_worth_is_what_the_output_makes_of_it() -> None:
+    """One of two readers of a group reaches the output a hundred times weaker, its squared error a ten-thousandth."""
+    rng = np.random.default_rng(0)
+    u, v = rng.normal(size=(2, 4, 3))
+    analysis = net(BRANCHES, u=u, v=v / 100)
+    fitter, data = refitter(analysis, noise(analysis), ridge=1e-4), noise(analysis)
+    score = Scorer(analysis.model.original, data, np.arange(SAMPLES), top1, "top1")
+    found = worths(analysis, fitter, score.loss, seed=0)
+    assert set(found) == {"k", "l"}
+    assert 1e-3 <= found["l"] / found["k"] < 1e-2  # at the floor, a thousandth of the mean
+
+
+def test_elimination_listens_to_the_reader_that_counts() -> None:
+    """Each reader sees channels that the other does not; weighted, those of the one that reaches the output stay."""
+    a, b = np.zeros((2, 8, 4))
+    a[:4], b[4:] = np.eye(4), 3 * np.eye(4)
+    analysis = net(BRANCHES, a=a, b=b, u=np.ones((4, 3)), v=np.ones((4, 3)) / 1_000)
+    group = next(g for g in analysis.groups if g.channels == 8)
+    fitter = refitter(analysis, noise(analysis), ridge=1e-4)
+    fitter.worth = {"k": 1.0, "l": 1e-3}
+    assert set(fitter.rank(group).kept(4)) == {0, 1, 2, 3}
+    fitter.worth = {"k": 1e-3, "l": 1.0}
+    assert set(fitter.rank(group).kept(4)) == {4, 5, 6, 7}

@@ -48,13 +48,22 @@ class Refitter:
         moments: Of their inputs, by node.
         ridge: Relative pull towards the original weights.
 
+    Attributes:
+        worth: What a unit of a layer's relative error counts for in `rank`, by node; 1 unless set.
+
     """
 
     def __init__(
         self, analysis: Analysis, layers: Sequence[Layer], moments: Mapping[str, Moments], ridge: float
     ) -> None:
         self.analysis, self.layers, self.moments, self.ridge = analysis, list(layers), moments, ridge
+        self.worth: dict[str, float] = {}
         self.weights = {layer.node: read(analysis, layer.weight) for layer in layers}
+
+    def matrix(self, layer: Layer, group: int) -> np.ndarray:
+        """What least squares sees of a layer's inputs: their covariance where there is a bias, else their second moments."""
+        moments = self.moments[layer.node]
+        return moments.covariance(group) if layer.affine else moments.second(group)
 
     def solve(self, kept: Mapping[str, Sequence[int]]) -> tuple[Values, Values]:
         """Weights and biases for a plan.
@@ -89,7 +98,7 @@ class Refitter:
         new, shift = np.zeros_like(old), np.zeros((groups, outputs))
         for g in range(groups):
             columns = np.repeat(alive[g], taps)
-            h = moments.covariance(g) if layer.affine else moments.second(g)
+            h = self.matrix(layer, g)
             w = old[g].reshape(outputs, inputs * taps)
             v = np.zeros_like(w)
             v[:, columns] = refit(h, w, columns, self.ridge)
@@ -105,11 +114,11 @@ class Refitter:
             if layer.inputs is None or layer.node not in self.moments or (alive := keep(layer.inputs)).all():
                 continue
             new, _ = self._refitted(layer, alive)
-            old, moments = self.weights[layer.node], self.moments[layer.node]
+            old = self.weights[layer.node]
             flat = (old.shape[1], -1)
             parts = [
                 error(
-                    moments.covariance(g) if layer.affine else moments.second(g),
+                    self.matrix(layer, g),
                     old[g].reshape(flat),
                     new[g].reshape(flat),
                 )
@@ -131,7 +140,7 @@ class Refitter:
             return []
         analysis, position = self.analysis, self.analysis.index[group.name]
         classes = analysis.labels[layer.inputs]
-        w, moments = self.weights[layer.node], self.moments[layer.node]
+        w = self.weights[layer.node]
         taps = w.shape[3]
         found: list[Part] = []
         for g in range(len(w)):
@@ -141,8 +150,8 @@ class Refitter:
             channel = analysis.place[classes[g][mine]]
             inputs = mine[np.argsort(channel, kind="stable")].reshape(group.channels, -1)
             columns = (inputs[:, :, None] * taps + np.arange(taps)).reshape(group.channels, -1)
-            h = moments.covariance(g) if layer.affine else moments.second(g)
-            found.append(Part(h, w[g].reshape(w.shape[1], -1), columns))
+            h = self.matrix(layer, g)
+            found.append(Part(h, w[g].reshape(w.shape[1], -1), columns, self.worth.get(layer.node, 1.0)))
         return found
 
 

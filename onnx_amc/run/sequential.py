@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.fit.patches import choose, patches
-from onnx_amc.fit.rows import Bounds, Rows, fit
+from onnx_amc.fit.rows import RIDGES, Bounds, Rows, fit
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.proto import attributes, names_read
@@ -46,12 +46,14 @@ class Effort:
         samples: That it runs on, at most; as many of them are taken as fit into memory.
         rows: Of each layer's least squares.
         rounds: Times that the target is moved through the activation, see `fit.rows.fit`.
+        ridges: Of which the best on held-out rows is taken; one alone saves time.
 
     """
 
     samples: int
     rows: int
-    rounds: int
+    rounds: int = 3
+    ridges: tuple[float, ...] = RIDGES
 
 
 @dataclass(frozen=True)
