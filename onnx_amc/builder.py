@@ -33,9 +33,6 @@ Kept = dict[str, tuple[int, ...]]
 PROBES = (0.75, 0.5, 0.25)
 """Kept ratios at which each group's effect on the network's output is measured."""
 
-DRAFT_RIDGE = (1e-3,)
-"""Ridge of the plans that the search tries."""
-
 ROWS_PER_INPUT = 4
 """Rows per unknown below which a least-squares fit starts to learn the noise."""
 
@@ -71,9 +68,10 @@ class Builder:
 
     def _calibrate(self, data: Dataset, progress: Progress) -> None:
         layers, self.refused = find_layers(self.analysis)
-        wanted = [lay for lay in layers if lay.inputs is not None and self._width(lay.weight.index) <= WIDEST]
-        for layer in layers:
-            if layer.inputs is not None and self._width(layer.weight.index) > WIDEST:
+        cutting = [lay for lay in layers if lay.inputs is not None and not lay.whole]
+        wanted = [lay for lay in cutting if self._width(lay.weight.index) <= WIDEST]
+        for layer in cutting:
+            if self._width(layer.weight.index) > WIDEST:
                 self.remarks.append(
                     f"layer '{self.analysis.names[layer.node]}' has {self._width(layer.weight.index)} inputs, more than {WIDEST}: "
                     "they go by magnitude, and it is refitted on the cut network only"
@@ -93,9 +91,7 @@ class Builder:
         if settings.sequential:
             parts = (self.analysis, layers, data, self.calibration)
             self.sequential = Sequential(*parts, Effort(settings.sequence, settings.rows), seed=settings.seed)
-            self.draft = Sequential(
-                *parts, Effort(settings.draft, settings.draft_rows, rounds=1, ridges=DRAFT_RIDGE), seed=settings.seed
-            )
+            self.draft = Sequential(*parts, Effort(settings.draft, settings.draft_rows, rounds=1), seed=settings.seed)
 
     def _examined(self, moments: Mapping[str, Moments]) -> list[str]:
         """Look at the rank of the layers' moments, and remark on what makes their refit doubtful."""

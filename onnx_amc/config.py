@@ -85,8 +85,8 @@ class Settings:
     ridge: float = 1e-4
     correction: int = 512
     sequence: int = 1_000
-    draft: int = 300
-    draft_rows: int = 12_000
+    draft: int = 200
+    draft_rows: int = 8_000
     finalists: int = 3
     probe: int = 256
 

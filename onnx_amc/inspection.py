@@ -65,7 +65,7 @@ def facts_of(analysis: Analysis) -> list[LayerFacts]:
     macs = dict(zip(price.names, price.terms(full).tolist(), strict=True))
     readers: list[list[Any]] = [[] for _ in analysis.groups]
     for reader in analysis.ledger.readers:
-        if reader.inputs is not None:
+        if reader.inputs is not None and not reader.whole:
             home = analysis.home[analysis.labels[reader.inputs]]
             for g in np.unique(home[home >= 0]).tolist():
                 readers[g].append(reader)

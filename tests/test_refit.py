@@ -348,7 +348,7 @@ def test_a_readers_worth_is_what_the_output_makes_of_it() -> None:
     score = Scorer(analysis.model.original, data, np.arange(SAMPLES), top1, "top1")
     found = worths(analysis, fitter, score.loss, seed=0)
     assert set(found) == {"k", "l"}
-    assert 1e-3 <= found["l"] / found["k"] < 1e-2  # at the floor, a thousandth of the mean
+    assert 4e-4 <= found["l"] / found["k"] < 1e-2  # the floor is a thousandth of the mean, hence half of that of k
 
 
 def test_elimination_listens_to_the_reader_that_counts() -> None:

@@ -67,17 +67,28 @@ def test_primal_and_dual_are_one_problem(inputs: int) -> None:
     assert np.allclose(w @ x.mean(axis=1) + b, y.mean(axis=1), atol=1e-8)
 
 
+def test_many_small_problems_are_solved_as_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    x, y, prior = rng.normal(size=(5, 4, 300)), rng.normal(size=(5, 2, 300)), rng.normal(size=(5, 2, 4))
+    base, bounds = rng.normal(size=(5, 2, 300)), Bounds(0.0)
+    w, b = fit(Rows(x, y, prior, base), bounds)
+    for g in range(5):
+        alone = fit(Rows(x[g], y[g], prior[g], base[g]), bounds)
+        assert np.allclose(w[g], alone[0], atol=1e-10)
+        assert np.allclose(b[g], alone[1], atol=1e-10)
+
+
 def test_the_ridge_is_the_one_that_predicts_held_out_rows() -> None:
     """Few rows of pure noise: the strongest pull to weights that are right wins; enough rows of signal: the weakest does."""
     x, _, prior = problem(3, inputs=30, rows=45)
     rng = np.random.default_rng(0)
     y = prior @ x + 5 * rng.normal(size=(3, 45))
-    assert np.allclose(fit(Rows(x, y, prior))[0], fit(Rows(x, y, prior), ridges=(0.1,))[0])
-    assert not np.allclose(fit(Rows(x, y, prior))[0], fit(Rows(x, y, prior), ridges=(1e-4,))[0])
+    assert np.allclose(fit(Rows(x, y, prior))[0], fit(Rows(x, y, prior), ridges=(1.0,))[0])
+    assert not np.allclose(fit(Rows(x, y, prior))[0], fit(Rows(x, y, prior), ridges=(1e-2,))[0])
     x, _, prior = problem(3, inputs=5, rows=4_000)
     y = rng.normal(size=(3, 5)) @ x
-    assert np.allclose(fit(Rows(x, y, prior))[0], fit(Rows(x, y, prior), ridges=(1e-4,))[0], atol=1e-9)
-    assert not np.allclose(fit(Rows(x, y, prior))[0], fit(Rows(x, y, prior), ridges=(0.1,))[0], atol=1e-9)
+    assert np.allclose(fit(Rows(x, y, prior))[0], fit(Rows(x, y, prior), ridges=(1e-2,))[0], atol=1e-9)
+    assert not np.allclose(fit(Rows(x, y, prior))[0], fit(Rows(x, y, prior), ridges=(1.0,))[0], atol=1e-9)
 
 
 def test_the_fit_looks_through_the_activation() -> None:
@@ -182,7 +193,7 @@ def test_the_later_of_two_that_are_added_makes_up_for_the_other() -> None:
     data = noise(analysis)
     before, after = refined(analysis, data)
     assert before > 0.02
-    assert after < 1e-6
+    assert after < 1e-3 * before
 
 
 def test_more_inputs_than_rows_are_fitted_by_the_dual() -> None:

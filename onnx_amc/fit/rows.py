@@ -12,13 +12,16 @@ from scipy.linalg import cho_solve
 
 from onnx_amc.fit.solve import factored, ridge_of
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-2, 1e-1, 1.0)
 """Pulls towards the prior weights that are tried on held-out rows, relative to the inputs' mean variance."""
 
 CHUNK = 8_192
 """Rows that are multiplied at a time, in their own precision; the products are summed in float64."""
 
-Solve = Callable[[np.ndarray, float], np.ndarray]
+TINY = 1e-30
+"""Variance of inputs that never move."""
+
+Solve = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -42,27 +45,27 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Rows:
-    """y = w x + b on explicit rows, each a column here.
+    """y = w x + b on explicit rows, each a column here; one problem, or many of one size along a first axis g.
 
     Args:
-        x: (k, r), inputs.
-        y: (o, r), what w x + b should be.
-        prior: (o, k), weights to stay near to.
-        base: (o, r), what is added to it before the activation; None for nothing.
+        x: ([g,] k, r), inputs.
+        y: ([g,] o, r), what w x + b should be.
+        prior: ([g,] o, k), weights to stay near to.
+        base: ([g,] o, r), what is added to it before the activation; None for nothing.
         affine: Whether there is a bias.
 
     """
 
-    x: Float[np.ndarray, "k r"]
-    y: Float[np.ndarray, "o r"]
-    prior: Float[np.ndarray, "o k"]
-    base: Float[np.ndarray, "o r"] | None = None
+    x: Float[np.ndarray, "*g k r"]
+    y: Float[np.ndarray, "*g o r"]
+    prior: Float[np.ndarray, "*g o k"]
+    base: Float[np.ndarray, "*g o r"] | None = None
     affine: bool = True
 
 
 def fit(
     rows: Rows, bounds: Bounds | None = None, *, ridges: Sequence[float] = RIDGES, rounds: int = 3, held: float = 0.2
-) -> tuple[Float[np.ndarray, "o k"], Float[np.ndarray, " o"]]:
+) -> tuple[Float[np.ndarray, "*g o k"], Float[np.ndarray, "*g o"]]:
     """Weights and bias that reproduce y best: argmin E|f(y + base) - f(w x + b + base)|^2 + lambda |w - prior|^2.
 
     Where the activation f is flat, the target follows the prediction in turn with the fit (as in Zhang et al. 2015,
@@ -77,19 +80,20 @@ def fit(
         held: Share of the rows that lambda is chosen on.
 
     """
-    r = rows.x.shape[1]
-    mean = rows.x.mean(axis=1, keepdims=True, dtype=np.float64).astype(rows.x.dtype) * rows.affine
+    r = rows.x.shape[-1]
+    mean = rows.x.mean(axis=-1, keepdims=True, dtype=np.float64).astype(rows.x.dtype) * rows.affine
     z = rows.x - mean
     split = r - int(held * r) if len(ridges) > 1 else r
-    wide = len(z) > split
-    first = np.zeros((0, 0)) if wide else _product(z[:, :split], z[:, :split])
-    best = ridges[0]
+    head, tail = z[..., :split], z[..., split:]
+    wide = z.ndim == 2 and len(z) > split
+    first = np.zeros((0, 0)) if wide else _product(head, head)
+    best = np.array(ridges[0])
     if split < r:
         target, _ = _centred(rows.y, affine=rows.affine)
-        solve = _dual(z[:, :split], rows.prior) if wide else _primal(z[:, :split], rows.prior, first)
-        errors = [_error(solve(target[:, :split], ridge), z[:, split:], target[:, split:]) for ridge in ridges]
-        best = ridges[int(np.argmin(errors))]
-    solve = _dual(z, rows.prior) if wide else _primal(z, rows.prior, first + _product(z[:, split:], z[:, split:]))
+        solve = _dual(head, rows.prior) if wide else _primal(head, rows.prior, first)
+        errors = [_error(solve(target[..., :split], np.array(v)), tail, target[..., split:]) for v in ridges]
+        best = np.array(ridges)[np.argmin(errors, axis=0)]
+    solve = _dual(z, rows.prior) if wide else _primal(z, rows.prior, first + _product(tail, tail))
     y = rows.y
     base = 0.0 if rows.base is None else rows.base
     for left in range(rounds if bounds is not None else 0, -1, -1):
@@ -97,23 +101,33 @@ def fit(
         w = solve(target, best)
         if left and bounds is not None:
             y = bounds.aim(rows.y + base, w.astype(z.dtype) @ z + offset + base) - base
-    return w, (offset - w @ mean)[:, 0] * rows.affine
+    return w, (offset - w @ mean)[..., 0] * rows.affine
 
 
 def _centred(y: np.ndarray, *, affine: bool) -> tuple[np.ndarray, np.ndarray]:
-    offset = y.mean(axis=1, keepdims=True, dtype=np.float64).astype(y.dtype) * affine
+    offset = y.mean(axis=-1, keepdims=True, dtype=np.float64).astype(y.dtype) * affine
     return y - offset, offset
 
 
 def _primal(z: np.ndarray, prior: np.ndarray, gram: np.ndarray) -> Solve:
     """What maps a target and a ridge to weights, by the normal equations; `gram` is z z'."""
-    r = z.shape[1]
+    k, r = z.shape[-2:]
     gram = gram / r
+    if z.ndim > 2:
+        diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
+        scales = np.maximum(diagonal.mean(axis=-1), TINY)[..., None, None]
+
+        def solve_each(target: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+            extra = ridge[..., None, None] * scales
+            cross = _product(target, z) / r + extra * prior
+            return np.asarray(np.linalg.solve(gram + extra * np.eye(k), cross.swapaxes(-1, -2)).swapaxes(-1, -2))
+
+        return solve_each
     scale = ridge_of(gram, 1.0)
     factor_at = cache(lambda ridge: factored(gram, ridge * scale))
 
-    def solve(target: np.ndarray, ridge: float) -> np.ndarray:
-        factor, extra = factor_at(ridge)
+    def solve(target: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+        factor, extra = factor_at(float(ridge))
         return np.asarray(cho_solve(factor, (_product(target, z) / r + extra * prior).T, check_finite=False).T)
 
     return solve
@@ -127,8 +141,8 @@ def _dual(z: np.ndarray, prior: np.ndarray) -> Solve:
     misfit = (prior.astype(z.dtype) @ z).astype(np.float64)
     factor_at = cache(lambda ridge: factored(gram, ridge * power))
 
-    def solve(target: np.ndarray, ridge: float) -> np.ndarray:
-        factor, _ = factor_at(ridge)
+    def solve(target: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+        factor, _ = factor_at(float(ridge))
         shares = cho_solve(factor, (target - misfit).T / r, check_finite=False).T
         return np.asarray(prior + shares.astype(z.dtype) @ z.T)
 
@@ -136,12 +150,12 @@ def _dual(z: np.ndarray, prior: np.ndarray) -> Solve:
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A b', (rows of a, rows of b) in float64."""
-    total = np.zeros((len(a), len(b)))
-    for start in range(0, a.shape[1], CHUNK):
-        total += a[:, start : start + CHUNK] @ b[:, start : start + CHUNK].T
+    """A b', ([g,] rows of a, rows of b) in float64."""
+    total = np.zeros((*a.shape[:-1], b.shape[-2]))
+    for start in range(0, a.shape[-1], CHUNK):
+        total += a[..., start : start + CHUNK] @ b[..., start : start + CHUNK].swapaxes(-1, -2)
     return total
 
 
-def _error(w: np.ndarray, z: np.ndarray, target: np.ndarray) -> float:
-    return float(np.square(target - w.astype(z.dtype) @ z, dtype=np.float64).sum())
+def _error(w: np.ndarray, z: np.ndarray, target: np.ndarray) -> np.ndarray:
+    return np.asarray(np.square(target - w.astype(z.dtype) @ z, dtype=np.float64).sum(axis=(-1, -2)))

@@ -82,6 +82,7 @@ class Reader:
         w: The tensor it takes as weight.
         inputs: Tokens of the contracted channels, (groups, channels per group); None where they cannot be cut.
         outputs: Tokens of the output channels; None where they cannot be cut.
+        whole: Whether the inputs and outputs of each group go together, as in a depthwise convolution.
 
     """
 
@@ -91,6 +92,7 @@ class Reader:
     w: str
     inputs: Tokens | None
     outputs: Tokens | None
+    whole: bool = False
 
 
 @dataclass(frozen=True)

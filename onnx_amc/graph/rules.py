@@ -271,9 +271,9 @@ def price(step: Step, constant: int, factors: list[tuple[int, Tokens | None]]) -
     )
 
 
-def read(step: Step, x: int, w: int, inputs: Tokens | None, outputs: Tokens | None) -> None:
+def read(step: Step, x: int, w: int, inputs: Tokens | None, outputs: Tokens | None, *, whole: bool = False) -> None:
     """Enter a contraction of an activation with a weight."""
     if step.is_param(w) and not step.is_param(x):
         step.book.readers.append(
-            Reader(step.key, step.node.op_type, step.node.input[x], step.node.input[w], inputs, outputs)
+            Reader(step.key, step.node.op_type, step.node.input[x], step.node.input[w], inputs, outputs, whole)
         )

@@ -21,6 +21,7 @@ def conv(step: Step) -> list[Axes]:
     whole = groups > 1 and groups >= weight[1]
     if whole:
         outputs = _whole_groups(step, x[1], w[0], groups)
+        inputs = x[1].reshape(groups, -1) if x[1] is not None and outputs is not None else None
     elif groups == 1:
         inputs = contract(step, 0, 1, 1, 1)
         inputs = None if inputs is None else inputs[None]
@@ -31,12 +32,11 @@ def conv(step: Step) -> list[Axes]:
     if step.has(2) and outputs is not None:
         step.book.mark(step.x(2)[0], "produces", step.key)
         outputs = step.join(outputs, step.x(2)[0])
-    inner = inputs[0] if inputs is not None else None
+    inner = inputs[0] if inputs is not None and not whole else None
     price(
         step, int(np.prod(weight[2:])) * out[0], [(out[1], outputs), (weight[1], inner), *((d, None) for d in out[2:])]
     )
-    if not whole:
-        read(step, 0, 1, inputs, outputs)
+    read(step, 0, 1, inputs, outputs, whole=whole)
     return [(x[0], outputs, *((None,) * (len(out) - 2)))]
 
 

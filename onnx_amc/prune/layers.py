@@ -59,6 +59,7 @@ class Layer:
         window: Geometry of the kernel.
         inputs: Tokens of the inputs, (groups, inputs); None where they cannot be cut.
         outputs: Tokens of the outputs, (groups x outputs,); None where they cannot be cut.
+        whole: Whether the inputs and outputs of each group go together: no channel of it can stand in for another.
 
     """
 
@@ -73,6 +74,7 @@ class Layer:
     window: Window
     inputs: Tokens | None
     outputs: Tokens | None
+    whole: bool = False
 
     @property
     def affine(self) -> bool:
@@ -171,7 +173,18 @@ class _Finder:
         output, bias, addable, scalable = self._bias(node, index.shape[0] * index.shape[1])
         stored = Stored(weight.name, index)
         return Layer(
-            reader.node, output, reader.x, False, stored, bias, addable, scalable, window, reader.inputs, reader.outputs
+            reader.node,
+            output,
+            reader.x,
+            False,
+            stored,
+            bias,
+            addable,
+            scalable,
+            window,
+            reader.inputs,
+            reader.outputs,
+            reader.whole,
         )
 
     def _bias(self, node: onnx.NodeProto, outputs: int) -> tuple[str, Stored | None, bool, bool]:

@@ -98,6 +98,11 @@ class Refitter:
         new, shift = np.zeros_like(old), np.zeros((groups, outputs))
         for g in range(groups):
             columns = np.repeat(alive[g], taps)
+            if columns.all():
+                new[g] = old[g]
+            if columns.all() or not columns.any():
+                shift[g] = (old[g] - new[g]).reshape(outputs, -1) @ moments.mean(g)
+                continue
             h = self.matrix(layer, g)
             w = old[g].reshape(outputs, inputs * taps)
             v = np.zeros_like(w)

@@ -6,14 +6,14 @@ it have lost, and the last one of two that are added for what its partner lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from onnx_amc.fit.patches import choose, patches
-from onnx_amc.fit.rows import RIDGES, Bounds, Rows, fit
+from onnx_amc.fit.rows import Bounds, Rows, fit
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.proto import attributes, names_read
@@ -35,6 +35,12 @@ BATCH = 100
 WIDEST = 6_000
 """Inputs above which a layer is fitted to no more than so many rows, by the dual."""
 
+SMALL = 64
+"""Inputs times taps of a convolution group up to which all groups are solved at once."""
+
+FEW = 2_000
+"""Rows that a depthwise layer is fitted to: it has as many unknowns per channel as its kernel has taps."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -46,14 +52,12 @@ class Effort:
         samples: That it runs on, at most; as many of them are taken as fit into memory.
         rows: Of each layer's least squares.
         rounds: Times that the target is moved through the activation, see `fit.rows.fit`.
-        ridges: Of which the best on held-out rows is taken; one alone saves time.
 
     """
 
     samples: int
     rows: int
     rounds: int = 3
-    ridges: tuple[float, ...] = RIDGES
 
 
 @dataclass(frozen=True)
@@ -163,34 +167,35 @@ class Sequential:
         if spot.partner is not None:
             base = self._look(spot, [f[spot.partner] for f in found])
             y = y + goal[spot.partner][lives] - base
-        shift = np.zeros(groups * outputs)
-        at, to = np.cumsum([0, *alive.sum(axis=1) * taps]), np.cumsum([0, *lives.reshape(groups, -1).sum(axis=1)])
-        for g in range(groups):
-            columns, rows = np.repeat(alive[g], taps), lives.reshape(groups, -1)[g]
-            if not columns.any() or not rows.any():
-                continue
-            flat = w[g].reshape(outputs, -1)
-            mine = slice(to[g], to[g + 1])
+        shift = np.zeros((groups, outputs))
+        flat = w.reshape(groups, outputs, -1)
+        for mine, rows, columns, of_x, of_y in _problems(lives.reshape(groups, -1), np.repeat(alive, taps, axis=1)):
+            at = np.ix_(mine, rows, columns)
+            size = (len(mine),) if len(mine) > 1 else ()
             problem = Rows(
-                x[at[g] : at[g + 1]], y[mine], flat[np.ix_(rows, columns)], None if base is None else base[mine],
+                x[of_x].reshape(*size, len(columns), -1),
+                y[of_y].reshape(*size, len(rows), -1),
+                flat[at].reshape(*size, len(rows), len(columns)),
+                None if base is None else base[of_y].reshape(*size, len(rows), -1),
                 layer.affine,
-            )  # fmt: skip
-            flat[np.ix_(rows, columns)], shift[np.flatnonzero(rows) + g * outputs] = fit(
-                problem, spot.bounds, rounds=self.effort.rounds
             )
+            fitted, bias = fit(problem, spot.bounds, rounds=self.effort.rounds)
+            flat[at], shift[np.ix_(mine, rows)] = fitted.reshape(len(mine), len(rows), -1), bias.reshape(len(mine), -1)
+        gained = shift.ravel()
         write(self.analysis, values, layer.weight, w)
         if layer.bias is not None:
             bias = read(self.analysis, layer.bias, values)
-            bias[lives] = shift[lives]
+            bias[lives] = gained[lives]
             write(self.analysis, values, layer.bias, bias)
         elif layer.can_add_bias:
-            biases[layer.node] = shift[lives]
+            biases[layer.node] = gained[lives]
 
     def _look(self, spot: _Spot, parts: Sequence[np.ndarray], *, patched: bool = False) -> np.ndarray:
         """Values of a tensor at the spot's positions, as columns; of the layer's input what its kernel sees there."""
         layer = spot.layer
         width = layer.weight.index.shape[2] * layer.weight.index.shape[3]
-        rows = self.effort.rows if width <= WIDEST else min(self.effort.rows, WIDEST)
+        most = FEW if layer.whole else WIDEST if width > WIDEST else self.effort.rows
+        rows = min(self.effort.rows, most)
         rng, columns = np.random.default_rng(spot.rng), []
         for part in parts:
             if layer.channels_last:
@@ -207,6 +212,30 @@ class Sequential:
                 seen = part[(slice(None), slice(None), *positions.T)]
                 columns.append(np.moveaxis(seen, 0, 1).reshape(part.shape[1], -1))
         return _wide(np.concatenate(columns, axis=1))
+
+
+def _problems(
+    lives: np.ndarray, alive: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, slice, slice]]:
+    """A layer's least-squares problems, one per convolution group: all at once where each has one and the same small shape.
+
+    Args:
+        lives: bool (groups, outputs), what is left of the outputs.
+        alive: bool (groups, columns), what is left of the inputs times taps.
+
+    Yields:
+        Groups, outputs and columns of the problem, and where they lie in what is left of all outputs and columns.
+
+    """
+    whole = np.flatnonzero(lives.any(axis=1) & alive.any(axis=1))
+    left = lives.any(axis=1).sum() == alive.any(axis=1).sum() == len(whole)
+    if len(whole) > 1 and left and alive.shape[1] <= SMALL and lives[whole].all() and alive[whole].all():
+        yield whole, np.arange(lives.shape[1]), np.arange(alive.shape[1]), slice(None), slice(None)
+        return
+    of_x, of_y = (np.cumsum([0, *part.sum(axis=1)]) for part in (alive, lives))
+    for g in whole.tolist():
+        rows, columns = np.flatnonzero(lives[g]), np.flatnonzero(alive[g])
+        yield np.array([g]), rows, columns, slice(of_x[g], of_x[g + 1]), slice(of_y[g], of_y[g + 1])
 
 
 def _wide(values: np.ndarray) -> np.ndarray:
