@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_amc.builder import Builder
+from onnx_amc.builder import Builder, Kept
 from onnx_amc.config import Settings
 from onnx_amc.delivery import check_feed, class_count, figures, one_feed, write_model
 from onnx_amc.errors import BudgetError, SelfCheckError
@@ -179,13 +179,18 @@ class Compression:
         )
 
     def _evaluate(self, counts: np.ndarray) -> tuple[float, float]:
+        return self._scored("plan", counts, self.builder.drafted)
+
+    def _scored(self, kind: str, counts: np.ndarray, build: Callable[[Kept], onnx.ModelProto]) -> tuple[float, float]:
+        """Score and loss of a plan built in one of two ways, remembered under its kind."""
+
         def compute() -> list[float]:
             if self.scorer is None:
                 raise RuntimeError("a run without data evaluates nothing")
-            found = self.scorer(self.builder.drafted(self.builder.kept(counts)))
+            found = self.scorer(build(self.builder.kept(counts)))
             return [found.value, found.loss]
 
-        value, loss = self.memo.get("plan " + " ".join(map(str, counts.tolist())), compute)
+        value, loss = self.memo.get(f"{kind} " + " ".join(map(str, counts.tolist())), compute)
         return value, loss
 
     def _tell(self, tried: Tried) -> None:
@@ -241,12 +246,11 @@ class Compression:
 
     def _final(self) -> Tried:
         """Refit the best few plans and the baselines as they would be delivered, and return the one that is best then."""
-        best = sorted(self.journal.trials, key=lambda t: -t.reward)
-        ranked = list({t.counts.tobytes(): t for t in [*best, *self.baselines.values()][::-1]}.values())[::-1]
         if self.builder.sequential is None:
-            return ranked[0]
-        chosen = ranked[: self.settings.finalists]
-        chosen += [t for t in self.baselines.values() if not any(np.array_equal(t.counts, c.counts) for c in chosen)]
+            return self.journal.best
+        plain = {t.key: t for t in self.baselines.values()}
+        others = sorted((t for t in self.journal.distinct if t.key not in plain), key=lambda t: -t.reward)
+        chosen = [*others[: self.settings.finalists], *plain.values()]
         self.listener.stage("finals", len(chosen))
         for done, tried in enumerate(chosen, start=1):
             found = self._refined(tried)
@@ -258,14 +262,7 @@ class Compression:
         """The same plan, scored as it would be delivered."""
         if self.builder.sequential is None:
             return tried
-
-        def compute() -> list[float]:
-            if self.scorer is None:
-                raise RuntimeError("a run without data evaluates nothing")
-            found = self.scorer(self.builder.refined(self.builder.kept(tried.counts)))
-            return [found.value, found.loss]
-
-        value, loss = self.memo.get("final " + " ".join(map(str, tried.counts.tolist())), compute)
+        value, loss = self._scored("final", tried.counts, self.builder.refined)
         return replace(tried, score=value, loss=loss)
 
     def deliver(self, counts: np.ndarray) -> Result:
@@ -317,10 +314,9 @@ class Compression:
     ) -> dict[str, dict[str, Any]]:
         """Measure latencies in turn, enter them, and return the baselines' figures."""
         price = cost.macs(self.analysis)
-        refined = {t.counts.tobytes(): t.score for t in self.finals}
+        refined = {t.key: t.score for t in self.finals}
         found = {
-            name: {"macs": price(t.counts), "score": refined.get(t.counts.tobytes(), t.score)}
-            for name, t in self.baselines.items()
+            name: {"macs": price(t.counts), "score": refined.get(t.key, t.score)} for name, t in self.baselines.items()
         }
         candidates, tables = [self.model.original, model], [original, compressed]
         if "uniform" in self.baselines:

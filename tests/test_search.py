@@ -180,3 +180,10 @@ def test_a_walk_leads_to_the_plan_it_is_given(plan: tuple[int, ...]) -> None:
     for before, after in itertools.pairwise(steps):
         np.testing.assert_array_equal(before.next_observation, after.observation)
     assert all(s.observation.shape == (11,) for s in steps)
+
+
+def test_each_plan_counts_once_as_whoever_came_first_tried_it() -> None:
+    journal = Journal(Fake())
+    for counts, source in ((BEST, "a"), (FULL, "b"), (BEST, "c")):
+        journal.ask(counts, source)
+    assert [t.source for t in journal.distinct] == ["a", "b"]

@@ -139,7 +139,7 @@ class Step:
             source = self.node.input[slot]
             measured = self.book.sizes.get(source, [None] * length)
             written = self.book.written.get(source, [None] * length)
-            named = [(i, t) for i, t in named if measured[i] is None and (written[i] or 1) > 0 and written[i] != 0]
+            named = [(i, t) for i, t in named if measured[i] is None and ((size := written[i]) is None or size > 0)]
             whole = np.ones(length, dtype=np.int64)
             whole[[i for i, _ in named]] = [len(t) for _, t in named]
         if not named:

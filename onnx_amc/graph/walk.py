@@ -13,6 +13,7 @@ from onnx_amc.graph import (  # noqa: F401  they enter their rules into the tabl
     rules_shape,
     sizes,
 )
+from onnx_amc.graph.fold import QUANTISED
 from onnx_amc.graph.ledger import Axes, Ledger, Owner
 from onnx_amc.graph.load import FLOATS, Model
 from onnx_amc.graph.proto import attributes, names_read
@@ -49,9 +50,7 @@ class _Walk:
         self.model, self.ledger, self.axes = model, ledger, axes
         self.params = set(model.weights)
         nodes = model.proto.graph.node
-        self.quantised = {
-            name for n in nodes if n.op_type in {"QuantizeLinear", "DequantizeLinear"} for name in n.input
-        }
+        self.quantised = {name for n in nodes if n.op_type in QUANTISED for name in n.input}
 
     def visit(self, node: object) -> None:
         """Apply the node's rule and store the axes of its outputs."""

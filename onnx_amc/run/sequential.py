@@ -6,7 +6,7 @@ it have lost, and the last one of two that are added for what its partner lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +41,6 @@ SMALL = 64
 FEW = 2_000
 """Rows that a depthwise layer is fitted to: it has as many unknowns per channel as its kernel has taps."""
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class Effort:
@@ -62,7 +60,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class _Spot:
-    """A layer, what is added to its output, the activation behind, and the original's values at some positions."""
+    """A layer, what is added to its output, the activation behind, and the seed of the positions looked at."""
 
     layer: Layer
     partner: str | None
@@ -115,10 +113,7 @@ class Sequential:
         }
         self._goals: dict[str, dict[str, np.ndarray]] = {}
 
-    def refine(
-        self, kept: Mapping[str, Sequence[int]], values: Values, biases: Values,
-        progress: Progress = lambda _done, _total: None,
-    ) -> tuple[Values, Values]:  # fmt: skip
+    def refine(self, kept: Mapping[str, Sequence[int]], values: Values, biases: Values) -> tuple[Values, Values]:
         """Return better weights and biases; arguments and results are those of `surgery.cut`.
 
         Raises:
@@ -131,11 +126,10 @@ class Sequential:
         ours = self._stages(name for spot in todo for name in (spot.layer.x, *spot.beside))
         missing = [spot for spot in todo if spot.layer.node not in self._goals]
         theirs = self._stages(name for spot in missing for name in (spot.layer.output, *spot.beside))
-        for done, spot in enumerate(todo, start=1):
+        for spot in todo:
             proto = free_batch(cut(self.analysis, kept, values, biases, self._original), self.analysis.model)
             found = ours.until(proto, spot.layer.node, [spot.layer.x, *spot.beside])
             self._refit(spot, keep, found, self._goal(spot, theirs), values, biases)
-            progress(done, len(todo))
         return values, biases
 
     def _goal(self, spot: _Spot, theirs: Stages) -> dict[str, np.ndarray]:
@@ -200,7 +194,7 @@ class Sequential:
         for part in parts:
             if layer.channels_last:
                 places = part.size // part.shape[-1]
-                share = -(-rows * len(self._batches[0][next(iter(self._batches[0]))]) // self._samples)
+                share = -(-rows * min(BATCH, self._samples) // self._samples)
                 at = choose((places,), min(share, places), rng)[:, 0]
                 columns.append(part.reshape(-1, part.shape[-1])[at].T)
                 continue

@@ -10,6 +10,7 @@ import onnx
 
 from onnx_amc.errors import DataError
 from onnx_amc.graph.proto import names_read
+from onnx_amc.prune.surgery import list_stored
 from onnx_amc.run.session import open_session, run_session
 
 
@@ -73,9 +74,7 @@ class Stages:
             if name in read - stored:
                 kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
                 part.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * value.ndim))
-        if proto.ir_version < 4:
-            for t in part.graph.initializer:
-                part.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)))
+        list_stored(part)
         part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in results)
         session = open_session(part, where=self._where)
         for batch in self._held:

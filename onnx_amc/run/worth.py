@@ -33,9 +33,8 @@ def sharing(analysis: Analysis, layers: Sequence[Layer]) -> list[Layer]:
 
 
 def worths(
-    analysis: Analysis, fitter: Refitter, loss: Callable[[onnx.ModelProto], float], seed: int,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> dict[str, float]:  # fmt: skip
+    analysis: Analysis, fitter: Refitter, loss: Callable[[onnx.ModelProto], float], seed: int
+) -> dict[str, float]:
     """Return the loss at the output per unit of relative squared error of a layer, by node, for layers that share a group.
 
     Args:
@@ -43,13 +42,12 @@ def worths(
         fitter: Knows weights and moments.
         loss: Of a network with other weights, relative to the original.
         seed: Of the noise.
-        progress: Told how it goes.
 
     """
     layers = [layer for layer in sharing(analysis, fitter.layers) if layer.node in fitter.moments]
     found: dict[str, float] = {}
     rng = np.random.default_rng(seed)
-    for done, layer in enumerate(layers, start=1):
+    for layer in layers:
         old, moments = fitter.weights[layer.node], fitter.moments[layer.node]
         new = old + NOISE * old.std() * rng.standard_normal(old.shape)
         values: Values = {}
@@ -65,6 +63,5 @@ def worths(
                 biases[layer.node] = shift
         gaps = [error(fitter.matrix(layer, g), w, v) for g, (w, v) in enumerate(pairs)]
         found[layer.node] = loss(cut(analysis, {}, values, biases)) / max(float(np.mean(gaps)), 1e-300)
-        progress(done, len(layers))
     floor = LEAST * float(np.mean(list(found.values()))) if found else 0.0
     return {node: max(value, floor) for node, value in found.items()}

@@ -30,6 +30,11 @@ PATIENCE = 20
 """Draws in which a plan that nobody has tried is looked for."""
 
 
+def key_of(counts: np.ndarray) -> bytes:
+    """A plan as a dictionary's key."""
+    return counts.astype(np.int64).tobytes()
+
+
 @dataclass(frozen=True)
 class Tried:
     """One evaluated plan.
@@ -46,6 +51,11 @@ class Tried:
     score: float
     loss: float
     source: str
+
+    @property
+    def key(self) -> bytes:
+        """The plan's counts, to be told from others by."""
+        return key_of(self.counts)
 
     @property
     def reward(self) -> float:
@@ -74,7 +84,7 @@ class Journal:
 
     def ask(self, counts: np.ndarray, source: str) -> Tried:
         """Score a plan and write it down."""
-        key = counts.astype(np.int64).tobytes()
+        key = key_of(counts)
         if key not in self.seen:
             self.seen[key] = self.evaluate(counts)
         tried = Tried(counts.copy(), *self.seen[key], source)
@@ -84,7 +94,7 @@ class Journal:
 
     def knows(self, counts: np.ndarray) -> bool:
         """Whether a plan was evaluated."""
-        return counts.astype(np.int64).tobytes() in self.seen
+        return key_of(counts) in self.seen
 
     def unseen(self, draw: Callable[[], np.ndarray]) -> np.ndarray:
         """Return the first plan drawn that was not evaluated; the last one drawn where all were."""
@@ -94,6 +104,14 @@ class Journal:
                 break
             counts = draw()
         return counts
+
+    @property
+    def distinct(self) -> list[Tried]:
+        """Each plan once, first seen first."""
+        found: dict[bytes, Tried] = {}
+        for tried in self.trials:
+            found.setdefault(tried.key, tried)
+        return list(found.values())
 
     @property
     def best(self) -> Tried:
@@ -159,7 +177,7 @@ def search(
 def _near(space: Space, journal: Journal, errors: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """A plan that was not tried: what the table of errors says in the light of all trials, or a neighbour of the best."""
     if len(errors):
-        tried = list({t.counts.tobytes(): t for t in journal.trials}.values())
+        tried = journal.distinct
         losses = np.array([-t.reward for t in tried])
         found = local.relearned(space, errors, np.array([t.counts for t in tried]), losses)
         if not journal.knows(found):
