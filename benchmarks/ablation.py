@@ -1,7 +1,6 @@
 """What each step is worth: from the smallest weights to the whole method, top-1 on `test` data after each.
 
-    python benchmarks/ablation.py [--shared ../shared] [--model resnet20_cifar10] [--flops 0.5] [--episodes 60]
-        [--seeds 0 1 2] [--out FILE.md]
+    python benchmarks/ablation.py [--shared ../shared] [--only resnet20] [--episodes 60] [--seeds 0 1 2] [--out FILE.md]
 
 No step trains. Everything is chosen and fitted on the `search` data.
 """
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from quality import ROWS
 from threadpoolctl import threadpool_limits
 
 from onnx_amc import evaluate
@@ -25,8 +25,8 @@ from onnx_amc.config import Budget, Settings
 from onnx_amc.inspection import facts_of
 from onnx_amc.prune.surgery import cut
 from onnx_amc.rundir import Memo
-from onnx_amc.search import baselines, loop
-from onnx_amc.search.loop import Journal
+from onnx_amc.search import baselines
+from onnx_amc.search.loop import REFINING, Journal, search
 
 
 def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onnx.ModelProto]]:
@@ -56,12 +56,11 @@ def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onn
     for name, seeded, share in (
         ("DDPG, cold", False, 0.0),
         ("DDPG, seeded with the baselines", True, 0.0),
-        ("DDPG, seeded, then around its best plan", True, loop.REFINING),
+        ("DDPG, seeded, then around its best plan", True, REFINING),
     ):
         journal = Journal(run._evaluate)  # noqa: SLF001  the run's own way to score a plan
         starts = [journal.ask(even, "uniform"), journal.ask(table, "knapsack")] if seeded else []
-        loop.REFINING, usual = share, loop.REFINING
-        loop.search(
+        search(
             space,
             facts_of(run.analysis),
             journal,
@@ -70,8 +69,8 @@ def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onn
             seed=seed,
             starts=starts,
             errors=errors,
+            refining=share,
         )
-        loop.REFINING = usual
         yield name, builder.refined(builder.kept(journal.best.counts))
 
 
@@ -79,33 +78,30 @@ def main() -> int:
     """Print the table, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
-    parser.add_argument("--model", default="resnet20_cifar10")
-    parser.add_argument("--data", default="cifar10")
-    parser.add_argument("--flops", type=float, default=0.5)
+    parser.add_argument("--only", default="resnet20", help="one of quality.py's rows, the first whose name has this")
     parser.add_argument("--episodes", type=int, default=60)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    data = args.shared / "data" / args.data
-    kind = ".npz" if data.name == "cifar10" else ""
+    name, samples, test, ratio = next(row for row in ROWS if args.only in row[0])
+    model, data = args.shared / "models" / f"{name}.onnx", args.shared / "data"
     found: dict[str, list[float]] = {}
     with threadpool_limits(limits=1, user_api="blas"):
         for seed in args.seeds:
-            settings = Settings(Budget("flops", args.flops), seed=seed)
-            model = args.shared / "models" / f"{args.model}.onnx"
-            run = Compression(model, str(data / f"search{kind}"), settings, Listener())
-            for name, result in steps(run, args.episodes, seed):
-                found.setdefault(name, []).append(100 * evaluate(result, str(data / f"test{kind}"))["score"])
-                print(seed, name, f"{found[name][-1]:.2f}", file=sys.stderr, flush=True)
-    lines = [f"| step ({args.model}, --flops {args.flops:g}) | top-1 on test | gain |", "|---|---|---|"]
+            settings = Settings(Budget("flops", ratio), seed=seed)
+            run = Compression(model, str(data / samples), settings, Listener())
+            for step, result in steps(run, args.episodes, seed):
+                found.setdefault(step, []).append(100 * evaluate(result, str(data / test))["score"])
+                print(seed, step, f"{found[step][-1]:.2f}", file=sys.stderr, flush=True)
+    lines = [f"| step ({name}, --flops {ratio:g}) | top-1 on test | gain |", "|---|---|---|"]
     before: float | None = None
-    for name, scores in found.items():
+    for step, scores in found.items():
         mean = float(np.mean(scores))
-        aside = name.startswith("(") or before is None
+        aside = step.startswith("(") or before is None
         lines.append(
-            f"| {name} | {mean:.1f} ± {np.std(scores):.1f} | {'' if aside else f'{mean - (before or 0):+.1f}'} |"
+            f"| {step} | {mean:.1f} ± {np.std(scores):.1f} | {'' if aside else f'{mean - (before or 0):+.1f}'} |"
         )
-        before = before if name.startswith("(") else mean
+        before = before if step.startswith("(") else mean
     print("\n".join(lines))
     if args.out:
         args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")

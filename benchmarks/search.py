@@ -2,8 +2,8 @@
 
     python benchmarks/search.py [--shared ../shared] [--only resnet20] [--episodes 60] [--seeds 0 1 2] [--out FILE.md]
 
-Each run is a whole `compress`: it searches and refits on the `search` data, and what it delivers is scored on the `test` data,
-which nothing was tuned on. Runs that are in the log already, `search.jsonl` unless `--log` says otherwise, are not repeated.
+Each run searches and refits on the `search` data as `compress` does; what it delivers is scored on the `test` data, which nothing
+was tuned on. Policies of one seed share the calibration. Runs that are in the log already are not repeated.
 """
 
 from __future__ import annotations
@@ -12,45 +12,33 @@ import argparse
 import json
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from quality import ROWS
 from threadpoolctl import threadpool_limits
 
 from onnx_amc import evaluate
 from onnx_amc.compression import Compression, Listener
 from onnx_amc.config import Budget, Settings
-from onnx_amc.rundir import Memo
 
-ROWS = (
-    ("resnet20_cifar10", "cifar10/search.npz", "cifar10/test.npz", 0.5),
-    ("resnet56_cifar10", "cifar10/search.npz", "cifar10/test.npz", 0.5),
-    ("mobilenet_v1_0.75_imagenet", "imagenette/search", "imagenette/test", 0.75),
-    ("mobilenet_v1_0.75_imagenet", "imagenette/search", "imagenette/test", 0.5),
-)
 POLICIES = ("uniform", "shallow", "deep", "knapsack", "random", "evolution", "ddpg", "td3", "sac")
 
 
-def one(
-    shared: Path, row: tuple[str, str, str, float], policy: str, seed: int, episodes: int, memo: Memo
-) -> dict[str, Any]:
-    """Compress once; what plans scored is shared between policies of the same seed."""
-    name, search, test, ratio = row
-    settings = Settings(Budget("flops", ratio), policy=policy, seed=seed, episodes=episodes)
+def one(first: Compression, policy: str, episodes: int, test: str) -> dict[str, Any]:
+    """Search, deliver and measure once more, on the calibration of the first run."""
     began = time.perf_counter()
-    with threadpool_limits(limits=1, user_api="blas"):
-        run = Compression(shared / "models" / f"{name}.onnx", str(shared / "data" / search), settings, Listener())
-        run.memo = memo
-        result = run.deliver(run.choose())
-    found = evaluate(result.model, str(shared / "data" / test))["score"]
+    run = first.again(policy, episodes)
+    result = run.deliver(run.choose())
     record = result.record
     return {
-        "model": name, "flops": ratio, "policy": policy, "seed": seed, "episodes": record["episodes"], "test": found,
+        "model": Path(run.model.source).stem, "flops": run.settings.budget.ratio, "policy": policy,
+        "seed": run.settings.seed, "episodes": record["episodes"], "test": evaluate(result.model, test)["score"],
         "reward": record["compressed"]["score"], "delivered": record["delivered"],
         "macs": record["compressed"]["macs"] / record["original"]["macs"],
-        "latency_ratio": record["compressed"]["latency_ratio"], "minutes": (time.perf_counter() - began) / 60,
-        "counts": [g["kept"] for g in record["groups"]],
+        "minutes": (time.perf_counter() - began) / 60, "counts": [g["kept"] for g in record["groups"]],
     }  # fmt: skip
 
 
@@ -83,15 +71,16 @@ def main() -> int:
     args = parser.parse_args()
     runs = [json.loads(line) for line in args.log.read_text().splitlines()] if args.log.exists() else []
     done = {(r["model"], r["flops"], r["policy"], r["seed"]) for r in runs}
-    for row in ROWS:
-        if args.only not in row[0] or args.flops not in {None, row[3]}:
+    for (name, search, test, ratio), seed in product(ROWS, args.seeds):
+        todo = [p for p in args.policies if (name, ratio, p, seed) not in done]
+        if args.only not in name or args.flops not in {None, ratio} or not todo:
             continue
-        for seed in args.seeds:
-            memo = Memo()
-            for policy in args.policies:
-                if (row[0], row[3], policy, seed) in done:
-                    continue
-                runs.append(one(args.shared, row, policy, seed, args.episodes, memo))
+        with threadpool_limits(limits=1, user_api="blas"):
+            settings = Settings(Budget("flops", ratio), seed=seed)
+            data = args.shared / "data"
+            first = Compression(args.shared / "models" / f"{name}.onnx", str(data / search), settings, Listener())
+            for policy in todo:
+                runs.append(one(first, policy, args.episodes, str(data / test)))
                 with args.log.open("a", encoding="utf-8") as log:
                     log.write(json.dumps(runs[-1]) + "\n")
                 print({k: v for k, v in runs[-1].items() if k != "counts"}, file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from onnx_amc.fit.moments import Moments
 from onnx_amc.fit.solve import dead_columns
 from onnx_amc.graph.groups import Analysis, Group
 from onnx_amc.prune.criteria import fpgm, magnitude, wanda
-from onnx_amc.prune.layers import find_layers
+from onnx_amc.prune.layers import WIDEST, Layer, find_layers
 from onnx_amc.prune.refit import Ranking, Refitter, by_score
 from onnx_amc.prune.surgery import cut, finish
 from onnx_amc.run.capture import gather_moments
@@ -35,9 +35,6 @@ PROBES = (0.75, 0.5, 0.25)
 
 ROWS_PER_INPUT = 4
 """Rows per unknown below which a least-squares fit starts to learn the noise."""
-
-WIDEST = 6_000
-"""Inputs above which a layer gets no Gram matrix (its memory is quadratic): its inputs go by magnitude."""
 
 
 class Builder:
@@ -61,21 +58,22 @@ class Builder:
         self.sequential: Sequential | None = None
         self.draft: Sequential | None = None
         self.seconds = 0.0
+        self.layers: list[Layer] = []
         self.refused: dict[str, str] = {}
         self.remarks: list[str] = []
         if data is not None and settings.refit:
             self._calibrate(data, progress)
 
     def _calibrate(self, data: Dataset, progress: Progress) -> None:
-        layers, self.refused = find_layers(self.analysis)
-        cutting = [lay for lay in layers if lay.inputs is not None and not lay.whole]
-        wanted = [lay for lay in cutting if self._width(lay.weight.index) <= WIDEST]
-        for layer in cutting:
-            if self._width(layer.weight.index) > WIDEST:
-                self.remarks.append(
-                    f"layer '{self.analysis.names[layer.node]}' has {self._width(layer.weight.index)} inputs, more than {WIDEST}: "
-                    "they go by magnitude, and it is refitted on the cut network only"
-                )
+        self.layers, self.refused = find_layers(self.analysis)
+        cutting = [layer for layer in self.layers if layer.inputs is not None and not layer.whole]
+        wanted = [layer for layer in cutting if layer.width <= WIDEST]
+        self.remarks += [
+            f"layer '{self.analysis.names[layer.node]}' has {layer.width} inputs, more than {WIDEST}: they go by magnitude, and "
+            "it is refitted on the cut network only"
+            for layer in cutting
+            if layer.width > WIDEST
+        ]
         settings = self.settings
         moments = gather_moments(
             self.analysis.model,
@@ -89,9 +87,9 @@ class Builder:
         self.remarks += self._examined(moments)
         self.refitter = Refitter(self.analysis, wanted, moments, settings.ridge)
         if settings.sequential:
-            parts = (self.analysis, layers, data, self.calibration)
-            self.sequential = Sequential(*parts, Effort(settings.sequence, settings.rows), seed=settings.seed)
-            self.draft = Sequential(*parts, Effort(settings.draft, settings.draft_rows, rounds=1), seed=settings.seed)
+            effort = Effort(settings.sequence, settings.rows)
+            self.sequential = Sequential(self.analysis, self.layers, data, self.calibration, effort, seed=settings.seed)
+            self.draft = self.sequential.lighter(Effort(settings.draft, settings.draft_rows, rounds=1))
 
     def _examined(self, moments: Mapping[str, Moments]) -> list[str]:
         """Look at the rank of the layers' moments, and remark on what makes their refit doubtful."""
@@ -112,10 +110,6 @@ class Builder:
             remarks.append(f"{sum(dead.values())} inputs of {layers} layers never change: they go first, at no cost")
         return remarks
 
-    @staticmethod
-    def _width(index: np.ndarray) -> int:
-        return int(index.shape[2] * index.shape[3])
-
     @cached_property
     def probe(self) -> Scorer:
         """Scores on a few calibration samples, for what is measured group by group or layer by layer."""
@@ -131,8 +125,7 @@ class Builder:
         if self.data is None or self.refitter is None:
             return None
         try:
-            layers, _ = find_layers(self.analysis)
-            return Corrector(self.analysis, layers, self.data, self.calibration, self.settings.correction)
+            return Corrector(self.analysis, self.layers, self.data, self.calibration, self.settings.correction)
         except DataError as error:
             self.remarks.append(f"no statistics correction: {error.what}")
             return None
@@ -196,13 +189,13 @@ class Builder:
             self.seconds += time.perf_counter() - start
         return cut(self.analysis, kept, values, biases)
 
-    def deliverable(self, kept: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
-        """Return the finished model; where nothing is cut, the original."""
+    def deliverable(self, kept: Mapping[str, Sequence[int]], ready: onnx.ModelProto | None = None) -> onnx.ModelProto:
+        """Return the finished model, made from what `refined` gave if that is at hand; where nothing is cut, the original."""
         if not kept:
             original = onnx.ModelProto()
             original.CopyFrom(self.analysis.model.original)
             return original
-        return finish(self.analysis, self.refined(kept))
+        return finish(self.analysis, ready or self.refined(kept))
 
     def errors(self, levels: Sequence[np.ndarray], progress: Progress, memo: Memo) -> list[np.ndarray]:
         """Error of the network's output with one group alone cut, at each of its levels (for the knapsack).

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from onnx_amc.run.latency import measure
 from onnx_amc.run.score import Scorer, find_metric
 from onnx_amc.rundir import Memo, RunDir
 from onnx_amc.search.env import ChannelPruningEnv
-from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Tried, propose, search
+from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Tried, key_of, propose, search
 from onnx_amc.search.space import Space, levels_of
 
 
@@ -94,9 +95,8 @@ class Compression:
         *,
         resume: bool = False,
     ) -> None:
-        self.started = time.perf_counter()
-        self.seconds = dict.fromkeys(("analyse", "calibrate", "search", "search_onnxruntime", "recover", "total"), 0.0)
         self.settings, self.listener = settings, listener
+        self._begin()
         with self._timed("analyse"):
             self.listener.stage("analyse", None)
             self.analysis = analyse(load_model(model), approximate=settings.approximate)
@@ -108,9 +108,21 @@ class Compression:
         self.memo = self._memo(run_dir, resume=resume)
         with self._timed("calibrate"):
             self._calibrate()
+
+    def _begin(self) -> None:
+        self.started = time.perf_counter()
+        self.seconds = dict.fromkeys(("analyse", "calibrate", "search", "search_onnxruntime", "recover", "total"), 0.0)
         self.journal = Journal(self._evaluate, self._tell)
         self.baselines: dict[str, Tried] = {}
         self.finals: list[Tried] = []
+        self.ready: tuple[Tried, onnx.ModelProto] | None = None
+
+    def again(self, policy: str, episodes: int) -> Compression:
+        """Return another run with another search: it shares the calibration, and what plans scored."""
+        other = copy(self)
+        other.settings = replace(self.settings, policy=policy, episodes=episodes)
+        other._begin()  # noqa: SLF001  its own copy
+        return other
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -128,13 +140,16 @@ class Compression:
     def _calibrate(self) -> None:
         settings, data = self.settings, self.data
         calibration, reward = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        self.scorer: Scorer | None = None
+        self.scorer = self.trial = None
         if data is not None:
             for name in data.unused:
                 self.listener.note(f"array '{name}' in {data.source} is neither an input nor labels: ignored")
             calibration, reward = data.split(settings.seed, settings.calibration, settings.reward)
             name, metric = find_metric(settings.metric, data, class_count(self.model))
-            self.scorer = Scorer(self.model.original, data, reward, metric, name, settings.provider, self.model.source)
+            parts = (metric, name, settings.provider, self.model.source)
+            self.scorer = Scorer(self.model.original, data, reward, *parts)
+            few = np.sort(np.random.default_rng(settings.seed).permutation(reward)[: settings.trial])
+            self.trial = self.scorer if len(few) == len(reward) else Scorer(self.model.original, data, few, *parts)
         self.listener.stage("calibrate", len(calibration) or None)
         self.builder = Builder(self.analysis, settings, data, calibration, lambda n, _: self.listener.advance(n))
         for node, why in self.builder.refused.items():
@@ -179,15 +194,17 @@ class Compression:
         )
 
     def _evaluate(self, counts: np.ndarray) -> tuple[float, float]:
-        return self._scored("plan", counts, self.builder.drafted)
+        return self._scored("plan", counts, self.builder.drafted, self.trial)
 
-    def _scored(self, kind: str, counts: np.ndarray, build: Callable[[Kept], onnx.ModelProto]) -> tuple[float, float]:
+    def _scored(
+        self, kind: str, counts: np.ndarray, build: Callable[[Kept], onnx.ModelProto], scorer: Scorer | None
+    ) -> tuple[float, float]:
         """Score and loss of a plan built in one of two ways, remembered under its kind."""
 
         def compute() -> list[float]:
-            if self.scorer is None:
+            if scorer is None:
                 raise RuntimeError("a run without data evaluates nothing")
-            found = self.scorer(build(self.builder.kept(counts)))
+            found = scorer(build(self.builder.kept(counts)))
             return [found.value, found.loss]
 
         value, loss = self.memo.get(f"{kind} " + " ".join(map(str, counts.tolist())), compute)
@@ -212,7 +229,7 @@ class Compression:
         return chosen
 
     def _onnxruntime(self) -> float:
-        return (self.scorer.seconds if self.scorer else 0.0) + self.builder.seconds
+        return sum(s.seconds for s in {self.scorer, self.trial} if s) + self.builder.seconds
 
     def _search(self) -> np.ndarray:
         settings, space = self.settings, self.space
@@ -246,8 +263,6 @@ class Compression:
 
     def _final(self) -> Tried:
         """Refit the best few plans and the baselines as they would be delivered, and return the one that is best then."""
-        if self.builder.sequential is None:
-            return self.journal.best
         plain = {t.key: t for t in self.baselines.values()}
         others = sorted((t for t in self.journal.distinct if t.key not in plain), key=lambda t: -t.reward)
         chosen = [*others[: self.settings.finalists], *plain.values()]
@@ -259,18 +274,26 @@ class Compression:
         return max(self.finals, key=lambda t: t.reward)
 
     def _refined(self, tried: Tried) -> Tried:
-        """The same plan, scored as it would be delivered."""
-        if self.builder.sequential is None:
-            return tried
-        value, loss = self._scored("final", tried.counts, self.builder.refined)
-        return replace(tried, score=value, loss=loss)
+        """The same plan, built and scored as it would be delivered; the best model of them is kept."""
+
+        def build(kept: Kept) -> onnx.ModelProto:
+            built.append(self.builder.refined(kept))
+            return built[0]
+
+        built: list[onnx.ModelProto] = []
+        value, loss = self._scored("final", tried.counts, build, self.scorer)
+        found = replace(tried, score=value, loss=loss)
+        if built and (self.ready is None or found.reward > self.ready[0].reward):
+            self.ready = found, built[0]
+        return found
 
     def deliver(self, counts: np.ndarray) -> Result:
         """Build, check and measure the final model."""
         self.listener.stage("check", None)
         kept = self.builder.kept(counts)
         checks = self._checked(kept)
-        model = self.builder.deliverable(kept)
+        ready = self.ready[1] if self.ready is not None and self.ready[0].key == key_of(counts) else None
+        model = self.builder.deliverable(kept, ready)
         self._remark()
         compressed = self._recounted(model, counts)
         original = figures(self.model.original, self.model)

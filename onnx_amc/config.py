@@ -58,8 +58,9 @@ class Settings:
         ridge: Pull of the refit towards the original weights, relative to the inputs' mean variance.
         correction: Samples of the statistics correction, at most.
         sequence: Calibration samples that the sequential refit runs on, at most.
-        draft: Calibration samples of the refit of plans that the search tries.
+        draft: Calibration samples of the refit of plans that the search tries (how few will do: `benchmarks/proxy.md`).
         draft_rows: Rows of each layer's least squares there.
+        trial: Reward samples that the search scores its plans on; finalists are scored on all of them.
         finalists: Plans that are refitted layer by layer before the best of them is delivered.
         probe: Calibration samples on which each group's effect on the output is measured, at most.
 
@@ -85,8 +86,9 @@ class Settings:
     ridge: float = 1e-4
     correction: int = 512
     sequence: int = 1_000
-    draft: int = 200
-    draft_rows: int = 8_000
+    draft: int = 100
+    draft_rows: int = 4_000
+    trial: int = 750
     finalists: int = 3
     probe: int = 256
 

@@ -126,7 +126,7 @@ def test_neighbours_are_near_new_and_within_the_budget() -> None:
     found = [local.neighbour(SPACE, start, rng) for _ in range(200)]
     assert all(SPACE.feasible(n) for n in found)
     assert all(n[i] in SPACE.levels[i] for n in found for i in range(len(SPACE)))
-    moved = np.array([np.abs(local.indices(SPACE, n) - local.indices(SPACE, start)) for n in found])
+    moved = np.array([np.abs(SPACE.indices(n) - SPACE.indices(start)) for n in found])
     assert (moved.sum(axis=1) > 0).mean() > 0.9
     assert moved.max() <= 4
     assert len({tuple(n) for n in found}) > 10
@@ -151,7 +151,7 @@ def test_the_table_learns_from_plans_that_were_tried() -> None:
         truth = [f * row for f, row in zip(rng.choice([0.1, 1, 8], len(table)), table, strict=True)]
 
         def lost(counts: np.ndarray, truth: list[np.ndarray] = truth) -> float:
-            return float(sum(row[i] for row, i in zip(truth, local.indices(SPACE, counts), strict=True)))
+            return float(sum(row[i] for row, i in zip(truth, SPACE.indices(counts), strict=True)))
 
         tried = np.array([baselines.random(SPACE, rng) for _ in range(40)])
         found = local.relearned(SPACE, table, tried, np.array([lost(c) for c in tried]))

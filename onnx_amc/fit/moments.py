@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from onnx_amc.fit.patches import widened
+
 
 class Moments:
     """Sums of z z' over rows z = [x - c, 1], one matrix per convolution group; c is the mean of the first rows added.
@@ -26,7 +28,7 @@ class Moments:
     def add(self, columns: Float[np.ndarray, "groups_width rows"]) -> None:
         """Add rows, given as columns (see `patches`). Cost: rows x width^2 x groups."""
         groups, width = self.gram.shape[0], self.gram.shape[1] - 1
-        data = columns.astype(np.float32, copy=False) if columns.dtype == np.float16 else columns
+        data = widened(columns)
         if self.centre is None:
             self.centre = data.mean(axis=1, dtype=np.float64).astype(data.dtype)
         data = data - self.centre[:, None]

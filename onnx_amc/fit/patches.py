@@ -92,3 +92,8 @@ def _spread(x: np.ndarray, window: Window) -> np.ndarray:
         for i, (a, b) in enumerate(zip(window.pads[:d], window.pads[d:], strict=True))
     )
     return x[(slice(None), slice(None), *crop)]
+
+
+def widened(values: np.ndarray) -> np.ndarray:
+    """Return values precise enough to multiply: float16 becomes float32."""
+    return values.astype(np.float32, copy=False) if values.dtype == np.float16 else values

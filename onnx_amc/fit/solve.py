@@ -43,24 +43,17 @@ def refit(
 
     """
     inside = np.flatnonzero(kept)
-    return pulled(h[np.ix_(inside, inside)], w @ h[:, inside], w[:, inside], ridge_of(h, ridge))
+    factor, extra = factored(h[np.ix_(inside, inside)], ridge_of(h, ridge))
+    return np.asarray(cho_solve(factor, (w @ h[:, inside] + extra * w[:, inside]).T, check_finite=False).T)
 
 
-def pulled(
-    h: Float[np.ndarray, "s s"], cross: Float[np.ndarray, "o s"], prior: Float[np.ndarray, "#o s"], ridge: float
-) -> Float[np.ndarray, "o s"]:
-    """(cross + lambda prior) (h + lambda I)^-1, lambda being `ridge`, raised where that is not positive definite.
+def factored(h: Float[np.ndarray, "s s"], ridge: float) -> tuple[tuple[np.ndarray, bool], float]:
+    """Cholesky factor of h + lambda I, and the lambda that it took: `ridge`, raised where that is not positive definite.
 
     Raises:
         LinAlgError: Not positive definite even after the ridge was raised a millionfold.
 
     """
-    factor, extra = factored(h, ridge)
-    return np.asarray(cho_solve(factor, (cross + extra * prior).T, check_finite=False).T)
-
-
-def factored(h: Float[np.ndarray, "s s"], ridge: float) -> tuple[tuple[np.ndarray, bool], float]:
-    """Cholesky factor of h + lambda I, and the lambda that it took; see `pulled`."""
     for raised in (1.0, 1e2, 1e4, 1e6):
         extra = ridge * raised
         try:

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from onnx_amc.errors import ModelError
 from onnx_amc.graph import light
 from onnx_amc.graph.fold import QUANTISED, fold
-from onnx_amc.graph.proto import key_of, names_read
+from onnx_amc.graph.proto import attributes, key_of, names_read
 from onnx_amc.graph.shapes import concrete_shapes, other_shapes
 
 FLOATS = frozenset(
@@ -64,6 +64,17 @@ class Model:
     def value(self, name: str) -> np.ndarray:
         """The array of an initializer."""
         return numpy_helper.to_array(self.weights[name])
+
+    def bounds(self, clip: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray] | None:
+        """Lowest and highest value that a Clip lets through; None where they are computed in the graph."""
+        attrs, given = attributes(clip), [*clip.input, "", ""][1:3]
+        if any(name and name not in self.weights for name in given):
+            return None
+        low, high = (
+            self.value(name) if name else np.asarray(attrs.get(key, default))
+            for name, key, default in zip(given, ("min", "max"), (-np.inf, np.inf), strict=True)
+        )
+        return low, high
 
     @property
     def opset(self) -> int:

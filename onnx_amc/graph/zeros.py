@@ -129,14 +129,8 @@ class Zeros:
 
     def _keeps_zero(self, node: onnx.NodeProto) -> bool:
         """Whether zero lies between the bounds of a Clip."""
-        attrs = attributes(node)
-        low, high = attrs.get("min", -np.inf), attrs.get("max", np.inf)
-        for i, name in enumerate(node.input[1:3]):
-            if name and name not in self.model.weights:
-                return False
-            if name:
-                low, high = (self.model.value(name), high) if i == 0 else (low, self.model.value(name))
-        return bool(np.all(np.asarray(low) <= 0) and np.all(np.asarray(high) >= 0))
+        bounds = self.model.bounds(node)
+        return bounds is not None and bool(np.all(bounds[0] <= 0) and np.all(bounds[1] >= 0))
 
     def _offset(self, node: onnx.NodeProto) -> bool:
         """Whether a quantised zero is not, or may not be, the number zero."""

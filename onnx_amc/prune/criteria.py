@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import numpy_helper
 
 if TYPE_CHECKING:
     from onnx_amc.fit.moments import Moments
@@ -22,7 +21,7 @@ CRITERIA = ("obs", "wanda", "fpgm", "magnitude", "random")
 
 def magnitude(analysis: Analysis, group: Group) -> np.ndarray:
     """L1 norm of the weights that read the channel (AMC section 3.4), (channels,)."""
-    return _summed(analysis, group, "mask", lambda rows: np.abs(rows).sum(axis=1))
+    return _summed(analysis, group, [p for p in group.slices if p.mask], lambda rows: np.abs(rows).sum(axis=1))
 
 
 def fpgm(analysis: Analysis, group: Group) -> np.ndarray:
@@ -30,7 +29,7 @@ def fpgm(analysis: Analysis, group: Group) -> np.ndarray:
 
     Source: He et al. 2019, "Filter pruning via geometric median", equation 7.
     """
-    return _summed(analysis, group, "produces", _distances)
+    return _summed(analysis, group, [p for p in group.slices if p.role == "produces"], _distances)
 
 
 def wanda(
@@ -54,18 +53,15 @@ def wanda(
     return score
 
 
-def _summed(analysis: Analysis, group: Group, kind: str, per_row: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _summed(
+    analysis: Analysis, group: Group, pieces: Sequence[Slice], per_row: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
     score = np.zeros(group.channels)
-    for piece in group.slices:
-        if _is(piece, kind):
-            array = numpy_helper.to_array(analysis.model.weights[piece.owner.tensor]).astype(np.float64)
-            rows = np.moveaxis(array, piece.owner.axis, 0).reshape(array.shape[piece.owner.axis], -1)
-            np.add.at(score, piece.channel, per_row(rows[piece.index]))
+    for piece in pieces:
+        array = analysis.model.value(piece.owner.tensor).astype(np.float64)
+        rows = np.moveaxis(array, piece.owner.axis, 0).reshape(array.shape[piece.owner.axis], -1)
+        np.add.at(score, piece.channel, per_row(rows[piece.index]))
     return score
-
-
-def _is(piece: Slice, kind: str) -> bool:
-    return piece.mask if kind == "mask" else piece.role == kind
 
 
 def _distances(rows: np.ndarray) -> np.ndarray:

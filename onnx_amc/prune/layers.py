@@ -29,6 +29,10 @@ MOVERS: dict[str, Mover] = {
 """Operators that only move elements, so that a weight behind them can still be written back."""
 
 
+WIDEST = 6_000
+"""Inputs above which a layer gets no Gram matrix, its memory being quadratic: it is fitted to fewer rows than that, by the dual."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """A tensor that is an initializer, perhaps moved about.
@@ -75,6 +79,11 @@ class Layer:
     inputs: Tokens | None
     outputs: Tokens | None
     whole: bool = False
+
+    @property
+    def width(self) -> int:
+        """Inputs of each output: channels of its group times taps."""
+        return int(self.weight.index.shape[2] * self.weight.index.shape[3])
 
     @property
     def affine(self) -> bool:

@@ -158,7 +158,8 @@ def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
         name = f"{edit.node}/input{edit.slot}/cut"
         result.graph.initializer.append(numpy_helper.from_array(value, name))
         if edit.whole is not None:
-            inserted.setdefault(edit.node, []).extend(_scaled(result, name, node.input[edit.slot], edit.whole))
+            scaled = _scaled(result, analysis.model.opset, name, node.input[edit.slot], edit.whole)
+            inserted.setdefault(edit.node, []).extend(scaled)
             name = f"{name}/sizes"
         while len(node.input) <= edit.slot:
             node.input.append("")
@@ -172,22 +173,19 @@ def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
         result.graph.node.extend(copies)
 
 
-def _scaled(result: onnx.ModelProto, kept: str, sizes: str, whole: np.ndarray) -> list[onnx.NodeProto]:
+def _scaled(result: onnx.ModelProto, opset: int, kept: str, sizes: str, whole: np.ndarray) -> list[onnx.NodeProto]:
     """Nodes that scale sizes computed at run time by what is kept: a 1 that stretches stays 1, a -1 stays -1."""
     for name, array in (("whole", whole), ("rest", whole - 1), ("zero", np.zeros(1, np.int64))):
         result.graph.initializer.append(numpy_helper.from_array(array, f"{kept}/{name}"))
-    if (
-        next((o.version for o in result.opset_import if o.domain in {"", "ai.onnx"}), 1) < 9
-    ):  # no Where, nor what would write a -1
-        steps = [("Mul", [sizes, kept], "more"), ("Div", [f"{kept}/more", f"{kept}/whole"], "sizes")]
-        return [onnx.helper.make_node(op, inputs, [f"{kept}/{output}"]) for op, inputs, output in steps]
-    steps = [
-        ("Mul", [sizes, kept], "more"),
-        ("Add", [f"{kept}/more", f"{kept}/rest"], "up"),
-        ("Div", [f"{kept}/up", f"{kept}/whole"], "scaled"),
-        ("Less", [sizes, f"{kept}/zero"], "open"),
-        ("Where", [f"{kept}/open", sizes, f"{kept}/scaled"], "sizes"),
-    ]
+    steps = [("Mul", [sizes, kept], "more"), ("Div", [f"{kept}/more", f"{kept}/whole"], "sizes")]
+    if opset >= 9:  # before, there is no Where, nor any operator that would write a -1
+        steps = [
+            ("Mul", [sizes, kept], "more"),
+            ("Add", [f"{kept}/more", f"{kept}/rest"], "up"),
+            ("Div", [f"{kept}/up", f"{kept}/whole"], "scaled"),
+            ("Less", [sizes, f"{kept}/zero"], "open"),
+            ("Where", [f"{kept}/open", sizes, f"{kept}/scaled"], "sizes"),
+        ]
     return [onnx.helper.make_node(op, inputs, [f"{kept}/{output}"]) for op, inputs, output in steps]
 
 

@@ -96,7 +96,7 @@ def gather_moments(
     exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in given)
     session = open_session(exposed, where=model.source)
     inputs = {i.name for i in session.get_inputs()}
-    moments = {layer.node: Moments(len(layer.weight.index), _width(layer)) for layer in layers}
+    moments = {layer.node: Moments(len(layer.weight.index), layer.width) for layer in layers}
     rng = np.random.default_rng(seed)
     per_sample = sum(4 * int(np.prod(model.shapes[n])) for n in names) or 1
     done = 0
@@ -114,10 +114,6 @@ def gather_moments(
         done += count
         progress(done, len(index))
     return moments
-
-
-def _width(layer: Layer) -> int:
-    return int(layer.weight.index.shape[2] * layer.weight.index.shape[3])
 
 
 def _add(moments: Moments, layer: Layer, x: np.ndarray, rows: int, rng: np.random.Generator, where: str) -> None:

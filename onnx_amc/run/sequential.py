@@ -7,17 +7,18 @@ it have lost, and the last one of two that are added for what its partner lost.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from onnx_amc.fit.patches import choose, patches
+from onnx_amc.fit.patches import choose, patches, widened
 from onnx_amc.fit.rows import Bounds, Rows, fit
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
-from onnx_amc.graph.proto import attributes, names_read
-from onnx_amc.prune.layers import Layer
+from onnx_amc.graph.proto import names_read
+from onnx_amc.prune.layers import WIDEST, Layer
 from onnx_amc.prune.refit import Values, read, write
 from onnx_amc.prune.surgery import cut
 from onnx_amc.run.capture import free_batch
@@ -31,9 +32,6 @@ GOALS = 2**30
 """Bytes of the original's outputs that are remembered from one plan to the next."""
 
 BATCH = 100
-
-WIDEST = 6_000
-"""Inputs above which a layer is fitted to no more than so many rows, by the dual."""
 
 SMALL = 64
 """Inputs times taps of a convolution group up to which all groups are solved at once."""
@@ -95,14 +93,11 @@ class Sequential:
         *,
         seed: int,
     ) -> None:
-        self.analysis, self.effort = analysis, effort
+        self.analysis = analysis
         model = analysis.model
         layers = [layer for layer in layers if layer.output in model.shapes]
         held = live_bytes(model.proto, model.shapes, {layer.node for layer in layers})
-        count = int(np.clip(MEMORY // (2 * held), 1, min(effort.samples, len(index))))
-        chosen = np.sort(np.random.default_rng(seed).permutation(index)[:count])
-        self._samples = count
-        self._batches = [data.batch(chosen[at : at + BATCH]) for at in range(0, count, BATCH)]
+        self._data, self._index = data, np.random.default_rng(seed).permutation(index)[: max(1, MEMORY // (2 * held))]
         self._original = onnx.ModelProto()
         self._original.CopyFrom(model.proto)
         del self._original.graph.value_info[:]
@@ -111,7 +106,20 @@ class Sequential:
         self._spots = {
             layer.node: _Spot(layer, *self._graph.behind(layer.output), (seed, i)) for i, layer in enumerate(layers)
         }
+        self._spend(effort)
+
+    def _spend(self, effort: Effort) -> None:
+        self.effort = effort
+        chosen = np.sort(self._index[: effort.samples])
+        self._samples = len(chosen)
+        self._batches = [self._data.batch(chosen[at : at + BATCH]) for at in range(0, len(chosen), BATCH)]
         self._goals: dict[str, dict[str, np.ndarray]] = {}
+
+    def lighter(self, effort: Effort) -> Sequential:
+        """Return another of these that spends less, on some of the samples."""
+        other = copy(self)
+        other._spend(effort)  # noqa: SLF001  its own copy
+        return other
 
     def refine(self, kept: Mapping[str, Sequence[int]], values: Values, biases: Values) -> tuple[Values, Values]:
         """Return better weights and biases; arguments and results are those of `surgery.cut`.
@@ -187,8 +195,7 @@ class Sequential:
     def _look(self, spot: _Spot, parts: Sequence[np.ndarray], *, patched: bool = False) -> np.ndarray:
         """Values of a tensor at the spot's positions, as columns; of the layer's input what its kernel sees there."""
         layer = spot.layer
-        width = layer.weight.index.shape[2] * layer.weight.index.shape[3]
-        most = FEW if layer.whole else WIDEST if width > WIDEST else self.effort.rows
+        most = FEW if layer.whole else WIDEST if layer.width > WIDEST else self.effort.rows
         rows = min(self.effort.rows, most)
         rng, columns = np.random.default_rng(spot.rng), []
         for part in parts:
@@ -205,7 +212,7 @@ class Sequential:
             else:
                 seen = part[(slice(None), slice(None), *positions.T)]
                 columns.append(np.moveaxis(seen, 0, 1).reshape(part.shape[1], -1))
-        return _wide(np.concatenate(columns, axis=1))
+        return widened(np.concatenate(columns, axis=1))
 
 
 def _problems(
@@ -230,10 +237,6 @@ def _problems(
     for g in whole.tolist():
         rows, columns = np.flatnonzero(lives[g]), np.flatnonzero(alive[g])
         yield np.array([g]), rows, columns, slice(of_x[g], of_x[g + 1]), slice(of_y[g], of_y[g + 1])
-
-
-def _wide(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32, copy=False) if values.dtype == np.float16 else values
 
 
 class _Graph:
@@ -280,14 +283,5 @@ class _Graph:
     def _bounds(self, node: onnx.NodeProto) -> Bounds | None:
         if node.op_type == "Relu":
             return Bounds(0.0)
-        if node.op_type != "Clip":
-            return None
-        attrs, model = attributes(node), self.analysis.model
-        given = [node.input[i] if i < len(node.input) else "" for i in (1, 2)]
-        if any(n and n not in model.weights for n in given):
-            return None
-        low, high = (
-            float(model.value(n)) if n else float(attrs.get(key, default))  # type: ignore[arg-type]
-            for n, key, default in zip(given, ("min", "max"), (-np.inf, np.inf), strict=True)
-        )
-        return Bounds(low, high)
+        found = self.analysis.model.bounds(node) if node.op_type == "Clip" else None
+        return None if found is None else Bounds(*map(float, found))

@@ -27,8 +27,10 @@ class Stages:
     def __init__(self, batches: Sequence[Mapping[str, np.ndarray]], wanted: Iterable[str], where: str) -> None:
         self._wanted = Counter(wanted)
         self._held: list[dict[str, np.ndarray]] = [dict(b) for b in batches]
-        self._done: set[str] = set()
         self._where = where
+        self._position = 0
+        self._last: dict[str, int] = {}
+        self._place: dict[str, int] = {}
 
     def until(
         self, proto: onnx.ModelProto, node: str, names: Collection[str], *, through: bool = False
@@ -36,7 +38,7 @@ class Stages:
         """Run everything that lies before a node and has not been run yet.
 
         Args:
-            proto: The graph; what has been run of it must be as it was.
+            proto: The graph, of the same nodes each time; what has been run of it must be as it was.
             node: Some output of the node to stop before.
             names: Tensors computed by then whose values to return, batch by batch.
             through: Whether to run the node too.
@@ -45,20 +47,22 @@ class Stages:
             DataError: onnxruntime cannot run the piece.
 
         """
-        nodes = list(proto.graph.node)
-        stop = next(i for i, n in enumerate(nodes) if node in n.output) + through
-        ahead = {name for n in nodes[stop:] for name in names_read(n)} | {o.name for o in proto.graph.output}
-        ahead |= (+self._wanted).keys()
-        piece = [n for n in nodes[:stop] if not self._done.issuperset(o for o in n.output if o)]
-        made = {o for n in piece for o in n.output if o}
-        self._run(proto, piece, sorted(made & ahead))
-        self._done |= made
+        if not self._last:
+            self._last = last_uses(proto)
+            self._place = {o: i for i, n in enumerate(proto.graph.node) for o in n.output if o}
+        stop = max(self._place[node] + through, self._position)
+        piece = list(proto.graph.node[self._position : stop])
+        self._run(proto, piece, sorted({o for n in piece for o in n.output if o and self._needed(o, stop)}))
+        self._position = stop
         found = [{n: b[n] for n in names} for b in self._held]
         self._wanted.subtract(names)
         for batch in self._held:
-            for name in [n for n in batch if n not in ahead]:
+            for name in [n for n in batch if not self._needed(n, stop)]:
                 del batch[name]
         return found
+
+    def _needed(self, name: str, stop: int) -> bool:
+        return self._last.get(name, -1) >= stop or self._wanted[name] > 0
 
     def _run(self, proto: onnx.ModelProto, piece: list[onnx.NodeProto], results: list[str]) -> None:
         if not results:
@@ -86,11 +90,16 @@ class Stages:
             batch |= dict(zip(results, values, strict=True))
 
 
+def last_uses(proto: onnx.ModelProto) -> dict[str, int]:
+    """Position of the last node that reads each tensor."""
+    return {name: i for i, node in enumerate(proto.graph.node) for name in names_read(node)}
+
+
 def live_bytes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], stops: Collection[str]) -> int:
     """Bytes per sample of what is held at the fullest of some stops, counting four bytes a number."""
     nodes = list(proto.graph.node)
     stored = {t.name for t in proto.graph.initializer}
-    last = {name: i for i, n in enumerate(nodes) for name in names_read(n)}
+    last = last_uses(proto)
     held, most = 0, 1
     leaves: dict[int, int] = {}
     for info in proto.graph.input:

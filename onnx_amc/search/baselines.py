@@ -69,26 +69,22 @@ def knapsack(space: Space, errors: list[np.ndarray]) -> np.ndarray:
 
     """
     at = np.array([len(lv) - 1 for lv in space.levels])
-
-    def counts(index: np.ndarray) -> np.ndarray:
-        return np.array([lv[i] for lv, i in zip(space.levels, index, strict=True)], dtype=np.int64)
-
-    while not space.feasible(counts(at)):
-        now, best = space.price(counts(at)), (np.inf, -1, -1)
+    while not space.feasible(space.counts(at)):
+        now, best = space.price(space.counts(at)), (np.inf, -1, -1)
         for g in range(len(space)):
             for to in range(at[g]):
                 trial = at.copy()
                 trial[g] = to
-                saved = now - space.price(counts(trial))
+                saved = now - space.price(space.counts(trial))
                 if saved > 0:
                     best = min(best, ((errors[g][to] - errors[g][at[g]]) / saved, g, to), key=lambda b: b[0])
         if best[1] < 0:
             return space.smallest
         at[best[1]] = best[2]
-    return counts(_give_back(space, errors, at, counts))
+    return space.counts(_give_back(space, errors, at))
 
 
-def _give_back(space: Space, errors: list[np.ndarray], at: np.ndarray, counts: object) -> np.ndarray:
+def _give_back(space: Space, errors: list[np.ndarray], at: np.ndarray) -> np.ndarray:
     """Raise levels, best gain first, while the budget allows."""
     while True:
         gains = []
@@ -96,7 +92,7 @@ def _give_back(space: Space, errors: list[np.ndarray], at: np.ndarray, counts: o
             for to in range(at[g] + 1, len(space.levels[g])):
                 trial = at.copy()
                 trial[g] = to
-                if not space.feasible(counts(trial)):  # type: ignore[operator]
+                if not space.feasible(space.counts(trial)):
                     break
                 gains.append((errors[g][at[g]] - errors[g][to], -g, to))
         gains = [g for g in gains if g[0] > 0]

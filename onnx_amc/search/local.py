@@ -14,19 +14,9 @@ PRIOR = 0.3
 """How firmly the table of errors is believed, against what plans have shown: relative to the spread of their errors."""
 
 
-def indices(space: Space, counts: np.ndarray) -> np.ndarray:
-    """Return the position of each count among its group's levels."""
-    return np.array([int(np.searchsorted(lv, n)) for lv, n in zip(space.levels, counts, strict=True)], dtype=np.int64)
-
-
-def counts_at(space: Space, index: np.ndarray) -> np.ndarray:
-    """Return the counts at the given levels."""
-    return np.array([lv[i] for lv, i in zip(space.levels, index, strict=True)], dtype=np.int64)
-
-
 def neighbour(space: Space, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return a plan near by: one or two groups lose a level or two, others gain what the budget then allows."""
-    at = indices(space, counts)
+    at = space.indices(counts)
     top = np.array([len(lv) - 1 for lv in space.levels])
     movable = np.flatnonzero(top > 0)
     lose = rng.choice(movable, min(len(movable), int(rng.integers(1, 3))), replace=False)
@@ -34,17 +24,17 @@ def neighbour(space: Space, counts: np.ndarray, rng: np.random.Generator) -> np.
     for group in rng.permutation(np.setdiff1d(movable, lose)):
         step = at.copy()
         step[group] = min(step[group] + int(rng.integers(1, 3)), top[group])
-        if space.feasible(counts_at(space, step)):
+        if space.feasible(space.counts(step)):
             at = step
-    return repaired(space, counts_at(space, at), rng)
+    return repaired(space, space.counts(at), rng)
 
 
 def repaired(space: Space, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Lower random groups, level by level, until the budget is met."""
-    at = indices(space, counts)
-    while not space.feasible(counts_at(space, at)) and (at > 0).any():
+    at = space.indices(counts)
+    while not space.feasible(space.counts(at)) and (at > 0).any():
         at[rng.choice(np.flatnonzero(at > 0))] -= 1
-    return counts_at(space, at)
+    return space.counts(at)
 
 
 def crossed(space: Space, one: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -65,7 +55,7 @@ def relearned(space: Space, errors: Sequence[np.ndarray], tried: np.ndarray, los
         losses: (plans,), what each plan lost, lower is better.
 
     """
-    table = np.array([[e[i] for e, i in zip(errors, indices(space, c), strict=True)] for c in tried])
+    table = np.array([[e[i] for e, i in zip(errors, space.indices(c), strict=True)] for c in tried])
     weight = np.exp(-(losses - losses.min()) / max(float(losses.std()), 1e-12))[:, None]
     common = float((losses @ table.sum(axis=1)) / max(float(np.square(table.sum(axis=1)).sum()), 1e-300))
     pull = PRIOR * np.sqrt(np.square(table * weight).sum(axis=0).mean())

@@ -138,6 +138,7 @@ def search(
     seed: int,
     starts: Sequence[Tried],
     errors: Sequence[np.ndarray] = (),
+    refining: float = REFINING,
 ) -> None:
     """Spend `episodes` evaluations on finding a better plan; everything tried is in the journal.
 
@@ -146,10 +147,11 @@ def search(
         facts: Of each group, for the agent's features.
         journal: Where plans are evaluated.
         policy: `random`, `evolution`, or an agent: `ddpg`, `td3`, `sac`.
-        episodes: Plans to evaluate; an agent spends the last `REFINING` of them around the best plan.
+        episodes: Plans to evaluate.
         seed: Of everything random.
         starts: Plans already tried (baselines); an agent gets them into its replay buffer before its first step.
         errors: For each group the error at each of its levels.
+        refining: Share of an agent's evaluations that are spent around the best plan at the end.
 
     """
     rng = np.random.default_rng(seed)
@@ -162,7 +164,7 @@ def search(
         return
     from onnx_amc.search.agent import AgentConfig, decay_for, make_agent, remember, train  # noqa: PLC0415  torch is heavy
 
-    walks = episodes - int(REFINING * episodes)
+    walks = episodes - int(refining * episodes)
     env = ChannelPruningEnv(space, facts, lambda counts: journal.ask(counts, policy).reward)
     warmup = min(100, max(1, walks // 4))
     config = AgentConfig(warmup_episodes=warmup, sigma_decay=decay_for(walks, warmup, AgentConfig.sigma))

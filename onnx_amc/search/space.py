@@ -83,6 +83,15 @@ class Space:
         """Groups."""
         return len(self.levels)
 
+    def counts(self, index: np.ndarray) -> np.ndarray:
+        """Return the plan at these positions among each group's levels."""
+        return np.array([lv[i] for lv, i in zip(self.levels, index, strict=True)], dtype=np.int64)
+
+    def indices(self, counts: np.ndarray) -> np.ndarray:
+        """Return the position of each count among its group's levels."""
+        found = [int(np.searchsorted(lv, n)) for lv, n in zip(self.levels, counts, strict=True)]
+        return np.array(found, dtype=np.int64)
+
     def feasible(self, counts: np.ndarray) -> bool:
         """Whether a plan meets the budget."""
         return self.price(counts) <= self.limit
@@ -126,7 +135,7 @@ class Space:
     def at(self, ratios: np.ndarray | float) -> np.ndarray:
         """Return the plan closest to the given kept ratios, whatever it costs."""
         wanted = np.broadcast_to(np.asarray(ratios, dtype=np.float64), (len(self),))
-        return np.array([lv[self.nearest(i, float(wanted[i]))] for i, lv in enumerate(self.levels)], dtype=np.int64)
+        return self.counts(np.array([self.nearest(i, float(ratio)) for i, ratio in enumerate(wanted)], dtype=np.int64))
 
     def largest(self, family: Callable[[float], np.ndarray]) -> np.ndarray:
         """Return the largest plan within the budget, of a family of ratio profiles that grows with its parameter in [0, 1]."""
