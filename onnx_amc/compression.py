@@ -31,7 +31,7 @@ from onnx_amc.run.latency import measure
 from onnx_amc.run.score import Scorer, find_metric
 from onnx_amc.rundir import Memo, RunDir
 from onnx_amc.search.env import ChannelPruningEnv
-from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Tried, key_of, propose, search
+from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Tried, key_of, propose, search, second_pass
 from onnx_amc.search.space import Space, levels_of
 
 
@@ -176,7 +176,7 @@ class Compression:
         total = price(np.array([g.channels for g in groups], dtype=np.int64))
         ratio = 1.0 if settings.budget.kind == "channels" else settings.budget.ratio
         unit = "parameters" if settings.budget.kind == "params" else "MACs"
-        space = Space(tuple(g.name for g in groups), levels, price, int(np.floor(ratio * total + 1e-9)), unit)
+        space = Space(tuple(g.name for g in groups), levels, price.many, int(np.floor(ratio * total + 1e-9)), unit)
         blocked = [f"{g.name} ({g.reason})" for g in self.analysis.fixed]
         space.check(where=settings.budget.option, blocked=blocked)
         if not groups and ratio < 1:
@@ -241,6 +241,9 @@ class Compression:
         self.listener.stage("baselines", len(names))
         for name in names:
             self.baselines[name] = self.journal.ask(propose(space, name, errors), name)
+        if errors:
+            self.listener.stage("second pass", len(space) + 2)
+            self.baselines["knapsack"], errors = second_pass(space, self.journal, errors, self.baselines["knapsack"])
         if settings.policy in CLOSED:
             if settings.policy not in self.baselines:
                 self.baselines[settings.policy] = self.journal.ask(

@@ -29,16 +29,20 @@ FACTS = [
 RATIOS = st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4)
 
 
+def prices(plans: np.ndarray) -> np.ndarray:
+    sides = np.pad(plans, ((0, 0), (1, 1)), constant_values=((0, 0), (3, 10)))
+    return np.asarray((sides[:, :-1] * sides[:, 1:]).sum(axis=1))
+
+
 def price(counts: np.ndarray) -> int:
-    sides = np.array([3, *counts, 10])
-    return int((sides[:-1] * sides[1:]).sum())
+    return int(prices(counts[None])[0])
 
 
 def environment(
     budget: float = 0.5, reward: Callable[[np.ndarray], float] = lambda _counts: -0.25
 ) -> ChannelPruningEnv:
     levels = tuple(levels_of(int(c), None, 0.2) for c in CHANNELS)
-    return ChannelPruningEnv(Space(tuple("abcd"), levels, price, int(budget * price(CHANNELS))), FACTS, reward)
+    return ChannelPruningEnv(Space(tuple("abcd"), levels, prices, int(budget * price(CHANNELS))), FACTS, reward)
 
 
 def walk(env: ChannelPruningEnv, ratios: list[float]) -> tuple[list[np.ndarray], list[float], list[float], np.ndarray]:

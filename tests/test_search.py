@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_amc.search import baselines, local
-from onnx_amc.search.loop import AGENTS, REFINING, Journal, Tried, search, walk
+from onnx_amc.search.loop import AGENTS, REFINING, Journal, Tried, search, second_pass, walk
 from onnx_amc.search.space import Space, levels_of
 from onnx_amc.search.state import LayerFacts
 
@@ -19,12 +19,16 @@ BEST = np.array([12, 8, 7, 24])
 FACTS = [LayerFacts(int(n), int(n), 4, 4, 1, 3, int(n)) for n in FULL]
 
 
+def prices(plans: np.ndarray) -> np.ndarray:
+    sides = np.pad(plans, ((0, 0), (1, 1)), constant_values=((0, 0), (3, 10)))
+    return np.asarray((sides[:, :-1] * sides[:, 1:]).sum(axis=1))
+
+
 def price(counts: np.ndarray) -> int:
-    sides = np.array([3, *counts, 10])
-    return int((sides[:-1] * sides[1:]).sum())
+    return int(prices(counts[None])[0])
 
 
-SPACE = Space(tuple("abcd"), tuple(levels_of(int(n), None, 0.2) for n in FULL), price, int(0.6 * price(FULL)))
+SPACE = Space(tuple("abcd"), tuple(levels_of(int(n), None, 0.2) for n in FULL), prices, int(0.6 * price(FULL)))
 
 ERRORS = [np.maximum(best - lv, 0) / lv[-1] for lv, best in zip(SPACE.levels, BEST, strict=True)]
 
@@ -84,7 +88,7 @@ def test_a_plan_seen_before_is_not_evaluated_again(policy: str) -> None:
     heard: list[Tried] = []
     fake = Fake()
     journal = Journal(fake, heard.append)
-    space = Space(SPACE.names, SPACE.levels, price, price(SPACE.smallest) + 60)
+    space = Space(SPACE.names, SPACE.levels, prices, price(SPACE.smallest) + 60)
     search(space, FACTS, journal, policy=policy, episodes=40, seed=0, starts=[])
     assert heard == journal.trials
     assert len(journal.trials) == 40 > len(fake.asked)
@@ -173,7 +177,7 @@ def test_a_plan_written_down_is_not_the_callers() -> None:
 @given(st.tuples(*(st.sampled_from(lv.tolist()) for lv in SPACE.levels)))
 def test_a_walk_leads_to_the_plan_it_is_given(plan: tuple[int, ...]) -> None:
     counts = np.array(plan)
-    free = Space(SPACE.names, SPACE.levels, price, price(counts))
+    free = Space(SPACE.names, SPACE.levels, prices, price(counts))
     steps = walk(free, FACTS, counts)
     assert [s.done for s in steps] == [False, False, False, True]
     np.testing.assert_allclose([s.action[0] for s in steps], counts / FULL, rtol=1e-6)
@@ -187,3 +191,29 @@ def test_each_plan_counts_once_as_whoever_came_first_tried_it() -> None:
     for counts, source in ((BEST, "a"), (FULL, "b"), (BEST, "c")):
         journal.ask(counts, source)
     assert [t.source for t in journal.distinct] == ["a", "b"]
+
+
+def test_the_second_pass_finds_what_groups_are_worth_together() -> None:
+    """The table was measured group by group; in the network a group counts for something else, which only plans can tell."""
+    space = Space(tuple("abcdef"), (levels_of(32, 2, 0.1),) * 6, lambda plans: plans.sum(axis=1), 96)
+    errors = [np.square(1 - lv / 32) for lv in space.levels]
+    for seed in range(10):
+        hidden = np.random.default_rng(seed).uniform(0.2, 5.0, len(space)) / 30
+
+        def loss(counts: np.ndarray, hidden: np.ndarray = hidden) -> float:
+            return float(sum(f * e[i] for f, e, i in zip(hidden, errors, space.indices(counts), strict=True)))
+
+        journal = Journal(lambda counts, loss=loss: (1.0, loss(counts)))  # type: ignore[misc]
+        start = journal.ask(baselines.knapsack(space, errors), "knapsack")
+        found, table = second_pass(space, journal, errors, start)
+        assert len(journal.trials) == len(space) + 2
+        assert all(space.feasible(t.counts) for t in journal.trials)
+        best = baselines.knapsack(space, [f * e for f, e in zip(hidden, errors, strict=True)])
+        assert loss(best) == pytest.approx(found.loss)
+        assert found.loss < 0.9 * start.loss
+        assert np.stack(table) == pytest.approx(hidden[:, None] * np.stack(errors))
+
+
+def test_a_table_whose_groups_cannot_be_lowered_stays_as_it_is() -> None:
+    found = baselines.reweighed(SPACE, ERRORS, SPACE.smallest, SPACE.smallest, np.zeros(len(SPACE)))
+    assert all(np.array_equal(a, b) for a, b in zip(found, ERRORS, strict=True))

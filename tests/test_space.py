@@ -26,13 +26,13 @@ def chain(seed: int, groups: int | None = None, most: int = 12) -> Space:
     channels = rng.integers(2, most, groups or int(rng.integers(1, 6)))
     cost = rng.integers(1, 9, len(channels) + 1)
 
-    def price(counts: np.ndarray) -> int:
-        sides = np.array([3, *counts, 10])
-        return int((cost * sides[:-1] * sides[1:]).sum())
+    def prices(plans: np.ndarray) -> np.ndarray:
+        sides = np.pad(plans, ((0, 0), (1, 1)), constant_values=((0, 0), (3, 10)))
+        return np.asarray((cost * sides[:, :-1] * sides[:, 1:]).sum(axis=1))
 
     levels = tuple(levels_of(int(c), int(rng.integers(1, 4)), 0.2) for c in channels)
-    space = Space(tuple(f"g{i}" for i in range(len(channels))), levels, price, 0)
-    return replace(space, limit=int(rng.integers(price(space.smallest), price(space.full) + 1)))
+    space = Space(tuple(f"g{i}" for i in range(len(channels))), levels, prices, 0)
+    return replace(space, limit=int(rng.integers(space.price(space.smallest), space.price(space.full) + 1)))
 
 
 def falling(space: Space, seed: int) -> list[np.ndarray]:
@@ -101,7 +101,7 @@ def test_levels_are_the_multiples_above_the_floor_and_all_channels(n: int, round
 
 
 def test_nearest_takes_the_lower_of_two_and_at_takes_one_ratio_or_many() -> None:
-    space = Space(("a", "b"), (levels_of(16, 4, 0.2), levels_of(10, 4, 0.2)), int, 0)
+    space = Space(("a", "b"), (levels_of(16, 4, 0.2), levels_of(10, 4, 0.2)), lambda c: c.sum(axis=1), 0)
     assert [space.nearest(0, r) for r in (-1.0, 0.37, 0.375, 0.38, 1.0, 2.0)] == [0, 0, 0, 1, 3, 3]
     assert space.at(0.5).tolist() == [8, 4]
     assert space.at(np.array([1.0, 0.0])).tolist() == [16, 4]
@@ -173,7 +173,7 @@ def test_uniform_is_the_largest_of_its_kind() -> None:
 @pytest.mark.parametrize(("name", "order"), [("shallow", 1), ("deep", -1)])
 def test_slanted_plans_cut_one_end_hardest(name: str, order: int) -> None:
     channels = [levels_of(100, 1, 0.01)] * 6
-    space = Space(("g",) * 6, tuple(channels), lambda counts: int(counts.sum()), 300)
+    space = Space(("g",) * 6, tuple(channels), lambda c: c.sum(axis=1), 300)
     plan = propose(space, name, [])[::order]
     assert (np.diff(plan) > 0).all()
     assert plan.sum() == pytest.approx(300, abs=6)
@@ -186,7 +186,7 @@ def test_random_plans_differ_but_not_for_the_same_seed() -> None:
 
 
 def test_knapsack_is_near_the_best_of_all_plans() -> None:
-    """On average within 1 % of the span of errors, and the best plan in most cases."""
+    """On average within 0.1 % of the span of errors, and the best plan in nearly every case."""
     gaps = []
     for seed in range(60):
         space = chain(seed, groups=3, most=9)
@@ -198,8 +198,8 @@ def test_knapsack_is_near_the_best_of_all_plans() -> None:
 
         best = min(error(p) for p in everything(space))
         gaps.append((error(propose(space, "knapsack", errors)) - best) / max(error(space.smallest), 1e-12))
-    assert np.mean(gaps) < 0.01
-    assert np.mean(np.array(gaps) < 1e-12) > 0.75
+    assert np.mean(gaps) < 0.001
+    assert np.mean(np.array(gaps) < 1e-12) > 0.95
 
 
 @settings(deadline=None, max_examples=40)
@@ -209,7 +209,7 @@ def test_knapsack_is_exact_where_every_level_costs_the_same_and_errors_are_conve
 ) -> None:
     levels = tuple(np.arange(1, 6) for _ in groups)
     errors = [scale * (1 - np.arange(1, 6) / 5) ** power for scale, power in groups]
-    space = Space(("g",) * len(groups), levels, lambda c: int(c.sum()), max(len(groups), int(ratio * 5 * len(groups))))
+    space = Space(("g",) * len(groups), levels, lambda c: c.sum(axis=1), max(len(groups), int(ratio * 5 * len(groups))))
 
     def error(plan: np.ndarray) -> float:
         return float(sum(e[n - 1] for e, n in zip(errors, plan, strict=True)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -35,6 +36,16 @@ class Price:
         """Int (terms,): each node's share of the price when group g keeps counts[g] channels."""
         shares: np.ndarray = self.constant * np.prod(self.base + self.share @ counts, axis=1)
         return shares
+
+    def many(self, plans: np.ndarray) -> np.ndarray:
+        """Return whole prices, int (plans,), of int (plans, groups) counts."""
+        factors = plans.astype(np.float64) @ self._flat  # exact: axis lengths are far below 2^53
+        axes = factors.reshape(len(plans), *self.base.shape).astype(np.int64) + self.base
+        return np.asarray(np.prod(axes, axis=2) @ self.constant)
+
+    @cached_property
+    def _flat(self) -> np.ndarray:
+        return self.share.reshape(self.base.size, self.share.shape[2]).T.astype(np.float64)
 
     def __call__(self, counts: np.ndarray) -> int:
         """Return the whole price."""

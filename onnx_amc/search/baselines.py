@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
@@ -9,6 +12,12 @@ from onnx_amc.search.space import Space
 
 NOTHING = 1e-30
 """Losses below this are zero: their slopes would overflow."""
+
+LEAST = 0.1
+"""Share of the usual factor below which a group's measured worth is taken for noise."""
+
+REACH = 3
+"""Levels that a group is lowered by, at most, in exchange for another's."""
 
 
 def uniform(space: Space) -> np.ndarray:
@@ -57,46 +66,101 @@ def curve(levels: np.ndarray, ratios: np.ndarray, losses: np.ndarray) -> np.ndar
     return np.asarray(PchipInterpolator(removed, found)(1.0 - levels / levels[-1]), dtype=np.float64)
 
 
-def knapsack(space: Space, errors: list[np.ndarray]) -> np.ndarray:
-    """Least summed error within the budget, greedily: take the cut that costs least error per unit of price saved.
+def knapsack(space: Space, errors: Sequence[np.ndarray]) -> np.ndarray:
+    """Least summed error within the budget: greedily, then by exchanges.
 
-    Prices are exact at every step, since a layer's price is the product of both its sides. A cut may be several levels deep, so
-    a flat stretch behind a steep one is found. What the last cut saved too much is given back where it helps most.
+    The cut that costs least error per unit of price saved is taken until the budget is met. A cut may be several levels deep, so
+    a flat stretch behind a steep one is found. Prices are exact at every step: a layer's is the product of both its sides, which
+    is why dynamic programming over the groups does not apply. Then one group is raised, alone or in exchange for another that is
+    lowered, as long as that takes error away.
 
     Args:
         space: Levels, price and budget.
         errors: For each group the error at each of its levels.
 
     """
-    at = np.array([len(lv) - 1 for lv in space.levels])
+    groups = np.repeat(np.arange(len(space)), [len(lv) for lv in space.levels])
+    level = np.concatenate([np.arange(len(lv)) for lv in space.levels])
+    error = np.concatenate(list(errors))
+    moves = _Moves(space, groups, level, error, np.cumsum([0, *(len(lv) for lv in space.levels)])[:-1])
+    at = space.indices(space.full)
     while not space.feasible(space.counts(at)):
-        now, best = space.price(space.counts(at)), (np.inf, -1, -1)
-        for g in range(len(space)):
-            for to in range(at[g]):
-                trial = at.copy()
-                trial[g] = to
-                saved = now - space.price(space.counts(trial))
-                if saved > 0:
-                    best = min(best, ((errors[g][to] - errors[g][at[g]]) / saved, g, to), key=lambda b: b[0])
-        if best[1] < 0:
+        lower = np.flatnonzero(level < at[groups])
+        saved = space.price(space.counts(at)) - moves.prices(at, lower)
+        lower, saved = lower[saved > 0], saved[saved > 0]
+        if not len(lower):
             return space.smallest
-        at[best[1]] = best[2]
-    return space.counts(_give_back(space, errors, at))
+        best = lower[np.argmin(moves.gained(at, lower) / saved)]
+        at[groups[best]] = level[best]
+    while (better := moves.exchange(at)) is not None:
+        at = better
+    return space.counts(at)
 
 
-def _give_back(space: Space, errors: list[np.ndarray], at: np.ndarray) -> np.ndarray:
-    """Raise levels, best gain first, while the budget allows."""
-    while True:
-        gains = []
-        for g in range(len(space)):
-            for to in range(at[g] + 1, len(space.levels[g])):
-                trial = at.copy()
-                trial[g] = to
-                if not space.feasible(space.counts(trial)):
-                    break
-                gains.append((errors[g][at[g]] - errors[g][to], -g, to))
-        gains = [g for g in gains if g[0] > 0]
-        if not gains:
-            return at
-        _, g, to = max(gains)
-        at[-g] = to
+@dataclass(frozen=True)
+class _Moves:
+    """All moves of one group to one of its levels, and what they do to a plan."""
+
+    space: Space
+    groups: np.ndarray
+    level: np.ndarray
+    error: np.ndarray
+    start: np.ndarray
+
+    def prices(self, at: np.ndarray, moves: np.ndarray) -> np.ndarray:
+        """Price of the plan after each move."""
+        plans = np.tile(self.space.counts(at), (len(moves), 1))
+        counts = np.concatenate(self.space.levels)
+        plans[np.arange(len(moves)), self.groups[moves]] = counts[moves]
+        return self.space.prices(plans)
+
+    def gained(self, at: np.ndarray, moves: np.ndarray) -> np.ndarray:
+        """Error that each move adds."""
+        return np.asarray(self.error[moves] - self.error[(self.start + at)[self.groups[moves]]])
+
+    def exchange(self, at: np.ndarray) -> np.ndarray | None:
+        """The plan after the best raise, alone or with another group lowered by up to `REACH` levels; None where none helps."""
+        best, found = -NOTHING, None
+        depth = at[self.groups] - self.level
+        for lowered in [-1, *np.flatnonzero((depth > 0) & (depth <= REACH)).tolist()]:
+            trial, lost = at.copy(), 0.0
+            if lowered >= 0:
+                trial[self.groups[lowered]] = self.level[lowered]
+                lost = float(self.gained(at, np.array([lowered]))[0])
+            raises = np.flatnonzero((self.level > trial[self.groups]) & (self.groups != self.groups[lowered]))
+            raises = np.flatnonzero(self.level > trial[self.groups]) if lowered < 0 else raises
+            gain = lost + self.gained(trial, raises)
+            raises, gain = raises[gain < best], gain[gain < best]
+            fits = np.flatnonzero(self.prices(trial, raises) <= self.space.limit)
+            if len(fits):
+                chosen = fits[np.argmin(gain[fits])]
+                best, found = gain[chosen], trial
+                found[self.groups[raises[chosen]]] = self.level[raises[chosen]]
+        return found
+
+
+def reweighed(
+    space: Space, errors: Sequence[np.ndarray], counts: np.ndarray, lowered: np.ndarray, losses: np.ndarray
+) -> list[np.ndarray]:
+    """Return the table of errors with each group's row scaled to what lowering it costs in a network that is cut everywhere.
+
+    A group that could not be lowered gets the median of the others' factors; none gets less than `LEAST` of that.
+
+    Args:
+        space: Levels, price and budget.
+        errors: For each group the error at each of its levels, measured with the others whole.
+        counts: int (groups,), the plan around which was measured.
+        lowered: int (groups,), to how many channels each group was lowered in turn.
+        losses: (groups,), what each of these changes added.
+
+    """
+    pairs = zip(errors, space.indices(counts), space.indices(lowered), strict=True)
+    expected = np.array([e[to] - e[at] for e, at, to in pairs])
+    known = expected > NOTHING
+    if not known.any():
+        return list(errors)
+    factors = losses[known] / expected[known]
+    usual = max(float(np.median(factors)), NOTHING)
+    every = np.full(len(errors), usual)
+    every[known] = np.maximum(factors, LEAST * usual)
+    return [factor * e for factor, e in zip(every, errors, strict=True)]

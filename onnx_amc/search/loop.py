@@ -26,6 +26,9 @@ POLICIES = (*AGENTS, "random", "evolution", *CLOSED)
 REFINING = 0.4
 """Share of an agent's evaluations that are spent around the best plan at the end."""
 
+DEPTH = 2
+"""Levels that a group is lowered by to see what it is worth."""
+
 PATIENCE = 20
 """Draws in which a plan that nobody has tried is looked for."""
 
@@ -126,6 +129,26 @@ def propose(space: Space, name: str, errors: Sequence[np.ndarray]) -> np.ndarray
     if name in {"shallow", "deep"}:
         return baselines.slanted(space, name)
     return baselines.knapsack(space, list(errors))
+
+
+def second_pass(
+    space: Space, journal: Journal, errors: Sequence[np.ndarray], start: Tried
+) -> tuple[Tried, list[np.ndarray]]:
+    """Measure each group's worth once more around the knapsack's plan, by lowering it there, and solve the knapsack again.
+
+    Returns:
+        The better one of the two plans, and the table of errors with its rows scaled.
+
+    """
+    lowered = space.counts(np.maximum(space.indices(start.counts) - DEPTH, 0))
+    added = np.zeros(len(space))
+    for group in np.flatnonzero(lowered < start.counts):
+        counts = start.counts.copy()
+        counts[group] = lowered[group]
+        added[group] = start.reward - journal.ask(counts, start.source).reward
+    table = baselines.reweighed(space, errors, start.counts, lowered, added)
+    again = journal.ask(baselines.knapsack(space, table), start.source)
+    return max(start, again, key=lambda t: t.reward), table
 
 
 def search(

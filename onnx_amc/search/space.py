@@ -14,7 +14,8 @@ from onnx_amc.errors import BudgetError
 Lanes = tuple[int, int, bool]
 """How a group's channels lie on their axes, see `onnx_amc.graph.groups.Lanes`: block, repeat, partial."""
 
-Prices = Callable[[np.ndarray], int]
+Prices = Callable[[np.ndarray], np.ndarray]
+"""Int (plans, groups) counts -> int (plans,), what each plan costs."""
 
 
 def multiple_of(channels: int, round_to: int | None, lanes: Lanes = (1, 1, False)) -> int:
@@ -57,7 +58,7 @@ class Space:
     Args:
         names: Of the groups.
         levels: For each group the counts it may keep, ascending.
-        price: Of a plan, exact.
+        prices: Of plans, exact.
         limit: What a plan may cost at most.
         unit: What the price counts, for messages.
 
@@ -65,7 +66,7 @@ class Space:
 
     names: tuple[str, ...]
     levels: tuple[np.ndarray, ...]
-    price: Prices
+    prices: Prices
     limit: int
     unit: str = "MACs"
 
@@ -91,6 +92,10 @@ class Space:
         """Return the position of each count among its group's levels."""
         found = [int(np.searchsorted(lv, n)) for lv, n in zip(self.levels, counts, strict=True)]
         return np.array(found, dtype=np.int64)
+
+    def price(self, counts: np.ndarray) -> int:
+        """Return what one plan costs."""
+        return int(self.prices(counts[None])[0])
 
     def feasible(self, counts: np.ndarray) -> bool:
         """Whether a plan meets the budget."""
