@@ -29,6 +29,9 @@ REFINING = 0.4
 DEPTH = 2
 """Levels that a group is lowered by to see what it is worth."""
 
+SHAPING = 2.0
+"""What a unit of relative output error counts for in the reward, beside a unit of the score."""
+
 PATIENCE = 20
 """Draws in which a plan that nobody has tried is looked for."""
 
@@ -62,12 +65,12 @@ class Tried:
 
     @property
     def reward(self) -> float:
-        """AMC's R_err = -Error, the error being what is missing to a score of 1, less the loss.
+        """AMC's R_err = -Error, the error being what is missing to a score of 1, less the loss `SHAPING` times.
 
         A score counts samples, hence is flat and noisy between plans that are alike; the loss, how far the outputs are from the
-        original's, is neither, and predicts the score on other samples better (`benchmarks/proxy.py`).
+        original's, is neither, and together they predict the score on other samples best (`benchmarks/proxy.py`).
         """
-        return self.score - 1.0 - min(self.loss, 1.0)
+        return self.score - 1.0 - SHAPING * min(self.loss, 1.0)
 
 
 @dataclass
