@@ -1,6 +1,6 @@
 """What should the search look at? How well each candidate reward predicts a plan's accuracy on samples that it never saw.
 
-    python benchmarks/proxy.py [--shared ../shared] [--model resnet20_cifar10] [--flops 0.5] [--plans 30] [--out FILE.md]
+    python benchmarks/proxy.py [--shared ../shared] [--only resnet20] [--plans 30] [--out FILE.md]
 
 The `search` data falls into three parts: calibration, reward, and a third that neither sees. Plans near the knapsack's, and some
 random ones, are built in the ways a search could afford, and as they would be delivered; the table gives Spearman's correlation
@@ -12,21 +12,29 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
+from quality import ROWS
 from scipy.special import log_softmax, softmax
 from scipy.stats import spearmanr
 from threadpoolctl import threadpool_limits
 
+from onnx_amc.builder import Kept
 from onnx_amc.compression import Compression, Listener
 from onnx_amc.config import Budget, Settings
 from onnx_amc.run.score import Scorer, top1
+from onnx_amc.run.sequential import Effort
 from onnx_amc.rundir import Memo
 from onnx_amc.search import baselines, local
+from onnx_amc.search.loop import SHAPING
 
-SIZES = (250, 500, 1_000, 1_500)
+EFFORTS = (Effort(50, 4_000, rounds=1), Effort(100, 4_000, rounds=1), Effort(200, 8_000, rounds=1))
+
+SIZES = (250, 500, 750, 1_500)
 
 
 def candidates(scorer: Scorer, outputs: np.ndarray) -> Iterator[tuple[str, float]]:
@@ -39,26 +47,23 @@ def candidates(scorer: Scorer, outputs: np.ndarray) -> Iterator[tuple[str, float
         yield f"agreement, {size} samples", float((z.argmax(1) == z0.argmax(1)).mean())
         yield f"-KL, {size} samples", float((softmax(z0, 1) * (log_softmax(z, 1) - log_softmax(z0, 1))).sum(1).mean())
         yield f"-output error, {size} samples", -loss
-        yield f"top-1 - output error, {size} samples", hits - loss
+        yield f"top-1 - {SHAPING:g} x output error, {size} samples", hits - SHAPING * loss
 
 
 def main() -> int:
     """Print the table, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
-    parser.add_argument("--model", default="resnet20_cifar10")
-    parser.add_argument("--data", default="cifar10/search.npz")
-    parser.add_argument("--flops", type=float, default=0.5)
+    parser.add_argument("--only", default="resnet20", help="one of quality.py's rows, the first whose name has this")
     parser.add_argument("--plans", type=int, default=30)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    settings = Settings(Budget("flops", args.flops))
+    name, samples, _, ratio = next(row for row in ROWS if args.only in row[0])
+    settings = Settings(Budget("flops", ratio), reward=SIZES[-1])
     with threadpool_limits(limits=1, user_api="blas"):
-        run = Compression(
-            args.shared / "models" / f"{args.model}.onnx", args.shared / "data" / args.data, settings, Listener()
-        )
+        run = Compression(args.shared / "models" / f"{name}.onnx", args.shared / "data" / samples, settings, Listener())
         builder, space, data = run.builder, run.space, run.data
-        if data is None or run.scorer is None:
+        if data is None or run.scorer is None or builder.sequential is None:
             raise SystemExit("no data")
         seen = np.concatenate(data.split(0, settings.calibration, settings.reward))
         third = Scorer(run.model.original, data, np.setdiff1d(np.arange(len(data)), seen), top1, "top1")
@@ -70,26 +75,30 @@ def main() -> int:
             for _ in range(int(rng.integers(1, 4))):
                 start = local.neighbour(space, start, rng)
             plans.append(start)
+        ways: list[tuple[str, Callable[[Kept], onnx.ModelProto]]] = [("one-shot", builder.build)]
+        for effort in EFFORTS:
+            draft = builder.sequential.lighter(effort)
+            ways.append((f"sequential, {effort.samples} samples", partial(builder.refined_by, draft)))
         table: dict[str, list[float]] = {}
         truth: list[float] = []
         for plan in plans:
             kept = builder.kept(plan)
-            for way, build in (("one-shot", builder.build), ("sequential", builder.drafted)):
+            for way, build in ways:
                 began = time.perf_counter()
                 model = build(kept)
                 table.setdefault(f"{way} | seconds to build", []).append(time.perf_counter() - began)
-                for name, value in candidates(run.scorer, run.scorer.outputs(model)[0]):
-                    table.setdefault(f"{way} | {name}", []).append(value)
+                for reward, value in candidates(run.scorer, run.scorer.outputs(model)[0]):
+                    table.setdefault(f"{way} | {reward}", []).append(value)
             truth.append(third(builder.refined(kept)).value)
             print(len(truth), f"{truth[-1]:.4f}", file=sys.stderr, flush=True)
     lines = ["| refit | candidate | Spearman, all plans | Spearman, plans near the knapsack's |", "|---|---|---|---|"]
     near = [0, *range(2 + args.plans // 6, len(plans))]
-    for name, values in table.items():
-        if name.endswith("build"):
-            lines.append(f"| {name} | {np.median(values):.2f} | |")
+    for row, values in table.items():
+        if row.endswith("build"):
+            lines.append(f"| {row} | {np.median(values):.2f} | |")
             continue
         whole, part = (spearmanr(np.array(values)[i], np.array(truth)[i]).statistic for i in (range(len(truth)), near))
-        lines.append(f"| {name} | {whole:.2f} | {part:.2f} |")
+        lines.append(f"| {row} | {whole:.2f} | {part:.2f} |")
     text = "\n".join(lines)
     print(text)
     if args.out:

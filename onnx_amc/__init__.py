@@ -10,7 +10,8 @@ from onnx_amc.errors import AmcError, BudgetError, DataError, ModelError, Option
 if TYPE_CHECKING:
     import onnx
 
-    from onnx_amc.compression import Listener, Result
+    from onnx_amc.compression import Listener
+    from onnx_amc.delivery import Result
     from onnx_amc.intake import DataSource, ModelSource
 
 __version__ = version("onnx-amc")

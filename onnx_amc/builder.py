@@ -168,13 +168,14 @@ class Builder:
 
     def drafted(self, kept: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
         """Return what the search scores: as `refined`, from fewer samples."""
-        return self._refined(kept, self.draft)
+        return self.refined_by(self.draft, kept)
 
     def refined(self, kept: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
         """Return the cut model, refitted layer by layer on its own activations; corrected in one shot where that cannot be done."""
-        return self._refined(kept, self.sequential)
+        return self.refined_by(self.sequential, kept)
 
-    def _refined(self, kept: Mapping[str, Sequence[int]], sequential: Sequential | None) -> onnx.ModelProto:
+    def refined_by(self, sequential: Sequential | None, kept: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+        """Return the cut model as `refined` does, by another sequential refit."""
         if sequential is None or self.refitter is None or not kept:
             return self.build(kept)
         values, biases = self.refitter.solve(kept)

@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,10 @@ import onnx
 
 from onnx_amc.builder import Builder, Kept
 from onnx_amc.config import Settings
-from onnx_amc.delivery import check_feed, class_count, figures, one_feed, write_model
+from onnx_amc.delivery import Result, check_feed, class_count, figures, one_feed
 from onnx_amc.errors import BudgetError, SelfCheckError
 from onnx_amc.graph import cost, light
-from onnx_amc.graph.groups import Analysis, analyse
+from onnx_amc.graph.groups import analyse
 from onnx_amc.inspection import facts_of, protected
 from onnx_amc.intake import DataSource, ModelSource, find_data, load_model, sidecar
 from onnx_amc.prune.plan import Plan
@@ -46,30 +45,6 @@ class Listener:
 
     def note(self, text: str) -> None:
         """Say something the user should know."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run delivers.
-
-    Args:
-        model: The compressed model.
-        plan: What was cut.
-        record: Everything measured, as in `--json`.
-        analysis: Of the original.
-        trials: Every evaluated plan.
-
-    """
-
-    model: onnx.ModelProto
-    plan: Plan
-    record: dict[str, Any]
-    analysis: Analysis = field(repr=False)
-    trials: list[Tried] = field(repr=False, default_factory=list)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model: beside its place first, then renamed, so that a file there is replaced by a whole one only."""
-        write_model(self.model, Path(path), external=self.analysis.model.external)
 
 
 class Compression:

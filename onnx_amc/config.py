@@ -81,11 +81,11 @@ class Settings:
     metric: str | None = None
     provider: str = "CPUExecutionProvider"
     calibration: int = 2_000
-    reward: int = 1_500
+    reward: int = 3_000
     rows: int = 40_000
     ridge: float = 1e-4
     correction: int = 512
-    sequence: int = 1_000
+    sequence: int = 2_000
     draft: int = 100
     draft_rows: int = 4_000
     trial: int = 750

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,38 @@ import onnx
 
 from onnx_amc.errors import OptionError
 from onnx_amc.graph import cost, light
-from onnx_amc.graph.groups import analyse
+from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import FLOATS, Model, load, true_inputs
 from onnx_amc.graph.shapes import sample_feed
+from onnx_amc.prune.plan import Plan
 from onnx_amc.run.capture import fixed_batch
 from onnx_amc.run.samples import Dataset, InputSpec
 from onnx_amc.run.session import open_session
+from onnx_amc.search.loop import Tried
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run delivers.
+
+    Args:
+        model: The compressed model.
+        plan: What was cut.
+        record: Everything measured, as in `--json`.
+        analysis: Of the original.
+        trials: Every evaluated plan.
+
+    """
+
+    model: onnx.ModelProto
+    plan: Plan
+    record: dict[str, Any]
+    analysis: Analysis = field(repr=False)
+    trials: list[Tried] = field(repr=False, default_factory=list)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model: beside its place first, then renamed, so that a file there is replaced by a whole one only."""
+        write_model(self.model, Path(path), external=self.analysis.model.external)
 
 
 def figures(model: onnx.ModelProto, known: Model | None = None) -> dict[str, Any]:

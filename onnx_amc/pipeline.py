@@ -13,9 +13,9 @@ import onnx
 from threadpoolctl import threadpool_limits
 
 from onnx_amc.builder import Builder
-from onnx_amc.compression import Compression, Listener, Result
+from onnx_amc.compression import Compression, Listener
 from onnx_amc.config import Budget, Settings, parse_round_to
-from onnx_amc.delivery import check_feed, class_count, input_specs
+from onnx_amc.delivery import Result, check_feed, class_count, input_specs
 from onnx_amc.errors import PlanError
 from onnx_amc.graph.groups import analyse
 from onnx_amc.inspection import summary

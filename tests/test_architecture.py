@@ -24,6 +24,7 @@ MAY = {
     "report": {"errors"},
     "prune": {"errors", "graph", "fit"},
     "run": {"errors", "graph", "fit", "prune"},
+    "recover": {"errors", "graph", "fit", "prune", "run"},
 }
 """What each package may import besides itself."""
 
@@ -32,7 +33,7 @@ ORDER = ["config", "rundir", "inspection", "delivery", "intake", "builder", "com
 """The modules above the packages: each may import all packages, and of these those before it."""
 
 DOORS = {
-    "torch": ("search/agent.py",),
+    "torch": ("search/agent.py", "recover/"),
     "stable_baselines3": ("search/agent.py",),
     "onnx_graphsurgeon": ("graph/",),
     "onnxruntime": ("graph/", "run/"),

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 from nets import image
 from oracle import difference, gap
+from shared_nets import hydrated, needs_shared
 
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
 from onnx_amc.search.space import levels_of
-
-SHARED = Path(__file__).parents[2] / "shared" / "models"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real networks of ../shared are not here")
 
 
 def half(analysis: Analysis) -> dict[str, tuple[int, ...]]:
@@ -33,7 +28,7 @@ def half(analysis: Analysis) -> dict[str, tuple[int, ...]]:
     ],
 )
 def test_residual_streams_through_option_a_shortcuts(name: str, groups: int, channels: list[int] | None) -> None:
-    analysis = analyse(load(SHARED / f"{name}.onnx"))
+    analysis = analyse(load(hydrated(name)))
     assert len(analysis.groups) == groups
     assert all(g.lanes.block == 1 for g in analysis.groups), "a pool over everything is no reason to round to eights"
     if channels:
@@ -44,7 +39,7 @@ def test_residual_streams_through_option_a_shortcuts(name: str, groups: int, cha
 @needs_shared
 @pytest.mark.parametrize("name", ["mobilenet_v1_0.75_imagenet", "fastestdet", "ultraface_rfb_320", "mnist_cntk"])
 def test_real_networks_are_cut_exactly(name: str) -> None:
-    original = onnx.load(SHARED / f"{name}.onnx")
+    original = hydrated(name)
     analysis = analyse(load(original))
     kept = half(analysis)
     assert difference(analysis, kept) < 1e-5
@@ -53,7 +48,6 @@ def test_real_networks_are_cut_exactly(name: str) -> None:
     assert price(cost.counts_of(analysis, kept)) < 0.4 * price(full)
 
 
-ZOO = SHARED.parent / "zoo"
 ARCHITECTURES = {
     "dyn_mobilenet_v2": 0.32,
     "timm_coat_lite_tiny": 0.6,
@@ -68,15 +62,10 @@ ARCHITECTURES = {
 """Graphs of the zoo, and the share of the MACs that may be left at half of the channels; benchmarks/zoo.py tries them all."""
 
 
-@pytest.mark.skipif(not ZOO.is_dir(), reason="the graphs of ../shared/zoo are not here")
+@needs_shared
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures_are_cut_far_and_exactly(name: str) -> None:
-    spec = importlib.util.spec_from_file_location("hydrate", ZOO / "hydrate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    analysis = analyse(load(module.hydrate(str(ZOO / f"{name}.onnx"))))
+    analysis = analyse(load(hydrated(name)))
     kept = {}
     for group in analysis.groups:
         levels = levels_of(group.channels, None, 0.2, group.lanes)
@@ -89,7 +78,7 @@ def test_architectures_are_cut_far_and_exactly(name: str) -> None:
 @needs_shared
 @pytest.mark.parametrize(("name", "reason"), [("dtln_1", "first state"), ("silero_vad", "control-flow")])
 def test_what_cannot_be_cut_says_why(name: str, reason: str) -> None:
-    analysis = analyse(load(SHARED / f"{name}.onnx"))
+    analysis = analyse(load(hydrated(name)))
     told = [str(g.reason) for g in analysis.fixed]
     assert not analysis.groups
     assert any(reason in t for t in told)

@@ -158,7 +158,7 @@ def test_the_table_learns_from_plans_that_were_tried() -> None:
             return float(sum(row[i] for row, i in zip(truth, SPACE.indices(counts), strict=True)))
 
         tried = np.array([baselines.random(SPACE, rng) for _ in range(40)])
-        found = local.relearned(SPACE, table, tried, np.array([lost(c) for c in tried]))
+        found = baselines.knapsack(SPACE, local.relearned(SPACE, table, tried, np.array([lost(c) for c in tried])))
         assert SPACE.feasible(found)
         gains.append(lost(baselines.knapsack(SPACE, table)) - lost(found))
     assert min(gains) > -0.05
@@ -217,3 +217,19 @@ def test_the_second_pass_finds_what_groups_are_worth_together() -> None:
 def test_a_table_whose_groups_cannot_be_lowered_stays_as_it_is() -> None:
     found = baselines.reweighed(SPACE, ERRORS, SPACE.smallest, SPACE.smallest, np.zeros(len(SPACE)))
     assert all(np.array_equal(a, b) for a, b in zip(found, ERRORS, strict=True))
+
+
+def test_exchanges_are_new_within_the_budget_and_in_the_order_of_the_table() -> None:
+    start = baselines.knapsack(SPACE, ERRORS)
+    known = {start.tobytes()}
+    lost = []
+    while (found := baselines.exchanged(SPACE, ERRORS, start, lambda c: c.tobytes() in known)) is not None:
+        assert found.tobytes() not in known
+        assert SPACE.feasible(found)
+        moved = SPACE.indices(found) - SPACE.indices(start)
+        assert (moved > 0).sum() == 1
+        assert (moved < 0).sum() <= 1
+        known.add(found.tobytes())
+        lost.append(sum(e[i] for e, i in zip(ERRORS, SPACE.indices(found), strict=True)))
+    assert len(lost) > 5
+    assert lost[0] == min(lost)

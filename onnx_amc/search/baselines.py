@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -15,6 +14,9 @@ NOTHING = 1e-30
 
 LEAST = 0.1
 """Share of the usual factor below which a group's measured worth is taken for noise."""
+
+Exchange = tuple[float, np.ndarray]
+"""Error that an exchange adds, and the levels of the plan after it."""
 
 REACH = 3
 """Levels that a group is lowered by, at most, in exchange for another's."""
@@ -79,10 +81,8 @@ def knapsack(space: Space, errors: Sequence[np.ndarray]) -> np.ndarray:
         errors: For each group the error at each of its levels.
 
     """
-    groups = np.repeat(np.arange(len(space)), [len(lv) for lv in space.levels])
-    level = np.concatenate([np.arange(len(lv)) for lv in space.levels])
-    error = np.concatenate(list(errors))
-    moves = _Moves(space, groups, level, error, np.cumsum([0, *(len(lv) for lv in space.levels)])[:-1])
+    moves = _Moves(space, errors)
+    groups, level = moves.groups, moves.level
     at = space.indices(space.full)
     while not space.feasible(space.counts(at)):
         lower = np.flatnonzero(level < at[groups])
@@ -92,20 +92,30 @@ def knapsack(space: Space, errors: Sequence[np.ndarray]) -> np.ndarray:
             return space.smallest
         best = lower[np.argmin(moves.gained(at, lower) / saved)]
         at[groups[best]] = level[best]
-    while (better := moves.exchange(at)) is not None:
+    while True:
+        gain, better = min(moves.exchanges(at), key=lambda found: found[0], default=(0.0, at))
+        if gain > -NOTHING:
+            return space.counts(at)
         at = better
-    return space.counts(at)
 
 
-@dataclass(frozen=True)
+def exchanged(
+    space: Space, errors: Sequence[np.ndarray], counts: np.ndarray, known: Callable[[np.ndarray], bool]
+) -> np.ndarray | None:
+    """Return the plan next to a given one that the table of errors likes best among those that are not known; None without any."""
+    found = _Moves(space, errors).exchanges(space.indices(counts), known)
+    return space.counts(min(found, key=lambda exchange: exchange[0])[1]) if found else None
+
+
 class _Moves:
     """All moves of one group to one of its levels, and what they do to a plan."""
 
-    space: Space
-    groups: np.ndarray
-    level: np.ndarray
-    error: np.ndarray
-    start: np.ndarray
+    def __init__(self, space: Space, errors: Sequence[np.ndarray]) -> None:
+        sizes = [len(lv) for lv in space.levels]
+        self.space, self.error = space, np.concatenate(list(errors))
+        self.groups = np.repeat(np.arange(len(space)), sizes)
+        self.level = np.concatenate([np.arange(n) for n in sizes])
+        self.start = np.cumsum([0, *sizes])[:-1]
 
     def prices(self, at: np.ndarray, moves: np.ndarray) -> np.ndarray:
         """Price of the plan after each move."""
@@ -118,24 +128,30 @@ class _Moves:
         """Error that each move adds."""
         return np.asarray(self.error[moves] - self.error[(self.start + at)[self.groups[moves]]])
 
-    def exchange(self, at: np.ndarray) -> np.ndarray | None:
-        """The plan after the best raise, alone or with another group lowered by up to `REACH` levels; None where none helps."""
-        best, found = -NOTHING, None
+    def exchanges(self, at: np.ndarray, known: Callable[[np.ndarray], bool] = lambda _: False) -> list[Exchange]:
+        """For each group lowered by up to `REACH` levels, or none, the raise that then takes most error away.
+
+        Args:
+            at: int (groups,), levels of the plan to change.
+            known: Which plans to leave out.
+
+        """
+        found: list[Exchange] = []
         depth = at[self.groups] - self.level
         for lowered in [-1, *np.flatnonzero((depth > 0) & (depth <= REACH)).tolist()]:
-            trial, lost = at.copy(), 0.0
+            trial, lost, other = at.copy(), 0.0, -1
             if lowered >= 0:
-                trial[self.groups[lowered]] = self.level[lowered]
+                other = self.groups[lowered]
+                trial[other] = self.level[lowered]
                 lost = float(self.gained(at, np.array([lowered]))[0])
-            raises = np.flatnonzero((self.level > trial[self.groups]) & (self.groups != self.groups[lowered]))
-            raises = np.flatnonzero(self.level > trial[self.groups]) if lowered < 0 else raises
-            gain = lost + self.gained(trial, raises)
-            raises, gain = raises[gain < best], gain[gain < best]
-            fits = np.flatnonzero(self.prices(trial, raises) <= self.space.limit)
-            if len(fits):
-                chosen = fits[np.argmin(gain[fits])]
-                best, found = gain[chosen], trial
-                found[self.groups[raises[chosen]]] = self.level[raises[chosen]]
+            raises = np.flatnonzero((self.level > trial[self.groups]) & (self.groups != other))
+            raises = raises[self.prices(trial, raises) <= self.space.limit]
+            for chosen in raises[np.argsort(self.gained(trial, raises), kind="stable")]:
+                plan = trial.copy()
+                plan[self.groups[chosen]] = self.level[chosen]
+                if not known(self.space.counts(plan)):
+                    found.append((lost + float(self.gained(trial, np.array([chosen]))[0]), plan))
+                    break
         return found
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import nnls
 
-from onnx_amc.search import baselines
 from onnx_amc.search.space import Space
 
 PRIOR = 0.3
@@ -42,8 +41,8 @@ def crossed(space: Space, one: np.ndarray, other: np.ndarray, rng: np.random.Gen
     return repaired(space, np.where(rng.random(len(one)) < 0.5, one, other), rng)
 
 
-def relearned(space: Space, errors: Sequence[np.ndarray], tried: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """Return the knapsack's plan for a table whose rows are scaled so that they explain the plans that were tried.
+def relearned(space: Space, errors: Sequence[np.ndarray], tried: np.ndarray, losses: np.ndarray) -> list[np.ndarray]:
+    """Return the table of errors with its rows scaled so that they explain the plans that were tried.
 
     Each group's row of errors was measured with the others whole. In a network that is cut everywhere a group counts for more or
     less; its factor, not below 0, is fitted to the losses by least squares with a pull towards a common one.
@@ -64,4 +63,4 @@ def relearned(space: Space, errors: Sequence[np.ndarray], tried: np.ndarray, los
     )
     goal = np.concatenate([losses * weight[:, 0], np.full(len(errors), pull * common)])
     factors, _ = nnls(rows, goal)
-    return baselines.knapsack(space, [f * e for f, e in zip(factors, errors, strict=False)])
+    return [f * e for f, e in zip(factors, errors, strict=False)]

@@ -199,16 +199,22 @@ def search(
         remember(agent, walk(space, facts, start.counts), start.reward)
     train(agent, walks, env.steps)
     for step in range(episodes - walks):
-        journal.ask(_near(space, journal, errors if step % 2 == 0 else (), rng), policy)
+        journal.ask(_near(space, journal, errors if step % 4 < 3 else (), rng), policy)
 
 
 def _near(space: Space, journal: Journal, errors: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """A plan that was not tried: what the table of errors says in the light of all trials, or a neighbour of the best."""
+    """A plan that was not tried: the best of all, or else near the best one, by the table of errors scaled to explain all trials.
+
+    Without a table, or where it knows no other, a random neighbour of the best.
+    """
     if len(errors):
         tried = journal.distinct
         losses = np.array([-t.reward for t in tried])
-        found = local.relearned(space, errors, np.array([t.counts for t in tried]), losses)
-        if not journal.knows(found):
+        table = local.relearned(space, errors, np.array([t.counts for t in tried]), losses)
+        found: np.ndarray | None = baselines.knapsack(space, table)
+        if found is None or journal.knows(found):
+            found = baselines.exchanged(space, table, journal.best.counts, journal.knows)
+        if found is not None:
             return found
     return journal.unseen(lambda: local.neighbour(space, journal.best.counts, rng))
 

@@ -1,0 +1,122 @@
+"""A graph read as a torch module: the same numbers as onnxruntime, and gradients besides."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from onnx_amc.errors import ModelError
+from onnx_amc.graph.proto import attributes, names_read
+from onnx_amc.recover import ops_layer, ops_math, ops_shape
+from onnx_amc.recover.call import TABLE, Call, UnreadableError
+
+READ = (ops_layer, ops_math, ops_shape)
+"""Modules that fill the table when they are imported."""
+
+WEIGHTS = {
+    "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1), "BatchNormalization": (1, 2), "PRelu": (1,),
+    "LayerNormalization": (1, 2), "RMSNormalization": (1,), "InstanceNormalization": (1, 2), "GroupNormalization": (1, 2),
+}  # fmt: skip
+"""Inputs of operators that hold what training may change, if they are initializers; and what is added to a MatMul's output."""
+
+
+class Reading(nn.Module):
+    """Computes a graph in torch.
+
+    Args:
+        proto: The graph; initializers and Constant nodes hold its constants.
+        where: What to call it in messages.
+
+    Raises:
+        ModelError: An operator that is not in the table.
+
+    """
+
+    def __init__(self, proto: onnx.ModelProto, where: str = "model") -> None:
+        super().__init__()
+        self.where = where
+        self._nodes = [(node, attributes(node)) for node in proto.graph.node]
+        self._opset = next((o.version for o in proto.opset_import if o.domain in {"", "ai.onnx"}), 1)
+        odd = sorted({_title(n) for n in proto.graph.node if n.domain not in {"", "ai.onnx"} or n.op_type not in TABLE})
+        if odd:
+            raise ModelError(
+                f"torch has no reading of {', '.join(odd)}", where=where, fix="the model is delivered without recovery"
+            )
+        self.outputs = [o.name for o in proto.graph.output]
+        trained = trainable(proto)
+        self.weights = nn.ParameterDict()
+        self._names: dict[str, str] = {}
+        for i, tensor in enumerate(proto.graph.initializer):
+            value = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+            self._names[tensor.name] = f"t{i}"
+            if tensor.name in trained:
+                self.weights[f"t{i}"] = nn.Parameter(value)
+            else:
+                self.register_buffer(f"t{i}", value)
+        self._last: dict[str, int] = {name: i for i, (n, _) in enumerate(self._nodes) for name in names_read(n)}
+
+    def initializer(self, name: str) -> Tensor:
+        """The present value of an initializer."""
+        key = self._names[name]
+        return self.weights[key] if key in self.weights else self.get_buffer(key)
+
+    def trained(self) -> dict[str, np.ndarray]:
+        """The initializers that training may have changed, by name."""
+        return {
+            name: self.weights[key].detach().cpu().numpy() for name, key in self._names.items() if key in self.weights
+        }
+
+    def forward(self, feed: Mapping[str, Tensor], wanted: Collection[str] = ()) -> dict[str, Tensor]:
+        """Return the graph's outputs, and any other tensors that are wanted, by name.
+
+        Raises:
+            ModelError: A use of an operator that torch cannot repeat.
+
+        """
+        wanted = {*self.outputs, *wanted}
+        held = {name: value for name, value in feed.items() if name not in self._names}
+        for i, (node, attrs) in enumerate(self._nodes):
+            args = tuple(self._value(name, held) for name in node.input)
+            call = Call(node.op_type, attrs, args, sum(bool(o) for o in node.output), self._opset)
+            try:
+                found = TABLE[node.op_type](call)
+            except (UnreadableError, RuntimeError, TypeError, IndexError, KeyError, ValueError) as error:
+                text = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise ModelError(
+                    f"torch cannot compute node '{node.name or node.output[0]}' ({node.op_type}): {text}",
+                    where=self.where,
+                    fix="the model is delivered without recovery",
+                ) from error
+            results = (found,) if isinstance(found, Tensor) else tuple(found)
+            held |= {name: value for name, value in zip(node.output, results, strict=False) if name}
+            for name in {*node.input, *node.output}:
+                if self._last.get(name, -1) <= i and name not in wanted:
+                    held.pop(name, None)
+        return {name: held[name] if name in held else self.initializer(name) for name in wanted}
+
+    def _value(self, name: str, held: Mapping[str, Tensor]) -> Tensor | None:
+        if not name:
+            return None
+        return held[name] if name in held else self.initializer(name)
+
+
+def trainable(proto: onnx.ModelProto) -> set[str]:
+    """Names of the float initializers that hold weights and biases."""
+    floats = {t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    products = {n.output[0] for n in proto.graph.node if n.op_type == "MatMul"}
+    found: set[str] = set()
+    for node in proto.graph.node:
+        places = WEIGHTS.get(node.op_type, ())
+        if node.op_type == "Add" and not products.isdisjoint(node.input):
+            places = (0, 1)
+        found |= {node.input[i] for i in places if i < len(node.input)} & floats
+    return found
+
+
+def _title(node: onnx.NodeProto) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain not in {"", "ai.onnx"} else node.op_type
