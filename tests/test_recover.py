@@ -1,0 +1,132 @@
+"""Recovery: the cut network learns what the original answers, from the same samples, and only its weights change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_amc.builder import Builder
+from onnx_amc.config import Budget, Settings
+from onnx_amc.delivery import input_specs
+from onnx_amc.graph.groups import Analysis, analyse
+from onnx_amc.graph.load import load
+from onnx_amc.recover.distil import Course, augmented, one_cycle
+from onnx_amc.recover.recovery import recovered, with_values
+from onnx_amc.run import data as sources
+from onnx_amc.run.data import Dataset
+from onnx_amc.run.score import Scorer, fidelity
+
+MODELS = Path(__file__).parents[1] / "models"
+Halved = tuple[Analysis, onnx.ModelProto, Dataset, np.ndarray, Scorer]
+SHORT = Course(epochs=4, batch=25)
+
+
+def contents(model: onnx.ModelProto) -> list[bytes]:
+    return [onnx.numpy_helper.to_array(t).tobytes() for t in model.graph.initializer]
+
+
+@pytest.fixture(scope="module")
+def halved() -> Halved:
+    """A shipped network, half of each group's channels gone and only cut; samples to train on, and a score on the others."""
+    analysis = analyse(load(MODELS / "digits_resnet.onnx"))
+    data = sources.load(MODELS / "digits_resnet.npz", input_specs(analysis.model.proto), classes=10)
+    train, held = data.split(0, 300, 200)
+    builder = Builder(analysis, Settings(Budget("channels", 0.5), refit=False), None, train)
+    kept = builder.kept(np.array([g.channels // 2 for g in analysis.groups]))
+    return analysis, builder.build(kept), data, train, Scorer(analysis.model.original, data, held, fidelity, "fidelity")
+
+
+def test_training_brings_the_outputs_nearer_and_changes_only_weights(
+    halved: Halved,
+) -> None:
+    analysis, cut, data, train, scorer = halved
+    found = recovered(analysis.model, cut, data, train, lambda m: scorer(m).value, SHORT, seed=0)
+    assert scorer.loss(found) < 0.6 * scorer.loss(cut)
+    assert list(found.graph.node) == list(cut.graph.node)
+    assert [(t.name, t.dims, t.data_type) for t in found.graph.initializer] == [
+        (t.name, t.dims, t.data_type) for t in cut.graph.initializer
+    ]
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_labels(
+    halved: Halved,
+) -> None:
+    analysis, cut, data, train, scorer = halved
+    blind = replace(data, labels=None)
+    one, same, other = (
+        recovered(analysis.model, cut, samples, train, lambda m: scorer(m).value, SHORT, seed=seed).SerializeToString()
+        for samples, seed in ((data, 0), (blind, 0), (data, 1))
+    )
+    assert one == same != other
+
+
+def test_what_is_not_better_is_not_kept(halved: Halved) -> None:
+    analysis, cut, data, train, _ = halved
+    asked: list[onnx.ModelProto] = []
+
+    def worse(model: onnx.ModelProto) -> float:
+        asked.append(model)
+        return -float(len(asked))
+
+    found = recovered(analysis.model, cut, data, train, worse, SHORT, seed=0)
+    assert len(asked) == 1 + SHORT.epochs
+    assert contents(found) == contents(cut) != contents(asked[1])
+
+
+def test_training_ends_in_time(halved: Halved) -> None:
+    analysis, cut, data, train, _ = halved
+    told: list[tuple[int, int]] = []
+    course = Course(epochs=1000, minutes=1e-9)
+    recovered(
+        analysis.model,
+        cut,
+        data,
+        train,
+        lambda _m: 0.0,
+        course,
+        seed=0,
+        progress=lambda n, total, _t: told.append((n, total)),
+    )
+    assert told == [(1, 1)]
+
+
+def test_values_go_where_they_belong(halved: Halved) -> None:
+    cut = halved[1]
+    name = cut.graph.initializer[0].name
+    array = onnx.numpy_helper.to_array(cut.graph.initializer[0])
+    changed = with_values(cut, {name: array + 1})
+    assert np.array_equal(onnx.numpy_helper.to_array(changed.graph.initializer[0]), array + 1)
+    assert changed.graph.initializer[1:] == cut.graph.initializer[1:]
+    assert np.array_equal(onnx.numpy_helper.to_array(cut.graph.initializer[0]), array)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_images_are_moved_and_mirrored_as_wholes(last: bool) -> None:
+    rows, columns = np.meshgrid(np.arange(16.0), np.arange(24.0), indexing="ij")
+    image = np.stack([rows, columns, rows + columns]).astype(np.float32)
+    images = np.repeat(image[None], 40, axis=0)
+    feed = np.moveaxis(images, 1, -1) if last else images
+    found = augmented(feed, Course(shift=0.125, flip=False), np.random.default_rng(0))
+    found = np.moveaxis(found, -1, 1) if last else found
+    inner = found[:, :, 2:-2, 3:-3] - images[:, :, 2:-2, 3:-3]
+    moves = inner[:, :2, 0, 0]
+    assert (inner == np.append(moves, moves.sum(axis=1, keepdims=True), axis=1)[:, :, None, None]).all()
+    assert np.abs(moves).max(axis=0).tolist() == [2, 3]
+    mirrored = augmented(feed, Course(shift=0.0, flip=True), np.random.default_rng(0))
+    mirrored = np.moveaxis(mirrored, -1, 1) if last else mirrored
+    turned = (mirrored == images[..., ::-1]).all(axis=(1, 2, 3))
+    assert 0 < turned.sum() < 40
+    assert (mirrored[~turned] == images[0]).all()
+
+
+def test_the_learning_rate_goes_up_once_and_down_to_nothing() -> None:
+    rates = np.array([one_cycle(s) for s in np.linspace(0, 1, 200)])
+    peak = int(rates.argmax())
+    assert rates.max() == pytest.approx(1.0, abs=0.01)
+    assert (np.diff(rates[: peak + 1]) > 0).all()
+    assert (np.diff(rates[peak:]) < 0).all()
+    assert rates[-1] == pytest.approx(0.0)
