@@ -63,18 +63,18 @@ def test_a_search_spends_its_episodes_within_the_budget_and_keeps_the_best(polic
     journal, _ = searched(policy, episodes=12, seed=0, starts=(start,))
     assert [t.source for t in journal.trials] == ["start"] + [policy] * 12
     assert all(price(t.counts) <= SPACE.limit for t in journal.trials)
-    assert journal.best.reward == max(t.score - 1 - 2 * t.loss for t in journal.trials)
+    assert journal.best.reward == max(t.score - 1 - 4 * t.loss for t in journal.trials)
     assert len(np.unique(plans(journal), axis=0)) > 5
 
 
 def test_the_best_has_the_highest_score_less_loss_then_came_first() -> None:
-    scores = {3: (0.9, 0.5), 5: (0.875, 0.125), 7: (0.5, 0.0), 9: (0.875, 0.125), 11: (1.0, 1e6)}
+    scores = {3: (0.9, 0.5), 5: (0.875, 0.125), 7: (0.25, 0.0), 9: (0.875, 0.125), 11: (1.0, 1e6)}
     journal = Journal(lambda counts: scores[int(counts[0])])
     for n in scores:
         journal.ask(np.array([n]), f"number {n}")
     assert journal.best.source == "number 5"
-    assert journal.best.reward == -0.375
-    assert journal.trials[-1].reward == -2
+    assert journal.best.reward == -0.625
+    assert journal.trials[-1].reward == -4
 
 
 def test_a_search_finds_the_best_plan_of_a_small_space() -> None:
@@ -211,7 +211,7 @@ def test_the_second_pass_finds_what_groups_are_worth_together() -> None:
         best = baselines.knapsack(space, [f * e for f, e in zip(hidden, errors, strict=True)])
         assert loss(best) == pytest.approx(found.loss)
         assert found.loss < 0.9 * start.loss
-        assert np.stack(table) == pytest.approx(2 * hidden[:, None] * np.stack(errors))
+        assert np.stack(table) == pytest.approx(4 * hidden[:, None] * np.stack(errors))
 
 
 def test_a_table_whose_groups_cannot_be_lowered_stays_as_it_is() -> None:

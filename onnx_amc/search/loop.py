@@ -29,7 +29,7 @@ REFINING = 0.4
 DEPTH = 2
 """Levels that a group is lowered by to see what it is worth."""
 
-SHAPING = 2.0
+SHAPING = 4.0
 """What a unit of relative output error counts for in the reward, beside a unit of the score."""
 
 PATIENCE = 20
