@@ -70,7 +70,9 @@ def _compress(one: argparse.ArgumentParser) -> None:
         budget.add_argument(f"--{name}", type=float, help=argparse.SUPPRESS)
     one.add_argument("-o", "--out", metavar="OUT", help="the compressed model (MODEL with .amc.onnx)")
     one.add_argument(
-        "--policy", default="ddpg", help="ddpg (default), td3, sac, random, uniform, shallow, deep or knapsack"
+        "--policy",
+        default="ddpg",
+        help="ddpg (default), td3, sac, evolution, random, knapsack, uniform, shallow or deep",
     )
     one.add_argument("--granularity", default="channel", choices=["channel", "weight"], help=argparse.SUPPRESS)
     one.add_argument("--episodes", type=int, default=100, metavar="N", help="plans that the search evaluates (100)")
