@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("--flops", type=float)
     parser.add_argument("--policies", nargs="+", default=POLICIES)
     parser.add_argument("--episodes", type=int, default=60)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="none: only print the table")
     parser.add_argument("--log", type=Path, default=Path(__file__).with_name("search.jsonl"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
