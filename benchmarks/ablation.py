@@ -20,9 +20,10 @@ from threadpoolctl import threadpool_limits
 
 from onnx_amc import evaluate
 from onnx_amc.builder import Builder
-from onnx_amc.compression import Compression, Listener
+from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
 from onnx_amc.inspection import facts_of
+from onnx_amc.listener import Listener
 from onnx_amc.prune.surgery import cut
 from onnx_amc.rundir import Memo
 from onnx_amc.search import baselines

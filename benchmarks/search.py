@@ -23,8 +23,9 @@ from quality import ROWS
 from threadpoolctl import threadpool_limits
 
 from onnx_amc import evaluate
-from onnx_amc.compression import Compression, Listener
+from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
+from onnx_amc.listener import Listener
 
 POLICIES = ("uniform", "shallow", "deep", "knapsack", "random", "evolution", "ddpg", "td3", "sac")
 

@@ -10,9 +10,9 @@ from onnx_amc.errors import AmcError, BudgetError, DataError, ModelError, Option
 if TYPE_CHECKING:
     import onnx
 
-    from onnx_amc.compression import Listener
     from onnx_amc.delivery import Result
     from onnx_amc.intake import DataSource, ModelSource
+    from onnx_amc.listener import Listener
 
 __version__ = version("onnx-amc")
 

@@ -100,7 +100,16 @@ def _compress(one: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="which channels go first: obs (elimination over all readers), wanda, fpgm, magnitude or random",
     )
-    one.add_argument("--recover", action=argparse.BooleanOptionalAction, default=False, help=argparse.SUPPRESS)
+    recover = one.add_argument_group("recovery: training towards the original's outputs")
+    recover.add_argument(
+        "--recover",
+        action=argparse.BooleanOptionalAction,
+        help="train what is delivered, without labels (where there are a few hundred samples)",
+    )
+    recover.add_argument("--recover-epochs", type=int, metavar="N", help="passes over the samples, at most")
+    recover.add_argument("--recover-minutes", type=float, metavar="M", help="wall time of the training, at most")
+    recover.add_argument("--recover-labels", action="store_true", help="let labels count too")
+    recover.add_argument("--recover-flip", action="store_true", help="images may be mirrored left to right")
     one.add_argument("--metric", metavar="NAME", help="top1, top5, agreement, fidelity or module:function")
     one.add_argument(
         "--provider", default="CPUExecutionProvider", metavar="NAME", help="execution provider of onnxruntime"
@@ -169,8 +178,14 @@ def compress(args: argparse.Namespace) -> int:
         criterion=args.criterion,
         metric=args.metric,
         provider=args.provider,
+        recover=args.recover,
+        recover_epochs=args.recover_epochs,
+        recover_minutes=args.recover_minutes,
+        recover_labels=args.recover_labels,
+        recover_flip=args.recover_flip,
     )
     from onnx_amc import pipeline  # noqa: PLC0415
+    from onnx_amc.rundir import CHECKPOINT  # noqa: PLC0415
 
     with _display(quiet=args.quiet) as display:
         result = pipeline.compress(args.model, args.data, settings, display, folder, resume=args.resume)
@@ -180,6 +195,7 @@ def compress(args: argparse.Namespace) -> int:
     result.plan.save(folder / "plan.json", result.analysis)
     for path in [folder / "record.json", *([Path(args.json)] if args.json else [])]:
         pipeline.save_record(result.record, path)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     if not args.quiet:
         display.table(result.record, out, folder)
     return DONE
@@ -206,7 +222,8 @@ def apply(args: argparse.Namespace) -> int:
     from onnx_amc.delivery import write_model  # noqa: PLC0415
     from onnx_amc.graph.light import has_external_data  # noqa: PLC0415
 
-    model = pipeline.apply(args.model, args.plan, args.data)
+    with _display(quiet=False) as display:
+        model = pipeline.apply(args.model, args.plan, args.data, display)
     write_model(model, out, external=has_external_data(args.model))
     print(f"wrote {out}")
     return DONE
@@ -252,7 +269,6 @@ def _display(*, quiet: bool) -> Display:
 def _refuse_what_is_to_come(args: argparse.Namespace) -> None:
     """Options of the interface that this version does not have yet are refused, never ignored."""
     asked = {
-        "--recover": args.recover,
         "--granularity weight": args.granularity == "weight",
         "--workers": args.workers is not None,
         "--report": args.report is not None,

@@ -22,6 +22,7 @@ from onnx_amc.graph import cost, light
 from onnx_amc.graph.groups import analyse
 from onnx_amc.inspection import facts_of, protected
 from onnx_amc.intake import DataSource, ModelSource, find_data, load_model, sidecar
+from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
 from onnx_amc.prune.surgery import finish
 from onnx_amc.run.check import gap, self_check
@@ -30,21 +31,9 @@ from onnx_amc.run.latency import measure
 from onnx_amc.run.score import Scorer, find_metric
 from onnx_amc.rundir import Memo, RunDir
 from onnx_amc.search.env import ChannelPruningEnv
-from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Tried, key_of, propose, search, second_pass
+from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Tried, key_of, propose, reward_of, search, second_pass
 from onnx_amc.search.space import Space, levels_of
-
-
-class Listener:
-    """Hears how a run goes; the command line draws it. Every method may be overridden, none must be."""
-
-    def stage(self, name: str, total: int | None) -> None:
-        """Say that a stage begins, of so many steps (None: unknown)."""
-
-    def advance(self, done: int, note: str = "") -> None:
-        """Say how many steps of the stage are done."""
-
-    def note(self, text: str) -> None:
-        """Say something the user should know."""
+from onnx_amc.training import parts_of, train
 
 
 class Compression:
@@ -114,19 +103,19 @@ class Compression:
 
     def _calibrate(self) -> None:
         settings, data = self.settings, self.data
-        calibration, reward = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        parts = parts_of(data, settings)
+        self.trained, reward = parts.trained, parts.reward
         self.scorer = self.trial = None
         if data is not None:
             for name in data.unused:
                 self.listener.note(f"array '{name}' in {data.source} is neither an input nor labels: ignored")
-            calibration, reward = data.split(settings.seed, settings.calibration, settings.reward)
             name, metric = find_metric(settings.metric, data, class_count(self.model))
-            parts = (metric, name, settings.provider, self.model.source)
-            self.scorer = Scorer(self.model.original, data, reward, *parts)
+            how = (metric, name, settings.provider, self.model.source)
+            self.scorer = Scorer(self.model.original, data, reward, *how)
             few = np.sort(np.random.default_rng(settings.seed).permutation(reward)[: settings.trial])
-            self.trial = self.scorer if len(few) == len(reward) else Scorer(self.model.original, data, few, *parts)
-        self.listener.stage("calibrate", len(calibration) or None)
-        self.builder = Builder(self.analysis, settings, data, calibration, lambda n, _: self.listener.advance(n))
+            self.trial = self.scorer if len(few) == len(reward) else Scorer(self.model.original, data, few, *how)
+        self.listener.stage("calibrate", len(parts.calibration) or None)
+        self.builder = Builder(self.analysis, settings, data, parts.calibration, lambda n, _: self.listener.advance(n))
         for node, why in self.builder.refused.items():
             self.listener.note(f"layer '{self.analysis.names[node]}' is cut but not refitted: {why}")
         self._remark()
@@ -271,7 +260,8 @@ class Compression:
         kept = self.builder.kept(counts)
         checks = self._checked(kept)
         ready = self.ready[1] if self.ready is not None and self.ready[0].key == key_of(counts) else None
-        model = self.builder.deliverable(kept, ready)
+        trained, told, course = self._recovered(kept, ready)
+        model = self.builder.deliverable(kept, trained)
         self._remark()
         compressed = self._recounted(model, counts)
         original = figures(self.model.original, self.model)
@@ -286,6 +276,7 @@ class Compression:
             "seconds": self.seconds,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "checks": checks,
+            "recover": told or None,
             **self._found(counts),
         }
         s = self.settings
@@ -297,9 +288,27 @@ class Compression:
                 "refit": s.refit,
                 "seed": s.seed,
                 **({"approximate": True} if s.approximate else {}),
+                "recover": course or self.trained is not None,
             },
         )
         return Result(model, plan, record, self.analysis, self.journal.trials)
+
+    def _recovered(
+        self, kept: Kept, ready: onnx.ModelProto | None
+    ) -> tuple[onnx.ModelProto | None, dict[str, Any], dict[str, Any]]:
+        """The refitted model, trained where that is wanted; what the record and the plan say of the training."""
+        if self.data is None or self.scorer is None or self.trained is None or not kept:
+            return ready, {}, {}
+        scorer = self.scorer
+
+        def judge(model: onnx.ModelProto) -> tuple[float, float]:
+            found = scorer(model)
+            return found.value, reward_of(found.value, found.loss)
+
+        start = ready or self.builder.refined(kept)
+        with self._timed("recover"):
+            path = self.memo.checkpoint
+            return train(self.model, start, self.data, self.trained, self.settings, judge, self.listener, path)
 
     def _checked(self, kept: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """The self-check of all groups whose cut is exact; of the others only how far they are from it."""

@@ -62,6 +62,12 @@ class Settings:
         draft_rows: Rows of each layer's least squares there.
         trial: Reward samples that the search scores its plans on; finalists are scored on all of them.
         finalists: Plans that are refitted layer by layer before the best of them is delivered.
+        recover: Whether what is delivered is trained towards the original's outputs; None for where there is a refit and enough
+            real samples for it.
+        recover_epochs: Passes over the samples, at most; None for what suits their number.
+        recover_minutes: Wall time of the training, at most; None for no limit.
+        recover_labels: Whether labels count in the training, beside the original's outputs.
+        recover_flip: Whether images may be mirrored in the training.
         probe: Calibration samples on which each group's effect on the output is measured, at most.
 
     """
@@ -90,6 +96,11 @@ class Settings:
     draft_rows: int = 4_000
     trial: int = 750
     finalists: int = 3
+    recover: bool | None = None
+    recover_epochs: int | None = None
+    recover_minutes: float | None = None
+    recover_labels: bool = False
+    recover_flip: bool = False
     probe: int = 256
 
     def __post_init__(self) -> None:
@@ -106,13 +117,21 @@ class Settings:
                 raise OptionError(
                     f"{value!r} is no whole number from {least}", where=f"--{name}", fix=f"give {least} or more"
                 )
+        if self.recover_epochs is not None and self.recover_epochs < 1:
+            raise OptionError(f"{self.recover_epochs} is below 1", where="--recover-epochs", fix="give 1 or more")
+        if self.recover_minutes is not None and not 0 < self.recover_minutes < math.inf:
+            raise OptionError(f"{self.recover_minutes} is no time", where="--recover-minutes", fix="give more than 0")
         if self.round_to is not None and self.round_to < 1:
             raise OptionError(f"{self.round_to} is below 1", where="--round-to", fix="give auto, or 1 to round nothing")
 
     @property
     def blind(self) -> bool:
         """Whether the run needs no data at all."""
-        return not self.refit and (self.policy in {"uniform", "shallow", "deep"} or self.budget.kind == "channels")
+        return (
+            not self.refit
+            and not self.recover
+            and (self.policy in {"uniform", "shallow", "deep"} or self.budget.kind == "channels")
+        )
 
 
 def choose_budget(**given: float | None) -> Budget:

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from onnx_amc.compression import Listener
+from onnx_amc.listener import Listener
 
 WIDE = 1_000
 """Columns where stdout is no terminal: a group stays on one line, for grep and awk."""
@@ -72,10 +72,11 @@ class Display(Listener):
         elif not self.quiet:
             self._err.print(f"{name} ..." + (f" ({total} steps)" if total else ""))
 
-    def advance(self, done: int, note: str = "") -> None:
+    def advance(self, done: int, note: str = "", total: int | None = None) -> None:
         """Move the bar, or print a line now and then."""
+        self._total = total or self._total
         if self._live and self._task is not None:
-            self._bar.update(self._task, completed=done, note=note)
+            self._bar.update(self._task, completed=done, total=self._total or None, note=note)
         elif not self.quiet and (time.monotonic() - self._last > LINE_EVERY or done == self._total):
             self._last = time.monotonic()
             left = (self._last - self._begun) / max(done, 1) * max(self._total - done, 0)
@@ -109,6 +110,11 @@ class Display(Listener):
             f"delivered: the plan of '{record['delivered']}'; masked equals cut to {checks['masked_equals_cut']:.1e}; "
             f"{seconds['total']:.0f} s ({seconds['search']:.0f} s search), {record['peak_rss_mb']} MB"
         )
+        if trained := record["recover"]:
+            self._out.print(
+                f"recovered: {trained['before']:.4f} -> {trained['after']:.4f} on samples not trained on; "
+                f"{trained['epochs']} epochs of {trained['samples']} samples, {seconds['recover']:.0f} s"
+            )
         loose = [g["name"] for g in record["groups"] if "approximate" in g and g["kept"] < g["channels"]]
         if loose:
             self._out.print(

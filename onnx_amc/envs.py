@@ -6,9 +6,10 @@ from typing import Any
 
 import gymnasium as gym
 
-from onnx_amc.compression import Compression, Listener
+from onnx_amc.compression import Compression
 from onnx_amc.config import Settings, choose_budget
 from onnx_amc.intake import DataSource, ModelSource
+from onnx_amc.listener import Listener
 from onnx_amc.search.env import ChannelPruningEnv
 
 

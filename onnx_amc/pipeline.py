@@ -13,17 +13,19 @@ import onnx
 from threadpoolctl import threadpool_limits
 
 from onnx_amc.builder import Builder
-from onnx_amc.compression import Compression, Listener
+from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings, parse_round_to
 from onnx_amc.delivery import Result, check_feed, class_count, input_specs
 from onnx_amc.errors import PlanError
 from onnx_amc.graph.groups import analyse
 from onnx_amc.inspection import summary
 from onnx_amc.intake import DataSource, ModelSource, find_data, load_model
+from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan, parse_plan, read_plan
 from onnx_amc.run import data as sources
 from onnx_amc.run.check import self_check
 from onnx_amc.run.score import Scorer, find_metric
+from onnx_amc.training import again, parts_of
 
 
 def compress(
@@ -43,8 +45,9 @@ def compress(
 
 
 def apply(
-    model: ModelSource, plan: Plan | str | os.PathLike[str] | Mapping[str, Any], data: DataSource | None = None
-) -> onnx.ModelProto:
+    model: ModelSource, plan: Plan | str | os.PathLike[str] | Mapping[str, Any], data: DataSource | None = None,
+    listener: Listener | None = None,
+) -> onnx.ModelProto:  # fmt: skip
     """Replay a plan: the same bytes as the run that wrote it, given the same data.
 
     Raises:
@@ -56,16 +59,20 @@ def apply(
     approximate = bool((document.settings if isinstance(document, Plan) else document).get("approximate", False))
     analysis = analyse(load_model(model), approximate=approximate)
     plan = document if isinstance(document, Plan) else parse_plan(document, analysis, where)
-    settings = _settings_of(plan)
-    samples = find_data(analysis.model, model, data, settings.seed, lambda _: None) if settings.refit else None
-    calibration = np.zeros(0, dtype=np.int64)
-    if samples is not None:
-        calibration, _ = samples.split(settings.seed, settings.calibration, settings.reward)
+    settings, course = _settings_of(plan), plan.settings.get("recover")
+    listener = listener or Listener()
+    samples = find_data(analysis.model, model, data, settings.seed, listener.note) if settings.refit or course else None
+    parts = parts_of(samples, settings)
+    listener.stage("calibrate", len(parts.calibration) or None)
     with threadpool_limits(limits=1, user_api="blas"):
-        builder = Builder(analysis, settings, samples, calibration)
+        builder = Builder(analysis, settings, samples, parts.calibration, lambda n, _: listener.advance(n))
         exact = {g.name: plan.kept[g.name] for g in analysis.groups if g.name in plan.kept and g.doubt is None}
         self_check(analysis, exact, check_feed(analysis.model, samples))
-        return builder.deliverable(plan.kept)
+        ready = None
+        if isinstance(course, Mapping) and samples is not None and parts.trained is not None:
+            refined = builder.refined(plan.kept)
+            ready = again(analysis.model, refined, samples, parts.trained, settings.seed, course, listener)
+        return builder.deliverable(plan.kept, ready)
 
 
 def evaluate(
@@ -102,6 +109,7 @@ def _settings_of(plan: Plan) -> Settings:
             round_to=parse_round_to(str(known.get("round_to", "auto"))),
             refit=bool(known.get("refit", True)),
             seed=int(known.get("seed", 0)),
+            recover=bool(known.get("recover", False)),
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise PlanError(

@@ -12,10 +12,14 @@ from typing import Any
 from onnx_amc.errors import OptionError
 
 FORMAT = 1
+CHECKPOINT = "recovery.npz"
 
 
 class Memo:
     """Remembers numbers by key, in memory only."""
+
+    checkpoint: Path | None = None
+    """Where a training keeps its state from epoch to epoch; here: nowhere."""
 
     def __init__(self) -> None:
         self._known: dict[str, list[float]] = {}
@@ -51,8 +55,11 @@ class RunDir(Memo):
         text = json.dumps(identity, sort_keys=True, default=str)
         self._print = hashlib.sha256(text.encode()).hexdigest()
         self._begun = resume
+        self.checkpoint = self.folder / CHECKPOINT
         if resume:
             self._load()
+        else:
+            self.checkpoint.unlink(missing_ok=True)
 
     def _load(self) -> None:
         where = f"--resume {self.folder}"

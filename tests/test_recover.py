@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +16,8 @@ from onnx_amc.config import Budget, Settings
 from onnx_amc.delivery import input_specs
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
-from onnx_amc.recover.distil import Course, augmented, one_cycle
-from onnx_amc.recover.recovery import recovered, with_values
+from onnx_amc.recover.course import Course, Progress, augmented, one_cycle
+from onnx_amc.recover.recovery import recovered, repeated, with_values
 from onnx_amc.run import data as sources
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.score import Scorer, fidelity
@@ -27,6 +29,11 @@ SHORT = Course(epochs=4, batch=25)
 
 def contents(model: onnx.ModelProto) -> list[bytes]:
     return [onnx.numpy_helper.to_array(t).tobytes() for t in model.graph.initializer]
+
+
+def judged(scorer: Scorer) -> Callable[[onnx.ModelProto], tuple[float, float]]:
+    """Score and worth by the outputs' likeness."""
+    return lambda model: (scorer(model).value,) * 2
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,7 @@ def test_training_brings_the_outputs_nearer_and_changes_only_weights(
     halved: Halved,
 ) -> None:
     analysis, cut, data, train, scorer = halved
-    found = recovered(analysis.model, cut, data, train, lambda m: scorer(m).value, SHORT, seed=0)
+    found, _ = recovered(analysis.model, cut, data, train, judged(scorer), SHORT, seed=0)
     assert scorer.loss(found) < 0.6 * scorer.loss(cut)
     assert list(found.graph.node) == list(cut.graph.node)
     assert [(t.name, t.dims, t.data_type) for t in found.graph.initializer] == [
@@ -58,7 +65,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_labels(
     analysis, cut, data, train, scorer = halved
     blind = replace(data, labels=None)
     one, same, other = (
-        recovered(analysis.model, cut, samples, train, lambda m: scorer(m).value, SHORT, seed=seed).SerializeToString()
+        recovered(analysis.model, cut, samples, train, judged(scorer), SHORT, seed=seed)[0].SerializeToString()
         for samples, seed in ((data, 0), (blind, 0), (data, 1))
     )
     assert one == same != other
@@ -68,30 +75,98 @@ def test_what_is_not_better_is_not_kept(halved: Halved) -> None:
     analysis, cut, data, train, _ = halved
     asked: list[onnx.ModelProto] = []
 
-    def worse(model: onnx.ModelProto) -> float:
+    def worse(model: onnx.ModelProto) -> tuple[float, float]:
         asked.append(model)
-        return -float(len(asked))
+        return 0.5, -float(len(asked))
 
-    found = recovered(analysis.model, cut, data, train, worse, SHORT, seed=0)
-    assert len(asked) == 1 + SHORT.epochs
+    found, standing = recovered(analysis.model, cut, data, train, worse, SHORT, seed=0)
+    assert len(asked) == 1 + SHORT.epochs == 1 + len(standing.shares)
     assert contents(found) == contents(cut) != contents(asked[1])
+    assert (standing.best_epoch, standing.best) == (0, (0.5, -1.0))
+
+
+def test_a_better_worth_does_not_excuse_a_lower_score(halved: Halved) -> None:
+    analysis, cut, data, train, _ = halved
+    answers = iter([(0.5, 0.0), (0.4, 9.0), (0.6, 1.0), (0.5, 2.0), (0.6, 0.5)])
+    _, standing = recovered(analysis.model, cut, data, train, lambda _m: next(answers), SHORT, seed=0)
+    assert (standing.best_epoch, standing.best) == (3, (0.5, 2.0))
 
 
 def test_training_ends_in_time(halved: Halved) -> None:
     analysis, cut, data, train, _ = halved
     told: list[tuple[int, int]] = []
-    course = Course(epochs=1000, minutes=1e-9)
+    course = Course(epochs=1000, minutes=0.02)
+    began = time.monotonic()
     recovered(
         analysis.model,
         cut,
         data,
         train,
-        lambda _m: 0.0,
+        lambda m: (0.0, -float(len(m.graph.node))),
         course,
         seed=0,
         progress=lambda n, total, _t: told.append((n, total)),
     )
-    assert told == [(1, 1)]
+    assert time.monotonic() - began < 60
+    assert 1 <= len(told) < 1000
+    assert told[-1][0] == told[-1][1] == len(told)
+
+
+def test_an_interrupted_training_goes_on_and_finds_the_same(halved: Halved, tmp_path: Path) -> None:
+    analysis, cut, data, train, scorer = halved
+    place = tmp_path / "state.npz"
+
+    def until(epoch: int) -> Progress:
+        def heard(done: int, _total: int, _note: str) -> None:
+            if done == epoch:
+                raise KeyboardInterrupt
+
+        return heard
+
+    whole, standing = recovered(analysis.model, cut, data, train, judged(scorer), SHORT, seed=0)
+    for epoch in (1, 3):
+        with pytest.raises(KeyboardInterrupt):
+            recovered(
+                analysis.model, cut, data, train, judged(scorer), SHORT, seed=0, progress=until(epoch), checkpoint=place
+            )
+    heard: list[int] = []
+    found, again = recovered(
+        analysis.model, cut, data, train, judged(scorer), SHORT, seed=0, checkpoint=place,
+        progress=lambda done, _total, _note: heard.append(done),
+    )  # fmt: skip
+    assert heard == [4]
+    assert found.SerializeToString() == whole.SerializeToString()
+    assert (again.shares, again.best, again.best_epoch) == (standing.shares, standing.best, standing.best_epoch)
+
+
+def test_a_state_of_another_training_or_a_torn_one_is_not_gone_on_with(halved: Halved, tmp_path: Path) -> None:
+    analysis, cut, data, train, scorer = halved
+    place, heard = tmp_path / "state.npz", list[int]()
+
+    def train_again(course: Course) -> None:
+        heard.clear()
+        recovered(
+            analysis.model, cut, data, train, judged(scorer), course, seed=0, checkpoint=place,
+            progress=lambda done, _total, _note: heard.append(done),
+        )  # fmt: skip
+
+    train_again(SHORT)
+    train_again(SHORT)
+    assert heard == []
+    train_again(replace(SHORT, rate=1e-3))
+    assert heard == [1, 2, 3, 4]
+    place.write_bytes(place.read_bytes()[:1000])
+    train_again(replace(SHORT, rate=1e-3))
+    assert heard == [1, 2, 3, 4]
+
+
+def test_a_training_is_repeated_from_what_is_known_of_it(halved: Halved) -> None:
+    analysis, cut, data, train, _ = halved
+    told = iter([(0.5, 0.0), (0.5, 1.0), (0.5, 3.0), (0.5, 2.0), (0.5, 2.0)])
+    found, standing = recovered(analysis.model, cut, data, train, lambda _m: next(told), SHORT, seed=0)
+    assert len(standing.replay.shares) == 2
+    same = repeated(analysis.model, cut, data, train, SHORT, standing.replay, seed=0)
+    assert same.SerializeToString() == found.SerializeToString()
 
 
 def test_values_go_where_they_belong(halved: Halved) -> None:

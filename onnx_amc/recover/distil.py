@@ -6,10 +6,17 @@ start: after every epoch the weights are judged on samples that nothing is train
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,44 +24,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  its usual name
 
+from onnx_amc.recover.course import (
+    Course,
+    Judge,
+    Progress,
+    Replay,
+    Standing,
+    Values,
+    augmented,
+    channels_axis,
+    one_cycle,
+)
 from onnx_amc.recover.reading import Reading
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.session import open_session, run_session
 
-Values = dict[str, np.ndarray]
-Judge = Callable[[Values], float]
-"""Contents of initializers -> how good the network is with them, on held-out samples; higher is better."""
+PROBE = 3
+"""Steps that are taken and forgotten, to see how long one takes."""
 
-Progress = Callable[[int, int, str], None]
-"""Told the epochs done, their number, and how it stands."""
+SAMPLED = 256
+"""Samples by which the size of the original's outputs is judged."""
 
-
-@dataclass(frozen=True)
-class Course:
-    """How to train.
-
-    Args:
-        epochs: Passes over the samples, at most.
-        minutes: Wall time, at most; the schedule is shortened so that it ends by then. None for no limit.
-        batch: Samples per step.
-        rate: Peak learning rate of AdamW's one-cycle schedule.
-        decay: Weight decay.
-        clip: Largest norm of the gradient.
-        shift: Images are moved by up to this share of their sides, edges repeated.
-        flip: Whether images may be mirrored left to right.
-        labels: What cross-entropy with the labels counts for beside the distillation; 0 looks at no label.
-
-    """
-
-    epochs: int = 30
-    minutes: float | None = None
-    batch: int = 64
-    rate: float = 2e-3
-    decay: float = 1e-4
-    clip: float = 1.0
-    shift: float = 0.125
-    flip: bool = False
-    labels: float = 0.0
+SHORTEST = 4
+"""Epochs at least; where time allows of fewer passes over the samples than this, an epoch is a part of them."""
 
 
 class Distiller:
@@ -81,102 +73,171 @@ class Distiller:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.reading = Reading(student, where).to(self.device)
         self.teacher = open_session(teacher, where=where)
-        self.data, self.index, self.course, self.where = data, index, course, where
-        self.rng = np.random.default_rng(seed)
-        self.images = [spec.name for spec in data.inputs if _channels_axis(spec.shape) is not None]
-        weights = list(self.reading.parameters())
-        self.optimizer = torch.optim.AdamW(weights, lr=course.rate, weight_decay=course.decay)
-        self.powers: dict[str, float] = {}
+        self.data, self.index, self.course, self.where, self.seed = data, index, course, where, seed
+        self.images = [spec.name for spec in data.inputs if channels_axis(spec.shape) is not None]
+        self.optimizer = torch.optim.AdamW(self.reading.parameters(), lr=course.rate, weight_decay=course.decay)
+        facts = [student.SerializeToString(deterministic=True), repr((course, seed, index.tolist())).encode()]
+        self._print = hashlib.sha256(b"".join(facts)).hexdigest()
 
-    def train(self, judge: Judge, progress: Progress = lambda _done, _total, _note: None) -> Values:
-        """Return the best weights seen, by the judge; those of the start where none are better."""
-        best, found = judge(self.reading.trained()), self._copied()
-        began, epochs, done = time.monotonic(), self.course.epochs, 0
-        while done < epochs:
-            loss = self._epoch(done, epochs)
-            done += 1
-            if not math.isfinite(loss):
-                break
-            score = judge(self.reading.trained())
-            if score > best:
-                best, found = score, self._copied()
-            spent = (time.monotonic() - began) / 60
-            if self.course.minutes is not None:
-                epochs = min(epochs, max(done, int(done * self.course.minutes / spent)))
-            progress(done, epochs, f"loss {loss:.4f}, held-out {score:.4f}, best {best:.4f}")
-        return found
+    def train(
+        self, judge: Judge, progress: Progress = lambda _done, _total, _note: None, checkpoint: Path | None = None
+    ) -> tuple[Values, Standing]:
+        """Return the best weights seen, by the judge, and how they came about; those of the start where none are better.
+
+        Args:
+            judge: Of weights.
+            progress: Told after every epoch.
+            checkpoint: Where the state is written after every epoch, and gone on from if it is there.
+
+        """
+        standing, found = self._resumed(checkpoint) or self._begun(judge)
+        while left := self._left(standing):
+            began, done = time.monotonic(), len(standing.shares)
+            last = standing.shares[-1] if done else 0.0
+            share = last + (1.0 - last) / left
+            loss = self._epoch(done, standing.steps, last, share)
+            standing.shares.append(share)
+            standing.diverged = not math.isfinite(loss)
+            score = (-math.inf, -math.inf) if standing.diverged else judge(self.reading.trained())
+            if score[0] >= standing.before[0] and score[1] > standing.best[1]:
+                standing.best, standing.best_epoch, found = score, done + 1, self._copied()
+            standing.seconds += time.monotonic() - began
+            self._save(checkpoint, standing, found)
+            note = f"loss {loss:.4f}, held-out {score[0]:.4f}, best {standing.best[0]:.4f}, before {standing.before[0]:.4f}"
+            progress(done + 1, done + 1 + self._left(standing), note)
+        return found, standing
+
+    def repeat(self, replay: Replay, progress: Progress = lambda _done, _total, _note: None) -> Values:
+        """Return the weights that a training found, by training in the same way up to where they were found."""
+        for number, (start, end) in enumerate(pairwise((0.0, *replay.shares))):
+            loss = self._epoch(number, replay.steps, start, end)
+            progress(number + 1, len(replay.shares), f"loss {loss:.4f}")
+        return self._copied()
+
+    def _begun(self, judge: Judge) -> tuple[Standing, Values]:
+        began = time.monotonic()
+        before = judge(self.reading.trained())
+        judged = time.monotonic() - began
+        steps = -(-len(self.index) // self.course.batch)
+        if self.course.minutes is not None:
+            afforded = (60 * self.course.minutes - SHORTEST * judged) / self._seconds_of_a_step()
+            steps = min(steps, max(1, int(afforded / SHORTEST)))
+        return Standing(steps, before, before, seconds=time.monotonic() - began), self._copied()
+
+    def _left(self, standing: Standing) -> int:
+        """How many epochs are still to come, as far as can be told now."""
+        done = len(standing.shares)
+        if standing.diverged:
+            return 0
+        if done and standing.shares[-1] >= 1.0 - 1e-9:
+            return 0
+        left = max(1, self.course.epochs - done)
+        if self.course.minutes is None:
+            return left
+        each = standing.seconds / done if done else self._seconds_of_a_step() * standing.steps
+        return min(left, max(1, int((60 * self.course.minutes - standing.seconds) / each)))
+
+    def _seconds_of_a_step(self) -> float:
+        """Wall time of a step, by the fastest of a few that change nothing."""
+        taken = []
+        for _ in range(PROBE):
+            began = time.monotonic()
+            self._loss_of(self.index[: self.course.batch], np.random.default_rng(0)).backward()  # type: ignore[no-untyped-call]
+            taken.append(time.monotonic() - began)
+        self.optimizer.zero_grad(set_to_none=True)
+        return min(taken)
 
     def _copied(self) -> Values:
         return {name: value.copy() for name, value in self.reading.trained().items()}
 
-    def _epoch(self, done: int, epochs: int) -> float:
-        order = self.rng.permutation(self.index)
-        steps = -(-len(order) // self.course.batch)
-        total = 0.0
+    def _epoch(self, number: int, steps: int, start: float, end: float) -> float:
+        """Train on a new order of the samples between two shares of the schedule, and return the mean loss."""
+        rng = np.random.default_rng([self.seed, number])
+        order, total = rng.permutation(self.index), 0.0
         for step in range(steps):
-            share = (done + step / steps) / max(epochs, 1)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.course.rate * one_cycle(share)
-            total += self._step(order[step * self.course.batch : (step + 1) * self.course.batch])
+                group["lr"] = self.course.rate * one_cycle(start + (end - start) * step / steps)
+            loss = self._loss_of(order[step * self.course.batch : (step + 1) * self.course.batch], rng)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.reading.parameters(), self.course.clip)
+            self.optimizer.step()
+            total += float(loss.detach())
+            if not math.isfinite(total):
+                break
         return total / steps
 
-    def _step(self, part: np.ndarray) -> float:
-        feed = self._moved(self.data.batch(part))
-        names = [o.name for o in self.teacher.get_outputs()]
-        goals = dict(zip(names, run_session(self.teacher, names, feed, where=self.where), strict=True))
+    def _loss_of(self, part: np.ndarray, rng: np.random.Generator) -> Tensor:
+        feed = {
+            name: augmented(value, self.course, rng) if name in self.images else value
+            for name, value in self.data.batch(part).items()
+        }
+        goals = self._answers(feed)
         found = self.reading({name: torch.from_numpy(value).to(self.device) for name, value in feed.items()})
         loss = sum((self._loss(name, found[name], goal) for name, goal in goals.items()), torch.zeros(()))
         if self.course.labels and self.data.labels is not None:
             labels = torch.from_numpy(self.data.labels[part]).to(self.device)
-            loss = loss + self.course.labels * F.cross_entropy(found[names[0]], labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.reading.parameters(), self.course.clip)
-        self.optimizer.step()
-        return float(loss.detach())
+            loss = loss + self.course.labels * F.cross_entropy(found[next(iter(goals))], labels)
+        return loss
+
+    def _answers(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The original's float outputs."""
+        names = [o.name for o in self.teacher.get_outputs()]
+        found = zip(names, run_session(self.teacher, names, feed, where=self.where), strict=True)
+        return {name: value for name, value in found if value.dtype.kind == "f"}
+
+    @cached_property
+    def powers(self) -> dict[str, float]:
+        """Variance of the original's outputs over the samples, by name."""
+        few = np.array_split(
+            self.index[:: max(1, len(self.index) // SAMPLED)][:SAMPLED], -(-SAMPLED // self.course.batch)
+        )
+        answers = [self._answers(self.data.batch(part)) for part in few if len(part)]
+        whole = {name: np.concatenate([a[name] for a in answers]) for name in answers[0]}
+        return {name: max(float(value.var(axis=0, dtype=np.float64).mean()), 1e-12) for name, value in whole.items()}
+
+    def _save(self, path: Path | None, standing: Standing, found: Values) -> None:
+        """Write all that is needed to go on, beside its place first: an interrupt leaves the state of the epoch before."""
+        if path is None:
+            return
+        arrays = {"state": np.array(json.dumps({"print": self._print, **asdict(standing)}))}
+        state = self.optimizer.state
+        for i, (name, weight) in enumerate(self.reading.named()):
+            arrays |= {f"now{i}": weight.detach().cpu().numpy(), f"best{i}": found[name]}
+            arrays |= {f"{key}{i}": value.cpu().numpy() for key, value in state[weight].items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+        try:
+            np.savez(beside, allow_pickle=False, **arrays)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _resumed(self, path: Path | None) -> tuple[Standing, Values] | None:
+        """What `_save` wrote, if it is of this very training and whole."""
+        if path is None or not path.is_file():
+            return None
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            known = json.loads(str(arrays["state"]))
+            if known.pop("print") != self._print:
+                return None
+            standing, found = Standing(**known), {}
+            standing.before, standing.best = tuple(known["before"]), tuple(known["best"])
+            for i, (name, weight) in enumerate(self.reading.named()):
+                with torch.no_grad():
+                    weight.copy_(torch.from_numpy(arrays[f"now{i}"]))
+                self.optimizer.state[weight] = {
+                    key: torch.from_numpy(arrays[f"{key}{i}"]).to(weight.device if key != "step" else "cpu")
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+                found[name] = arrays[f"best{i}"]
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            return None
+        return standing, found
 
     def _loss(self, name: str, found: Tensor, goal: np.ndarray) -> Tensor:
         """Squared error relative to the variance of the original's output."""
-        if goal.dtype.kind != "f":
-            return torch.zeros((), device=self.device)
-        if name not in self.powers:
-            self.powers[name] = max(float(np.square(goal - goal.mean(axis=0, keepdims=True)).mean()), 1e-12)
         target = torch.from_numpy(goal).to(self.device)
         return F.mse_loss(found, target) / self.powers[name]
-
-    def _moved(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {
-            name: augmented(value, self.course, self.rng) if name in self.images else value
-            for name, value in feed.items()
-        }
-
-
-def one_cycle(share: float, warm: float = 0.15) -> float:
-    """The learning rate, relative to its peak, after this share of the training: up in a straight line, down in a cosine."""
-    if share < warm:
-        return 0.04 + 0.96 * share / warm
-    return 0.5 * (1 + math.cos(math.pi * (share - warm) / (1 - warm)))
-
-
-def augmented(images: np.ndarray, course: Course, rng: np.random.Generator) -> np.ndarray:
-    """Images (N,C,H,W) or (N,H,W,C), each moved by a random offset, and mirrored where that is allowed."""
-    first = 2 if _channels_axis(images.shape) == 1 else 1
-    sides = images.shape[first : first + 2]
-    reach = [int(course.shift * n) for n in sides]
-    pads = [(0, 0)] * images.ndim
-    pads[first], pads[first + 1] = (reach[0], reach[0]), (reach[1], reach[1])
-    wide, result = np.pad(images, pads, mode="edge"), np.empty_like(images)
-    for i, image in enumerate(wide):
-        top, left = (int(rng.integers(2 * r + 1)) for r in reach)
-        view = [slice(None)] * image.ndim
-        view[first - 1], view[first] = slice(top, top + sides[0]), slice(left, left + sides[1])
-        moved = image[tuple(view)]
-        result[i] = np.flip(moved, axis=first) if course.flip and rng.random() < 0.5 else moved
-    return result
-
-
-def _channels_axis(shape: tuple[int | None, ...]) -> int | None:
-    """Which axis of a batch of images holds the colours; None where these are no images."""
-    if len(shape) != 4:
-        return None
-    return next((axis for axis in (1, 3) if shape[axis] in {1, 3, 4}), None)

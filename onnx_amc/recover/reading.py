@@ -65,11 +65,13 @@ class Reading(nn.Module):
         key = self._names[name]
         return self.weights[key] if key in self.weights else self.get_buffer(key)
 
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """The initializers that training changes, with their names."""
+        return [(name, self.weights[key]) for name, key in self._names.items() if key in self.weights]
+
     def trained(self) -> dict[str, np.ndarray]:
-        """The initializers that training may have changed, by name."""
-        return {
-            name: self.weights[key].detach().cpu().numpy() for name, key in self._names.items() if key in self.weights
-        }
+        """Their present contents."""
+        return {name: weight.detach().cpu().numpy() for name, weight in self.named()}
 
     def forward(self, feed: Mapping[str, Tensor], wanted: Collection[str] = ()) -> dict[str, Tensor]:
         """Return the graph's outputs, and any other tensors that are wanted, by name.

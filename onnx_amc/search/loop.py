@@ -36,6 +36,15 @@ PATIENCE = 20
 """Draws in which a plan that nobody has tried is looked for."""
 
 
+def reward_of(score: float, loss: float) -> float:
+    """AMC's R_err = -Error, the error being what is missing to a score of 1, less the loss `SHAPING` times.
+
+    A score counts samples, hence is flat and noisy between plans that are alike; the loss, how far the outputs are from the
+    original's, is neither, and together they predict the score on other samples best (`benchmarks/proxy.py`).
+    """
+    return score - 1.0 - SHAPING * min(loss, 1.0)
+
+
 def key_of(counts: np.ndarray) -> bytes:
     """A plan as a dictionary's key."""
     return counts.astype(np.int64).tobytes()
@@ -65,12 +74,8 @@ class Tried:
 
     @property
     def reward(self) -> float:
-        """AMC's R_err = -Error, the error being what is missing to a score of 1, less the loss `SHAPING` times.
-
-        A score counts samples, hence is flat and noisy between plans that are alike; the loss, how far the outputs are from the
-        original's, is neither, and together they predict the score on other samples best (`benchmarks/proxy.py`).
-        """
-        return self.score - 1.0 - SHAPING * min(self.loss, 1.0)
+        """What the search makes of it."""
+        return reward_of(self.score, self.loss)
 
 
 @dataclass

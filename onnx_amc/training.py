@@ -1,0 +1,128 @@
+"""Recovery within a run: which samples are trained on and which only judge, and how a plan tells it to who replays it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_amc.config import Settings
+from onnx_amc.errors import ModelError, PlanError
+from onnx_amc.graph.load import Model
+from onnx_amc.listener import Listener
+from onnx_amc.recover.course import Course, Replay, Standing
+from onnx_amc.run.data import Dataset
+
+ENOUGH = 300
+"""Samples from which on a cut network is trained unless that was refused."""
+
+JUDGES = 200
+"""Samples that judge instead of being trained on, at least, if they are no more than half."""
+
+HELD_OUT = 0.2
+"""Share of the samples that does so where there are many."""
+
+VISITS = 150_000
+"""Samples that a training sees, counted as often as it sees them, unless told otherwise."""
+
+MOST_EPOCHS = 40
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which samples do what.
+
+    Args:
+        calibration: Moments and refits are taken from them.
+        reward: Plans, and the weights of each epoch, are scored on them and on nothing else.
+        trained: What recovery trains on: all but the reward part. None where there is no recovery.
+
+    """
+
+    calibration: np.ndarray
+    reward: np.ndarray
+    trained: np.ndarray | None
+
+
+def parts_of(data: Dataset | None, settings: Settings) -> Parts:
+    """Split the samples; where most are to be trained on, fewer are left to judge."""
+    if data is None:
+        return Parts(np.zeros(0, np.int64), np.zeros(0, np.int64), None)
+    held = min(settings.reward, max(JUDGES, int(HELD_OUT * len(data))), len(data) // 2)
+    wanted = settings.recover
+    if wanted is None:
+        wanted = settings.refit and not data.synthetic and len(data) - held >= ENOUGH
+    calibration, reward = data.split(settings.seed, settings.calibration, held if wanted else settings.reward)
+    return Parts(calibration, reward, np.setdiff1d(np.arange(len(data)), reward) if wanted else None)
+
+
+def course_of(settings: Settings, samples: int) -> Course:
+    """How long, and by what, a network is trained."""
+    return Course(
+        epochs=settings.recover_epochs or int(np.clip(VISITS // max(samples, 1), 1, MOST_EPOCHS)),
+        minutes=settings.recover_minutes,
+        flip=settings.recover_flip,
+        labels=1.0 if settings.recover_labels else 0.0,
+    )
+
+
+def train(
+    original: Model, cut: onnx.ModelProto, data: Dataset, index: np.ndarray, settings: Settings,
+    score: Callable[[onnx.ModelProto], tuple[float, float]], listener: Listener, checkpoint: Path | None = None,
+) -> tuple[onnx.ModelProto, dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """Train a cut network, if torch can read it.
+
+    Returns:
+        The network, what the run's record says of the training, and what the plan does; both empty where there was none.
+
+    """
+    from onnx_amc.recover.recovery import recovered  # noqa: PLC0415  torch takes seconds to import
+
+    course = course_of(settings, len(index))
+    listener.stage("recover", course.epochs)
+    try:
+        model, standing = recovered(
+            original, cut, data, index, score, course, seed=settings.seed, checkpoint=checkpoint,
+            progress=lambda done, total, note: listener.advance(done, note, total),
+        )  # fmt: skip
+    except ModelError as error:
+        listener.note(f"no recovery: {error.what}")
+        return cut, {}, {}
+    told = {"samples": len(index), "epochs": len(standing.shares), "best_epoch": standing.best_epoch,
+            "before": standing.before[0], "after": standing.best[0]}  # fmt: skip
+    return model, told, _remembered(course, standing)
+
+
+def _remembered(course: Course, standing: Standing) -> dict[str, Any]:
+    """What a plan says of a training; nothing where the weights stayed as they were."""
+    return {"course": asdict(course), **asdict(standing.replay)} if standing.best_epoch else {}
+
+
+def again(
+    original: Model, cut: onnx.ModelProto, data: Dataset, index: np.ndarray, seed: int, known: Mapping[str, Any],
+    listener: Listener,
+) -> onnx.ModelProto:  # fmt: skip
+    """Train as a plan says that it was done.
+
+    Raises:
+        PlanError: What it says cannot be read.
+
+    """
+    from onnx_amc.recover.recovery import repeated  # noqa: PLC0415  torch takes seconds to import
+
+    try:
+        course = Course(**known["course"])
+        replay = Replay(int(known["steps"]), tuple(float(share) for share in known["shares"]))
+    except (TypeError, ValueError, KeyError) as error:
+        raise PlanError(
+            f"its settings of the recovery are damaged: {error!r}", where="plan", fix="give a plan written by onnx-amc"
+        ) from error
+    listener.stage("recover", len(replay.shares))
+    return repeated(
+        original, cut, data, index, course, replay, seed=seed,
+        progress=lambda done, total, note: listener.advance(done, note, total),
+    )  # fmt: skip
