@@ -1,4 +1,4 @@
-"""Data from a Python function: `module:function` called, its batches gathered into memory."""
+"""Data from a Python function: `module:function` called, its batches gathered."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from onnx_amc.errors import DataError
+from onnx_amc.run.shelf import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,8 +64,8 @@ def call(module: str, function: str, where: str) -> object:
         raise _raised("calling it without arguments", error, where) from error
 
 
-def drain(made: object, where: str) -> list[object]:
-    """Take all batches out of an iterable or an onnxruntime CalibrationDataReader."""
+def drain(made: object, where: str) -> Iterator[object]:
+    """Take one batch after the other out of an iterable or an onnxruntime CalibrationDataReader."""
     reader = getattr(made, "get_next", None)
     if reader is None and not isinstance(made, Iterable):
         raise DataError(
@@ -73,7 +74,7 @@ def drain(made: object, where: str) -> list[object]:
             fix="return an iterable of (inputs, labels or None), or a CalibrationDataReader",
         )
     try:
-        return list(iter(reader, None) if reader else cast("Iterable[object]", made))
+        yield from iter(reader, None) if reader else cast("Iterable[object]", made)
     except (Exception, SystemExit) as error:
         raise _raised("reading its batches", error, where) from error
 
@@ -83,43 +84,48 @@ def _raised(doing: str, error: BaseException, where: str) -> DataError:
 
 
 def gather(
-    batches: list[object], inputs: Sequence[InputSpec], where: str
+    batches: Iterable[object], inputs: Sequence[InputSpec], where: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Join batches, each (inputs, labels or None) or inputs alone, into arrays by name and labels."""
-    parts: dict[str, list[np.ndarray]] = {}
+    """Join batches, each (inputs, labels or None) or inputs alone, into arrays by name and labels; large ones go to disk."""
+    shelves: dict[Any, Shelf] = {}
     labels: list[np.ndarray] = []
     again = "yield (inputs, labels) or (inputs, None) in every batch, inputs a dict of arrays by input name"
-    for i, item in enumerate(batches):
+    count = 0
+    for count, item in enumerate(batches, start=1):
         fed, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
         if not isinstance(fed, Mapping):
             if len(inputs) != 1 or isinstance(fed, tuple | list):
-                raise DataError(what=f"batch {i} has a {type(fed).__name__} for inputs", where=where, fix=again)
+                raise DataError(what=f"batch {count - 1} has a {type(fed).__name__} for inputs", where=where, fix=again)
             fed = {inputs[0].name: fed}
-        if i and fed.keys() != parts.keys():
-            names = f"has {', '.join(map(repr, fed))}, those before it {', '.join(map(repr, parts))}"
-            raise DataError(what=f"batch {i} {names}", where=where, fix=again)
+        if shelves and fed.keys() != shelves.keys():
+            names = f"has {', '.join(map(repr, fed))}, those before it {', '.join(map(repr, shelves))}"
+            raise DataError(what=f"batch {count - 1} {names}", where=where, fix=again)
         for name, value in fed.items():
-            parts.setdefault(name, []).append(array(value, f"{where}: batch {i}, '{name}'"))
+            part = array(value, f"{where}: batch {count - 1}, '{name}'")
+            _put(shelves.setdefault(name, Shelf()), part, count - 1, f"{where}: '{name}'")
         if label is not None:
-            labels.append(np.atleast_1d(array(label, f"{where}: batch {i}, labels")))
-    if not batches:
+            labels.append(np.atleast_1d(array(label, f"{where}: batch {count - 1}, labels")))
+    if not count:
         raise DataError(what="it gave no batches", where=where, fix=again + "; a used-up iterator starts empty")
-    if labels and len(labels) != len(batches):
-        raise DataError(what=f"{len(labels)} of {len(batches)} batches have labels", where=where, fix=again)
-    arrays = {name: _join(values, f"{where}: '{name}'") for name, values in parts.items()}
-    return arrays, _join(labels, f"{where}: labels") if labels else None
+    if labels and len(labels) != count:
+        raise DataError(what=f"{len(labels)} of {count} batches have labels", where=where, fix=again)
+    joined = Shelf()
+    for i, label in enumerate(labels):
+        _put(joined, label, i, f"{where}: labels")
+    return {name: shelf.array() for name, shelf in shelves.items()}, joined.array() if labels else None
 
 
-def _join(parts: list[np.ndarray], where: str) -> np.ndarray:
-    """Concatenate batches; a scalar counts once."""
-    for i, part in enumerate(parts):
-        if part.shape[1:] != parts[0].shape[1:] or part.ndim != parts[0].ndim:
-            raise DataError(
-                what=f"batch {i} has shape {part.shape}, batch 0 {parts[0].shape}",
-                where=where,
-                fix="give all samples one shape, samples on the first axis",
-            )
-    return np.concatenate(parts) if parts[0].ndim else parts[0]
+def _put(shelf: Shelf, part: np.ndarray, i: int, where: str) -> None:
+    """Add a batch that is shaped like those before it; a scalar counts once."""
+    first = shelf.parts[0] if shelf.parts else part
+    if part.shape[1:] != first.shape[1:] or part.ndim != first.ndim:
+        raise DataError(
+            what=f"batch {i} has shape {part.shape}, batch 0 {first.shape}",
+            where=where,
+            fix="give all samples one shape, samples on the first axis",
+        )
+    if part.ndim or not shelf.parts:
+        shelf.add(part)
 
 
 def array(value: object, where: str) -> np.ndarray:

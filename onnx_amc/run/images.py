@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_amc.errors import DataError
+from onnx_amc.run import shelf
+from onnx_amc.run.shelf import Pictures
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -124,16 +126,16 @@ def channels_first(shape: tuple[int | None, ...], channels: Collection[int]) -> 
 
 def read_folder(
     folder: Path, shape: tuple[int | None, ...], dtype: np.dtype
-) -> tuple[np.ndarray, np.ndarray | None, Pixels]:
+) -> tuple[np.ndarray | Pictures, np.ndarray | None, Pixels]:
     """Decode a folder of images for an input of `shape` (four axes) and `dtype`.
 
     Images are brought to size as preprocess.json says. Without `size` and `crop` there they are scaled to cover the
     model's own height and width, then centre-cropped; those that have the right size are left alone.
 
     Returns:
-        uint8 (N,H,W,C) in the network's order of colours, int64 (N,) labels if there are class folders, and how the
-        images are to be fed. Labels come from classes.json, otherwise from the place of the folder's name among the
-        names, sorted as text ("10" before "2").
+        uint8 (N,H,W,C) in the network's order of colours (decoded when asked for where it is large), int64 (N,) labels if there are
+        class folders, and how the images are to be fed. Labels come from classes.json, otherwise from the place of the folder's
+        name among the names, sorted as text ("10" before "2").
 
     Raises:
         DataError: No images, a class without images, a broken image, a wrong setting.
@@ -193,20 +195,26 @@ class _Fit:
         return image.crop((left, top, left + w, top + h))
 
 
-def _decode(files: list[Path], fit: _Fit, color: str) -> np.ndarray:
-    """Read all `files` into one uint8 array (N,H,W,C)."""
-    out = np.empty(0, np.uint8)
-    for i, file in enumerate(files):
+def _decode(files: list[Path], fit: _Fit, color: str) -> np.ndarray | Pictures:
+    """Read all `files` into one uint8 array (N,H,W,C), or when they are asked for where they are too many."""
+    first = _open(files[0], fit, color).shape
+
+    def read(file: Path) -> np.ndarray:
         image = _open(file, fit, color)
-        if i == 0:
-            out = np.empty((len(files), *image.shape), np.uint8)
-        elif image.shape != out.shape[1:]:
+        if image.shape != first:
             raise DataError(
-                what=f"the image has shape {image.shape}, those before it {out.shape[1:]}",
+                what=f"the image has shape {image.shape}, those before it {first}",
                 where=str(file),
                 fix='say what size the model needs in preprocess.json, such as {"size": [224, 224]}',
             )
-        out[i] = image
+        return image
+
+    pictures = Pictures(files, read, first)
+    if math.prod(pictures.shape) > shelf.MEMORY:
+        return pictures
+    out = np.empty(pictures.shape, np.uint8)
+    for i, file in enumerate(files):
+        out[i] = read(file)
     return out
 
 

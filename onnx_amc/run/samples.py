@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from onnx_amc.run.images import Pixels
+    from onnx_amc.run.shelf import Pictures
 
 MIN_SAMPLES = 8
 KINDS = {"f": "floats", "i": "integers", "u": "integers", "b": "booleans", "U": "text", "O": "text"}
@@ -58,7 +59,7 @@ class Dataset:
     """
 
     inputs: tuple[InputSpec, ...]
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray | Pictures]
     labels: np.ndarray | None
     source: str
     synthetic: bool = False
@@ -115,7 +116,7 @@ def check(data: Dataset, called: Mapping[str, str], classes: int | None) -> Data
     """Hold what was read, and what the user calls it, against the model; labels become int64."""
     for spec in data.inputs:
         array, where = data.arrays[spec.name], f"{data.source}: {called[spec.name]}"
-        if data.pixels is None:
+        if data.pixels is None and isinstance(array, np.ndarray):
             _check_type(array, spec, where)
         _check_shape(array.shape, spec, where, data.pixels)
     lengths = {called[s.name]: len(data.arrays[s.name]) for s in data.inputs if s.shape}
@@ -127,7 +128,8 @@ def check(data: Dataset, called: Mapping[str, str], classes: int | None) -> Data
         )
     _check_count(data)
     for spec in data.inputs:
-        _check_finite(data.arrays[spec.name], spec, f"{data.source}: {called[spec.name]}")
+        if isinstance(array := data.arrays[spec.name], np.ndarray):
+            _check_finite(array, spec, f"{data.source}: {called[spec.name]}")
     return replace(data, labels=_labels(data, classes))
 
 
