@@ -27,7 +27,7 @@ from onnx_amc.listener import Listener
 from onnx_amc.prune.surgery import cut
 from onnx_amc.rundir import Memo
 from onnx_amc.search import baselines
-from onnx_amc.search.loop import REFINING, Journal, search
+from onnx_amc.search.loop import REFINING, Journal, search, second_pass
 
 
 def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onnx.ModelProto]]:
@@ -54,13 +54,16 @@ def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onn
     errors = builder.errors(space.levels, lambda _a, _b: None, Memo())
     table = baselines.knapsack(space, errors)
     yield "knapsack on errors at the output instead", builder.refined(builder.kept(table))
+    first = Journal(run._evaluate)  # noqa: SLF001  the run's own way to score a plan
+    second, errors = second_pass(space, first, errors, first.ask(table, "knapsack"))
+    yield "+ second pass, measured in the cut network", builder.refined(builder.kept(second.counts))
     for name, seeded, share in (
         ("DDPG, cold", False, 0.0),
         ("DDPG, seeded with the baselines", True, 0.0),
         ("DDPG, seeded, then around its best plan", True, REFINING),
     ):
-        journal = Journal(run._evaluate)  # noqa: SLF001  the run's own way to score a plan
-        starts = [journal.ask(even, "uniform"), journal.ask(table, "knapsack")] if seeded else []
+        journal = Journal(run._evaluate)  # noqa: SLF001
+        starts = [journal.ask(even, "uniform"), journal.ask(second.counts, "knapsack")] if seeded else []
         search(
             space,
             facts_of(run.analysis),
@@ -89,7 +92,7 @@ def main() -> int:
     found: dict[str, list[float]] = {}
     with threadpool_limits(limits=1, user_api="blas"):
         for seed in args.seeds:
-            settings = Settings(Budget("flops", ratio), seed=seed)
+            settings = Settings(Budget("flops", ratio), seed=seed, recover=False)
             run = Compression(model, str(data / samples), settings, Listener())
             for step, result in steps(run, args.episodes, seed):
                 found.setdefault(step, []).append(100 * evaluate(result, str(data / test))["score"])

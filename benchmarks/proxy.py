@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     name, samples, _, ratio = next(row for row in ROWS if args.only in row[0])
-    settings = Settings(Budget("flops", ratio), reward=SIZES[-1])
+    settings = Settings(Budget("flops", ratio), reward=SIZES[-1], recover=False)
     with threadpool_limits(limits=1, user_api="blas"):
         run = Compression(args.shared / "models" / f"{name}.onnx", args.shared / "data" / samples, settings, Listener())
         builder, space, data = run.builder, run.space, run.data

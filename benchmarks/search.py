@@ -79,7 +79,7 @@ def main() -> int:
         if args.only not in name or args.flops not in {None, ratio} or not todo:
             continue
         with threadpool_limits(limits=1, user_api="blas"):
-            settings = Settings(Budget("flops", ratio), seed=seed)
+            settings = Settings(Budget("flops", ratio), seed=seed, recover=False)
             data = args.shared / "data"
             first = Compression(args.shared / "models" / f"{name}.onnx", str(data / search), settings, Listener())
             for policy in todo:

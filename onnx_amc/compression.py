@@ -254,13 +254,16 @@ class Compression:
             self.ready = found, built[0]
         return found
 
+    def ready_for(self, counts: np.ndarray) -> onnx.ModelProto | None:
+        """The refitted model of these counts, if the finals have just built it."""
+        return self.ready[1] if self.ready is not None and self.ready[0].key == key_of(counts) else None
+
     def deliver(self, counts: np.ndarray) -> Result:
         """Build, check and measure the final model."""
         self.listener.stage("check", None)
         kept = self.builder.kept(counts)
         checks = self._checked(kept)
-        ready = self.ready[1] if self.ready is not None and self.ready[0].key == key_of(counts) else None
-        trained, told, course = self._recovered(kept, ready)
+        trained, told, course = self._recovered(kept, self.ready_for(counts))
         model = self.builder.deliverable(kept, trained)
         self._remark()
         compressed = self._recounted(model, counts)

@@ -32,7 +32,7 @@ def channel_pruning(
 
     """
     budget = choose_budget(flops=flops, params=params)
-    return Compression(model, data, Settings(budget=budget, **settings), Listener()).environment()
+    return Compression(model, data, Settings(budget=budget, **{"recover": False, **settings}), Listener()).environment()
 
 
 gym.register("onnx_amc/ChannelPruning-v0", entry_point="onnx_amc.envs:channel_pruning")
