@@ -310,7 +310,7 @@ class Compression:
 
         start = ready or self.builder.refined(kept)
         with self._timed("recover"):
-            path = self.memo.checkpoint
+            path = self.memo.checkpoint()
             return train(self.model, start, self.data, self.trained, self.settings, judge, self.listener, path)
 
     def _checked(self, kept: Mapping[str, Sequence[int]]) -> dict[str, Any]:

@@ -18,9 +18,6 @@ CHECKPOINT = "recovery.npz"
 class Memo:
     """Remembers numbers by key, in memory only."""
 
-    checkpoint: Path | None = None
-    """Where a training keeps its state from epoch to epoch; here: nowhere."""
-
     def __init__(self) -> None:
         self._known: dict[str, list[float]] = {}
 
@@ -30,6 +27,10 @@ class Memo:
             self._known[key] = compute()
             self._write(key, self._known[key])
         return self._known[key]
+
+    def checkpoint(self) -> Path | None:
+        """Where a training may keep its state from epoch to epoch; here: nowhere."""
+        return None
 
     def _write(self, key: str, values: list[float]) -> None:
         """Keep a result beyond this process; here: not at all."""
@@ -55,11 +56,10 @@ class RunDir(Memo):
         text = json.dumps(identity, sort_keys=True, default=str)
         self._print = hashlib.sha256(text.encode()).hexdigest()
         self._begun = resume
-        self.checkpoint = self.folder / CHECKPOINT
         if resume:
             self._load()
         else:
-            self.checkpoint.unlink(missing_ok=True)
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
 
     def _load(self) -> None:
         where = f"--resume {self.folder}"
@@ -82,8 +82,15 @@ class RunDir(Memo):
                 fix="give the same command as before, or leave --resume out to begin anew",
             )
 
+    def checkpoint(self) -> Path:
+        """A file in the run directory, which from now on can be resumed."""
+        self._append([])
+        return self.folder / CHECKPOINT
+
     def _write(self, key: str, values: list[float]) -> None:
-        lines: list[dict[str, Any]] = [{"key": key, "values": values}]
+        self._append([{"key": key, "values": values}])
+
+    def _append(self, lines: list[dict[str, Any]]) -> None:
         if not self._begun:
             self.folder.mkdir(parents=True, exist_ok=True)
             lines.insert(0, {"format": FORMAT, "run": self._print})

@@ -560,7 +560,9 @@ def test_imagenette(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.labels, [0] * 4 + [217] * 4 + [482] * 4)
     fed = everything(data)["input"]
     assert fed.shape == (12, 3, 224, 224)
-    np.testing.assert_allclose(fed, np.moveaxis(data.arrays["input"] / 127.5 - 1, 3, 1), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(
+        fed, np.moveaxis(data.arrays["input"][np.arange(len(data))] / 127.5 - 1, 3, 1), rtol=0, atol=2e-6
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- module:function

@@ -77,7 +77,7 @@ def test_batches_of_a_function_go_to_disk_and_not_to_memory(tmp_path: Path, monk
             for i in range(40):
                 yield np.full((10, wide), i, np.float32), np.full(10, i)
 
-    monkeypatch.setitem(sys.modules, "large_source", Source)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "large_source", Source)
     monkeypatch.setattr(shelf, "MEMORY", 10_000_000)
     tracemalloc.start()
     data = load("large_source:batches", [InputSpec("x", F32, (None, wide))])

@@ -1,0 +1,186 @@
+"""Recovery within a run: who is trained on what, what the plan and the record say of it, and how it is resumed and replayed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import parser
+
+import onnx_amc
+from onnx_amc import training
+from onnx_amc.cli import main
+from onnx_amc.config import Budget, Settings
+from onnx_amc.display import Display
+from onnx_amc.errors import OptionError, PlanError
+from onnx_amc.listener import Listener
+from onnx_amc.run.data import Dataset, InputSpec
+from onnx_amc.training import parts_of
+
+MODELS = Path(__file__).parents[1] / "models"
+MLP = MODELS / "digits_mlp.onnx"
+CUT: dict[str, Any] = {"channels": 0.5, "policy": "uniform", "refit": False, "recover": True, "recover_epochs": 3}
+SHORT = ["--channels", "0.5", "--no-refit", "--recover", "--recover-epochs", "3"]
+
+
+def samples(n: int, *, synthetic: bool = False) -> Dataset:
+    inputs = (InputSpec("x", np.dtype(np.float32), (None, 4)),)
+    return Dataset(inputs, {"x": np.zeros((n, 4), np.float32)}, np.arange(n) % 3, "test", synthetic=synthetic)
+
+
+class Notes(Listener):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "trained", "reward"),
+    [
+        (10_000, {}, 8_000, 2_000),
+        (50_000, {}, 47_000, 3_000),
+        (500, {}, 300, 200),
+        (499, {}, None, 249),
+        (499, {"recover": True}, 299, 200),
+        (20, {"recover": True}, 10, 10),
+        (10_000, {"recover": False}, None, 3_000),
+        (10_000, {"refit": False}, None, 3_000),
+    ],
+)
+def test_which_samples_are_trained_on(n: int, options: dict[str, Any], trained: int | None, reward: int) -> None:
+    parts = parts_of(samples(n), Settings(Budget("flops", 0.5), **options))
+    assert len(parts.reward) == reward
+    if trained is None:
+        assert parts.trained is None
+        return
+    assert parts.trained is not None
+    assert len(parts.trained) == trained
+    assert np.intersect1d(parts.trained, parts.reward).size == 0
+    assert np.isin(parts.calibration, parts.trained).all()
+
+
+def test_noise_is_not_trained_on_unless_it_is_asked_for() -> None:
+    data = samples(1_000, synthetic=True)
+    assert parts_of(data, Settings(Budget("flops", 0.5))).trained is None
+    assert parts_of(data, Settings(Budget("flops", 0.5), recover=True)).trained is not None
+
+
+def test_training_makes_a_cut_model_better_and_the_record_says_so() -> None:
+    plain = onnx_amc.compress(MLP, **{**CUT, "recover": False})
+    found = onnx_amc.compress(MLP, **CUT)
+    told = found.record["recover"]
+    assert told["after"] > told["before"] + 0.05
+    assert told["after"] == found.record["compressed"]["score"]
+    assert (told["samples"], told["epochs"]) == (300, 3)
+    assert 1 <= told["best_epoch"] <= 3
+    assert found.record["seconds"]["recover"] > 0
+    assert plain.record["recover"] is None
+    assert plain.plan.kept == found.plan.kept
+    test = MODELS / "digits_test.npz"
+    assert onnx_amc.evaluate(found.model, test)["score"] > onnx_amc.evaluate(plain.model, test)["score"] + 0.05
+
+
+def test_labels_count_only_when_asked_for() -> None:
+    with np.load(MODELS / "digits_mlp.npz") as file:
+        known = dict(file)
+    wrong = {**known, "y": (known["y"] + 1) % 10}  # the split keeps classes in proportion: it stays as it is
+    settings = {**CUT, "metric": "agreement"}
+    one, same, other = (
+        onnx_amc.compress(MLP, data, **{**settings, **more}).model.SerializeToString()
+        for data, more in ((known, {}), (wrong, {}), (wrong, {"recover_labels": True}))
+    )
+    assert one == same != other
+
+
+def test_a_plan_replays_its_training(tmp_path: Path) -> None:
+    out, again = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    assert main(["compress", str(MLP), *SHORT, "-o", str(out), "--quiet"]) == 0
+    plan = json.loads((tmp_path / "a.run" / "plan.json").read_text())
+    assert len(plan["recover"]["shares"]) >= 1
+    assert not (tmp_path / "a.run" / "recovery.npz").exists()
+    assert main(["apply", str(MLP), str(tmp_path / "a.run" / "plan.json"), "-o", str(again)]) == 0
+    assert again.read_bytes() == out.read_bytes()
+    plan["recover"]["shares"] = "all"
+    with pytest.raises(PlanError, match="recovery"):
+        onnx_amc.apply(MLP, plan)
+
+
+def test_a_run_interrupted_in_its_recovery_goes_on_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, out = tmp_path / "whole.onnx", tmp_path / "out.onnx"
+    command = ["compress", str(MLP), *SHORT, "--run-dir", str(tmp_path / "run"), "-o"]
+    assert main([*command, str(whole)]) == 0
+    capsys.readouterr()
+    advance = Display.advance
+
+    def torn(self: Display, done: int, note: str = "", total: int | None = None) -> None:
+        advance(self, done, note, total)
+        if "held-out" in note and done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Display, "advance", torn)
+    assert main([*command, str(out)]) == 130
+    assert not out.exists()
+    assert (tmp_path / "run" / "recovery.npz").exists()
+    monkeypatch.setattr(Display, "advance", advance)
+    capsys.readouterr()
+    assert main([*command, str(out), "--resume"]) == 0
+    heard = capsys.readouterr().err
+    assert "recover 3/3" in heard
+    assert "recover 1/3" not in heard
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_run_begun_anew_forgets_an_old_training(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recovery.npz").write_bytes(b"of another run")
+    command = ["compress", str(MLP), "--channels", "0.5", "--no-refit", "--run-dir", str(run), "--quiet"]
+    assert main([*command, "-o", str(tmp_path / "out.onnx")]) == 0
+    assert not (run / "recovery.npz").exists()
+
+
+def test_an_operator_that_torch_lacks_is_named_and_the_model_delivered_untrained() -> None:
+    model = parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[N, 8] x) => (float[N, 3] y) {
+            h = MatMul(x, a)
+            r = Relu(h)
+            s = Bernoulli(zero)
+            t = Mul(s, zero)
+            z = MatMul(r, b)
+            y = Add(z, t)
+        }
+    """)
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (8, 16)), ("b", (16, 3)), ("zero", (1, 1))):
+        value = np.zeros(shape, np.float32) if name == "zero" else rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    heard = Notes()
+    data = {"x": rng.standard_normal((100, 8)).astype(np.float32)}
+    found = onnx_amc.compress(model, data, channels=0.5, round_to=1, recover=True, listener=heard)
+    assert any("no recovery" in text and "Bernoulli" in text for text in heard.said)
+    assert found.record["recover"] is None
+    assert found.record["compressed"]["macs"] == found.record["original"]["macs"] // 2
+
+
+def test_the_number_of_epochs_suits_the_number_of_samples() -> None:
+    settings = Settings(Budget("flops", 0.5))
+    assert training.course_of(settings, 300).epochs == training.MOST_EPOCHS
+    assert training.course_of(settings, 15_000).epochs == training.VISITS // 15_000
+    assert training.course_of(settings, 10**9).epochs == 1
+
+
+@pytest.mark.parametrize("wrong", [{"recover_epochs": 0}, {"recover_minutes": 0}, {"recover_minutes": float("nan")}])
+def test_impossible_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="--recover"):
+        Settings(Budget("flops", 0.5), **wrong)
