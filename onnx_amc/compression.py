@@ -25,6 +25,7 @@ from onnx_amc.intake import DataSource, ModelSource, find_data, load_model, side
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
 from onnx_amc.prune.surgery import finish
+from onnx_amc.recover.course import Task
 from onnx_amc.run.check import gap, self_check
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.latency import measure
@@ -33,7 +34,7 @@ from onnx_amc.rundir import Memo, RunDir
 from onnx_amc.search.env import ChannelPruningEnv
 from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Tried, key_of, propose, reward_of, search, second_pass
 from onnx_amc.search.space import Space, levels_of
-from onnx_amc.training import parts_of, train
+from onnx_amc.training import course_of, parts_of, train
 
 
 class Compression:
@@ -310,8 +311,9 @@ class Compression:
 
         start = ready or self.builder.refined(kept)
         with self._timed("recover"):
-            path = self.memo.checkpoint()
-            return train(self.model, start, self.data, self.trained, self.settings, judge, self.listener, path)
+            course = course_of(self.settings, len(self.trained))
+            task = Task(self.analysis, kept, start, self.data, self.trained, course, self.settings.seed)
+            return train(task, judge, self.listener, self.memo.checkpoint())
 
     def _checked(self, kept: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """The self-check of all groups whose cut is exact; of the others only how far they are from it."""

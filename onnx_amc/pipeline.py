@@ -22,10 +22,11 @@ from onnx_amc.inspection import summary
 from onnx_amc.intake import DataSource, ModelSource, find_data, load_model
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan, parse_plan, read_plan
+from onnx_amc.recover.course import Task
 from onnx_amc.run import data as sources
 from onnx_amc.run.check import self_check
 from onnx_amc.run.score import Scorer, find_metric
-from onnx_amc.training import again, parts_of
+from onnx_amc.training import parts_of, replay_of, train_again
 
 
 def compress(
@@ -70,8 +71,10 @@ def apply(
         self_check(analysis, exact, check_feed(analysis.model, samples))
         ready = None
         if isinstance(course, Mapping) and samples is not None and parts.trained is not None:
+            how, replay = replay_of(course)
             refined = builder.refined(plan.kept)
-            ready = again(analysis.model, refined, samples, parts.trained, settings.seed, course, listener)
+            task = Task(analysis, plan.kept, refined, samples, parts.trained, how, settings.seed)
+            ready = train_again(task, replay, listener)
         return builder.deliverable(plan.kept, ready)
 
 

@@ -12,9 +12,8 @@ import onnx
 
 from onnx_amc.config import Settings
 from onnx_amc.errors import ModelError, PlanError
-from onnx_amc.graph.load import Model
 from onnx_amc.listener import Listener
-from onnx_amc.recover.course import Course, Replay, Standing
+from onnx_amc.recover.course import Course, Progress, Replay, Task
 from onnx_amc.run.data import Dataset
 
 ENOUGH = 300
@@ -71,9 +70,8 @@ def course_of(settings: Settings, samples: int) -> Course:
 
 
 def train(
-    original: Model, cut: onnx.ModelProto, data: Dataset, index: np.ndarray, settings: Settings,
-    score: Callable[[onnx.ModelProto], tuple[float, float]], listener: Listener, checkpoint: Path | None = None,
-) -> tuple[onnx.ModelProto, dict[str, Any], dict[str, Any]]:  # fmt: skip
+    task: Task, score: Callable[[onnx.ModelProto], tuple[float, float]], listener: Listener, checkpoint: Path | None
+) -> tuple[onnx.ModelProto, dict[str, Any], dict[str, Any]]:
     """Train a cut network, if torch can read it.
 
     Returns:
@@ -82,47 +80,40 @@ def train(
     """
     from onnx_amc.recover.recovery import recovered  # noqa: PLC0415  torch takes seconds to import
 
-    course = course_of(settings, len(index))
-    listener.stage("recover", course.epochs)
+    listener.stage("recover", task.course.epochs)
     try:
-        model, standing = recovered(
-            original, cut, data, index, score, course, seed=settings.seed, checkpoint=checkpoint,
-            progress=lambda done, total, note: listener.advance(done, note, total),
-        )  # fmt: skip
+        model, standing = recovered(task, score, _told(listener), checkpoint)
     except ModelError as error:
         listener.note(f"no recovery: {error.what}")
-        return cut, {}, {}
-    told = {"samples": len(index), "epochs": len(standing.shares), "best_epoch": standing.best_epoch,
+        return task.cut, {}, {}
+    told = {"samples": len(task.index), "epochs": len(standing.shares), "best_epoch": standing.best_epoch,
             "before": standing.before[0], "after": standing.best[0]}  # fmt: skip
-    return model, told, _remembered(course, standing)
+    known = {"course": asdict(task.course), **asdict(standing.replay)} if standing.best_epoch else {}
+    return model, told, known
 
 
-def _remembered(course: Course, standing: Standing) -> dict[str, Any]:
-    """What a plan says of a training; nothing where the weights stayed as they were."""
-    return {"course": asdict(course), **asdict(standing.replay)} if standing.best_epoch else {}
-
-
-def again(
-    original: Model, cut: onnx.ModelProto, data: Dataset, index: np.ndarray, seed: int, known: Mapping[str, Any],
-    listener: Listener,
-) -> onnx.ModelProto:  # fmt: skip
-    """Train as a plan says that it was done.
+def replay_of(known: Mapping[str, Any]) -> tuple[Course, Replay]:
+    """What a plan says of a training.
 
     Raises:
-        PlanError: What it says cannot be read.
+        PlanError: It cannot be read.
 
     """
-    from onnx_amc.recover.recovery import repeated  # noqa: PLC0415  torch takes seconds to import
-
     try:
-        course = Course(**known["course"])
-        replay = Replay(int(known["steps"]), tuple(float(share) for share in known["shares"]))
+        return Course(**known["course"]), Replay(int(known["steps"]), tuple(float(s) for s in known["shares"]))
     except (TypeError, ValueError, KeyError) as error:
         raise PlanError(
             f"its settings of the recovery are damaged: {error!r}", where="plan", fix="give a plan written by onnx-amc"
         ) from error
+
+
+def train_again(task: Task, replay: Replay, listener: Listener) -> onnx.ModelProto:
+    """Train as it was done before."""
+    from onnx_amc.recover.recovery import repeated  # noqa: PLC0415  torch takes seconds to import
+
     listener.stage("recover", len(replay.shares))
-    return repeated(
-        original, cut, data, index, course, replay, seed=seed,
-        progress=lambda done, total, note: listener.advance(done, note, total),
-    )  # fmt: skip
+    return repeated(task, replay, _told(listener))
+
+
+def _told(listener: Listener) -> Progress:
+    return lambda done, total, note: listener.advance(done, note, total)

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from onnx_amc.builder import Builder
 from onnx_amc.config import Budget, Settings
 from onnx_amc.delivery import input_specs
-from onnx_amc.graph.groups import Analysis, analyse
+from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import load
-from onnx_amc.recover.course import Course, Progress, augmented, one_cycle
+from onnx_amc.recover.course import Course, Progress, Task, augmented, one_cycle
+from onnx_amc.recover.hints import hints_of
 from onnx_amc.recover.recovery import recovered, repeated, with_values
 from onnx_amc.run import data as sources
-from onnx_amc.run.data import Dataset
 from onnx_amc.run.score import Scorer, fidelity
 
 MODELS = Path(__file__).parents[1] / "models"
-Halved = tuple[Analysis, onnx.ModelProto, Dataset, np.ndarray, Scorer]
+Halved = tuple[Task, Scorer]
 SHORT = Course(epochs=4, batch=25)
 
 
 def contents(model: onnx.ModelProto) -> list[bytes]:
     return [onnx.numpy_helper.to_array(t).tobytes() for t in model.graph.initializer]
+
+
+def values_of(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+    """Tensors inside a network."""
+    open_model = onnx.ModelProto.FromString(model.SerializeToString())
+    open_model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    session = onnxruntime.InferenceSession(open_model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return dict(zip(names, session.run(names, dict(feed)), strict=True))
 
 
 def judged(scorer: Scorer) -> Callable[[onnx.ModelProto], tuple[float, float]]:
@@ -44,76 +53,62 @@ def halved() -> Halved:
     train, held = data.split(0, 300, 200)
     builder = Builder(analysis, Settings(Budget("channels", 0.5), refit=False), None, train)
     kept = builder.kept(np.array([g.channels // 2 for g in analysis.groups]))
-    return analysis, builder.build(kept), data, train, Scorer(analysis.model.original, data, held, fidelity, "fidelity")
+    scorer = Scorer(analysis.model.original, data, held, fidelity, "fidelity")
+    return Task(analysis, kept, builder.build(kept), data, train, SHORT, seed=0), scorer
 
 
-def test_training_brings_the_outputs_nearer_and_changes_only_weights(
-    halved: Halved,
-) -> None:
-    analysis, cut, data, train, scorer = halved
-    found, _ = recovered(analysis.model, cut, data, train, judged(scorer), SHORT, seed=0)
-    assert scorer.loss(found) < 0.6 * scorer.loss(cut)
-    assert list(found.graph.node) == list(cut.graph.node)
+def test_training_brings_the_outputs_nearer_and_changes_only_weights(halved: Halved) -> None:
+    task, scorer = halved
+    found, _ = recovered(task, judged(scorer))
+    assert scorer.loss(found) < 0.6 * scorer.loss(task.cut)
+    assert list(found.graph.node) == list(task.cut.graph.node)
     assert [(t.name, t.dims, t.data_type) for t in found.graph.initializer] == [
-        (t.name, t.dims, t.data_type) for t in cut.graph.initializer
+        (t.name, t.dims, t.data_type) for t in task.cut.graph.initializer
     ]
 
 
-def test_the_same_seed_gives_the_same_bytes_whatever_the_labels(
-    halved: Halved,
-) -> None:
-    analysis, cut, data, train, scorer = halved
-    blind = replace(data, labels=None)
-    one, same, other = (
-        recovered(analysis.model, cut, samples, train, judged(scorer), SHORT, seed=seed)[0].SerializeToString()
-        for samples, seed in ((data, 0), (blind, 0), (data, 1))
-    )
+def test_the_same_seed_gives_the_same_bytes_whatever_the_labels(halved: Halved) -> None:
+    task, scorer = halved
+    tasks = (task, replace(task, data=replace(task.data, labels=None)), replace(task, seed=1))
+    one, same, other = (recovered(t, judged(scorer))[0].SerializeToString() for t in tasks)
     assert one == same != other
 
 
 def test_what_is_not_better_is_not_kept(halved: Halved) -> None:
-    analysis, cut, data, train, _ = halved
+    task, _ = halved
     asked: list[onnx.ModelProto] = []
 
     def worse(model: onnx.ModelProto) -> tuple[float, float]:
         asked.append(model)
         return 0.5, -float(len(asked))
 
-    found, standing = recovered(analysis.model, cut, data, train, worse, SHORT, seed=0)
+    found, standing = recovered(task, worse)
     assert len(asked) == 1 + SHORT.epochs == 1 + len(standing.shares)
-    assert contents(found) == contents(cut) != contents(asked[1])
+    assert contents(found) == contents(task.cut) != contents(asked[1])
     assert (standing.best_epoch, standing.best) == (0, (0.5, -1.0))
 
 
 def test_a_better_worth_does_not_excuse_a_lower_score(halved: Halved) -> None:
-    analysis, cut, data, train, _ = halved
+    task, _ = halved
     answers = iter([(0.5, 0.0), (0.4, 9.0), (0.6, 1.0), (0.5, 2.0), (0.6, 0.5)])
-    _, standing = recovered(analysis.model, cut, data, train, lambda _m: next(answers), SHORT, seed=0)
+    _, standing = recovered(task, lambda _m: next(answers))
     assert (standing.best_epoch, standing.best) == (3, (0.5, 2.0))
 
 
 def test_training_ends_in_time(halved: Halved) -> None:
-    analysis, cut, data, train, _ = halved
+    task, _ = halved
     told: list[tuple[int, int]] = []
-    course = Course(epochs=1000, minutes=0.02)
     began = time.monotonic()
-    recovered(
-        analysis.model,
-        cut,
-        data,
-        train,
-        lambda m: (0.0, -float(len(m.graph.node))),
-        course,
-        seed=0,
-        progress=lambda n, total, _t: told.append((n, total)),
-    )
+    hurried = replace(task, course=replace(SHORT, epochs=1000, minutes=0.02))
+    _, standing = recovered(hurried, lambda _m: (0.0, 0.0), lambda n, total, _t: told.append((n, total)))
     assert time.monotonic() - began < 60
     assert 1 <= len(told) < 1000
     assert told[-1][0] == told[-1][1] == len(told)
+    assert standing.shares[-1] == pytest.approx(1.0)
 
 
 def test_an_interrupted_training_goes_on_and_finds_the_same(halved: Halved, tmp_path: Path) -> None:
-    analysis, cut, data, train, scorer = halved
+    task, scorer = halved
     place = tmp_path / "state.npz"
 
     def until(epoch: int) -> Progress:
@@ -123,32 +118,24 @@ def test_an_interrupted_training_goes_on_and_finds_the_same(halved: Halved, tmp_
 
         return heard
 
-    whole, standing = recovered(analysis.model, cut, data, train, judged(scorer), SHORT, seed=0)
+    whole, standing = recovered(task, judged(scorer))
     for epoch in (1, 3):
         with pytest.raises(KeyboardInterrupt):
-            recovered(
-                analysis.model, cut, data, train, judged(scorer), SHORT, seed=0, progress=until(epoch), checkpoint=place
-            )
+            recovered(task, judged(scorer), until(epoch), place)
     heard: list[int] = []
-    found, again = recovered(
-        analysis.model, cut, data, train, judged(scorer), SHORT, seed=0, checkpoint=place,
-        progress=lambda done, _total, _note: heard.append(done),
-    )  # fmt: skip
+    found, again = recovered(task, judged(scorer), lambda done, _total, _note: heard.append(done), place)
     assert heard == [4]
     assert found.SerializeToString() == whole.SerializeToString()
     assert (again.shares, again.best, again.best_epoch) == (standing.shares, standing.best, standing.best_epoch)
 
 
 def test_a_state_of_another_training_or_a_torn_one_is_not_gone_on_with(halved: Halved, tmp_path: Path) -> None:
-    analysis, cut, data, train, scorer = halved
+    task, scorer = halved
     place, heard = tmp_path / "state.npz", list[int]()
 
     def train_again(course: Course) -> None:
         heard.clear()
-        recovered(
-            analysis.model, cut, data, train, judged(scorer), course, seed=0, checkpoint=place,
-            progress=lambda done, _total, _note: heard.append(done),
-        )  # fmt: skip
+        recovered(replace(task, course=course), judged(scorer), lambda done, _total, _note: heard.append(done), place)
 
     train_again(SHORT)
     train_again(SHORT)
@@ -161,16 +148,42 @@ def test_a_state_of_another_training_or_a_torn_one_is_not_gone_on_with(halved: H
 
 
 def test_a_training_is_repeated_from_what_is_known_of_it(halved: Halved) -> None:
-    analysis, cut, data, train, _ = halved
+    task, _ = halved
     told = iter([(0.5, 0.0), (0.5, 1.0), (0.5, 3.0), (0.5, 2.0), (0.5, 2.0)])
-    found, standing = recovered(analysis.model, cut, data, train, lambda _m: next(told), SHORT, seed=0)
+    found, standing = recovered(task, lambda _m: next(told))
     assert len(standing.replay.shares) == 2
-    same = repeated(analysis.model, cut, data, train, SHORT, standing.replay, seed=0)
-    assert same.SerializeToString() == found.SerializeToString()
+    assert repeated(task, standing.replay).SerializeToString() == found.SerializeToString()
+
+
+def test_hints_are_the_blocks_ends_and_name_the_channels_that_are_left(halved: Halved) -> None:
+    task, _ = halved
+    makers = {o: n.op_type for n in task.analysis.model.proto.graph.node for o in n.output}
+    hints = hints_of(task.analysis, task.kept)
+    assert [makers[h.name] for h in hints] == ["Conv"] + ["Add"] * 5
+    feed = task.data.batch(np.arange(4))
+    whole, less = (values_of(model, feed, [h.name for h in hints]) for model in (task.analysis.model.proto, task.cut))
+    for hint in hints:
+        assert hint.of(whole[hint.name]).shape == less[hint.name].shape != whole[hint.name].shape
+    first = hints[0]
+    assert np.allclose(first.of(whole[first.name]), less[first.name], atol=1e-5)
+
+
+def test_hints_make_the_inside_more_alike(halved: Halved) -> None:
+    task, _ = halved
+    hints = hints_of(task.analysis, task.kept)
+    feed, names = task.data.batch(np.arange(200)), [h.name for h in hints]
+    goal = values_of(task.analysis.model.proto, feed, names)
+    gaps = []
+    for weight in (0.0, 1.0):
+        steady = iter(range(100))
+        model, _ = recovered(replace(task, course=replace(SHORT, hints=weight)), lambda _m, s=steady: (0.0, next(s)))  # type: ignore[misc]
+        found = values_of(model, feed, names)
+        gaps.append([float(np.square(h.of(goal[h.name]) - found[h.name]).mean()) for h in hints])
+    assert sum(gaps[1]) < 0.8 * sum(gaps[0])
 
 
 def test_values_go_where_they_belong(halved: Halved) -> None:
-    cut = halved[1]
+    cut = halved[0].cut
     name = cut.graph.initializer[0].name
     array = onnx.numpy_helper.to_array(cut.graph.initializer[0])
     changed = with_values(cut, {name: array + 1})

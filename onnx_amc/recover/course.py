@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
+
+from onnx_amc.graph.groups import Analysis
+from onnx_amc.run.data import Dataset
 
 Values = dict[str, np.ndarray]
 Judge = Callable[[Values], tuple[float, float]]
@@ -30,6 +34,7 @@ class Course:
         clip: Largest norm of the gradient.
         shift: Images are moved by up to this share of their sides, edges repeated.
         flip: Whether images may be mirrored left to right.
+        hints: What the mean error of the tensors inside counts for, beside the outputs' error.
         labels: What cross-entropy with the labels counts for beside the distillation; 0 looks at no label.
 
     """
@@ -42,7 +47,32 @@ class Course:
     clip: float = 1.0
     shift: float = 0.125
     flip: bool = False
+    hints: float = 1.0
     labels: float = 0.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be trained on what.
+
+    Args:
+        analysis: Of the original model.
+        kept: The channels that each group keeps.
+        cut: What is left of the model, its constants in initializers.
+        data: Samples.
+        index: Which of them to train on.
+        course: How to train.
+        seed: Of order and augmentation.
+
+    """
+
+    analysis: Analysis
+    kept: Mapping[str, Sequence[int]]
+    cut: onnx.ModelProto
+    data: Dataset
+    index: np.ndarray
+    course: Course
+    seed: int
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from itertools import pairwise
@@ -35,6 +35,7 @@ from onnx_amc.recover.course import (
     channels_axis,
     one_cycle,
 )
+from onnx_amc.recover.hints import Hint
 from onnx_amc.recover.reading import Reading
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.session import open_session, run_session
@@ -58,6 +59,7 @@ class Distiller:
         data: Samples.
         index: Which samples to train on.
         course: How.
+        hints: Tensors inside both that the student is held to as well.
         seed: Of order, shifts and flips.
         where: What to call the model in messages.
 
@@ -67,11 +69,14 @@ class Distiller:
     """
 
     def __init__(
-        self, student: onnx.ModelProto, teacher: onnx.ModelProto, data: Dataset, index: np.ndarray, course: Course, *,
-        seed: int = 0, where: str = "model",
+        self, student: onnx.ModelProto, teacher: onnx.ModelProto, data: Dataset, index: np.ndarray, course: Course,
+        hints: Sequence[Hint] = (), *, seed: int = 0, where: str = "model",
     ) -> None:  # fmt: skip
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.reading = Reading(student, where).to(self.device)
+        self.hints = {hint.name: hint for hint in hints}
+        self.outputs = [o.name for o in teacher.graph.output]
+        teacher.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in self.hints)
         self.teacher = open_session(teacher, where=where)
         self.data, self.index, self.course, self.where, self.seed = data, index, course, where, seed
         self.images = [spec.name for spec in data.inputs if channels_axis(spec.shape) is not None]
@@ -173,28 +178,34 @@ class Distiller:
             for name, value in self.data.batch(part).items()
         }
         goals = self._answers(feed)
-        found = self.reading({name: torch.from_numpy(value).to(self.device) for name, value in feed.items()})
-        loss = sum((self._loss(name, found[name], goal) for name, goal in goals.items()), torch.zeros(()))
+        found = self.reading(
+            {name: torch.from_numpy(value).to(self.device) for name, value in feed.items()}, self.hints
+        )
+        loss = torch.zeros((), device=self.device)
+        for name, goal in goals.items():
+            weight = self.course.hints / len(self.hints) if name in self.hints else 1.0
+            loss = loss + weight * self._gap(name, found[name], goal)
         if self.course.labels and self.data.labels is not None:
             labels = torch.from_numpy(self.data.labels[part]).to(self.device)
-            loss = loss + self.course.labels * F.cross_entropy(found[next(iter(goals))], labels)
+            loss = loss + self.course.labels * F.cross_entropy(found[self.outputs[0]], labels)
         return loss
 
     def _answers(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The original's float outputs."""
-        names = [o.name for o in self.teacher.get_outputs()]
-        found = zip(names, run_session(self.teacher, names, feed, where=self.where), strict=True)
-        return {name: value for name, value in found if value.dtype.kind == "f"}
+        """The original's float outputs, and what the cut network has of the tensors inside."""
+        names = [*self.outputs, *self.hints]
+        found = dict(zip(names, run_session(self.teacher, names, feed, where=self.where), strict=True))
+        found |= {name: hint.of(found[name]) for name, hint in self.hints.items()}
+        return {name: value for name, value in found.items() if value.dtype.kind == "f"}
 
     @cached_property
     def powers(self) -> dict[str, float]:
-        """Variance of the original's outputs over the samples, by name."""
-        few = np.array_split(
-            self.index[:: max(1, len(self.index) // SAMPLED)][:SAMPLED], -(-SAMPLED // self.course.batch)
-        )
-        answers = [self._answers(self.data.batch(part)) for part in few if len(part)]
-        whole = {name: np.concatenate([a[name] for a in answers]) for name in answers[0]}
-        return {name: max(float(value.var(axis=0, dtype=np.float64).mean()), 1e-12) for name, value in whole.items()}
+        """Variance of what the original answers from sample to sample, by name."""
+        few = self.index[:: max(1, len(self.index) // SAMPLED)][:SAMPLED]
+        found: dict[str, list[float]] = {}
+        for part in np.array_split(few, -(-len(few) // self.course.batch)):
+            for name, value in self._answers(self.data.batch(part)).items():
+                found.setdefault(name, []).append(float(value.var(axis=0, dtype=np.float64).mean()))
+        return {name: max(float(np.mean(values)), 1e-12) for name, values in found.items()}
 
     def _save(self, path: Path | None, standing: Standing, found: Values) -> None:
         """Write all that is needed to go on, beside its place first: an interrupt leaves the state of the epoch before."""
@@ -237,7 +248,7 @@ class Distiller:
             return None
         return standing, found
 
-    def _loss(self, name: str, found: Tensor, goal: np.ndarray) -> Tensor:
+    def _gap(self, name: str, found: Tensor, goal: np.ndarray) -> Tensor:
         """Squared error relative to the variance of the original's output."""
         target = torch.from_numpy(goal).to(self.device)
         return F.mse_loss(found, target) / self.powers[name]

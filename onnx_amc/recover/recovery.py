@@ -9,28 +9,23 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnx_amc.graph.load import Model
-from onnx_amc.recover.course import Course, Progress, Replay, Standing
+from onnx_amc.recover.course import Progress, Replay, Standing, Task
 from onnx_amc.recover.distil import Distiller
+from onnx_amc.recover.hints import hints_of
 from onnx_amc.run.capture import free_batch
-from onnx_amc.run.data import Dataset
 
 
 def recovered(
-    original: Model, cut: onnx.ModelProto, data: Dataset, index: np.ndarray,
-    score: Callable[[onnx.ModelProto], tuple[float, float]], course: Course, *, seed: int,
-    progress: Progress = lambda _done, _total, _note: None, checkpoint: Path | None = None,
-) -> tuple[onnx.ModelProto, Standing]:  # fmt: skip
+    task: Task,
+    score: Callable[[onnx.ModelProto], tuple[float, float]],
+    progress: Progress = lambda _done, _total, _note: None,
+    checkpoint: Path | None = None,
+) -> tuple[onnx.ModelProto, Standing]:
     """Return the cut model with weights trained towards the original's outputs, and how the training went.
 
     Args:
-        original: The model that was cut.
-        cut: What is left of it, its constants in initializers.
-        data: Samples.
-        index: Which of them to train on.
-        score: Score and worth of a model on samples that are not among these; the score never falls, the best worth is kept.
-        course: How to train.
-        seed: Of order and augmentation.
+        task: What is to be trained.
+        score: Score and worth of a model on samples that are not trained on; the score never falls, the best worth is kept.
         progress: Told the epochs done, their number, and how it stands.
         checkpoint: A file in which the state is kept from epoch to epoch, and from which it is gone on.
 
@@ -38,27 +33,23 @@ def recovered(
         ModelError: torch has no reading of the graph.
 
     """
-    distiller = _distiller(original, cut, data, index, course, seed)
-    found, standing = distiller.train(lambda values: score(with_values(cut, values)), progress, checkpoint)
-    return with_values(cut, found) if standing.best_epoch else cut, standing
+    found, standing = _distiller(task).train(lambda v: score(with_values(task.cut, v)), progress, checkpoint)
+    return with_values(task.cut, found) if standing.best_epoch else task.cut, standing
 
 
-def repeated(
-    original: Model, cut: onnx.ModelProto, data: Dataset, index: np.ndarray, course: Course, replay: Replay, *, seed: int,
-    progress: Progress = lambda _done, _total, _note: None,
-) -> onnx.ModelProto:  # fmt: skip
+def repeated(task: Task, replay: Replay, progress: Progress = lambda _done, _total, _note: None) -> onnx.ModelProto:
     """Return what `recovered` gave, from what is known of that training."""
-    return with_values(cut, _distiller(original, cut, data, index, course, seed).repeat(replay, progress))
+    return with_values(task.cut, _distiller(task).repeat(replay, progress))
 
 
-def _distiller(
-    original: Model, cut: onnx.ModelProto, data: Dataset, index: np.ndarray, course: Course, seed: int
-) -> Distiller:
-    student, teacher = (onnx.ModelProto.FromString(m.SerializeToString()) for m in (cut, original.proto))
+def _distiller(task: Task) -> Distiller:
+    model = task.analysis.model
+    student, teacher = (onnx.ModelProto.FromString(m.SerializeToString()) for m in (task.cut, model.proto))
     for proto in (student, teacher):
-        free_batch(proto, original)
+        free_batch(proto, model)
     del teacher.graph.value_info[:]
-    return Distiller(student, teacher, data, index, course, seed=seed, where=original.source)
+    hints = hints_of(task.analysis, task.kept) if task.course.hints else []
+    return Distiller(student, teacher, task.data, task.index, task.course, hints, seed=task.seed, where=model.source)
 
 
 def with_values(proto: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onnx.ModelProto:
