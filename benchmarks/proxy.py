@@ -31,7 +31,7 @@ from onnx_amc.run.score import Scorer, top1
 from onnx_amc.run.sequential import Effort
 from onnx_amc.rundir import Memo
 from onnx_amc.search import baselines, local
-from onnx_amc.search.loop import SHAPING
+from onnx_amc.search.shaping import SHAPING
 
 EFFORTS = (Effort(50, 4_000, rounds=1), Effort(100, 4_000, rounds=1), Effort(200, 8_000, rounds=1))
 

@@ -16,7 +16,7 @@ import onnx
 
 from onnx_amc.builder import Builder, Kept
 from onnx_amc.config import Settings
-from onnx_amc.delivery import Result, check_feed, class_count, figures, one_feed
+from onnx_amc.delivery import Result, check_feed, class_count, figures, one_feed, outcome
 from onnx_amc.errors import BudgetError, SelfCheckError
 from onnx_amc.graph import cost, light
 from onnx_amc.graph.groups import analyse
@@ -35,6 +35,12 @@ from onnx_amc.search.env import ChannelPruningEnv
 from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Tried, key_of, propose, reward_of, search, second_pass
 from onnx_amc.search.space import Space, levels_of
 from onnx_amc.training import course_of, parts_of, train
+
+PARTS = 8
+"""Into how many parts the reward samples are split to see what the loss should count for."""
+
+FINAL_BASELINES = 2
+"""Baselines that get the full refit at the end, uniform besides."""
 
 
 class Compression:
@@ -112,9 +118,11 @@ class Compression:
                 self.listener.note(f"array '{name}' in {data.source} is neither an input nor labels: ignored")
             name, metric = find_metric(settings.metric, data, class_count(self.model))
             how = (metric, name, settings.provider, self.model.source)
-            self.scorer = Scorer(self.model.original, data, reward, *how)
+            self.scorer = Scorer(self.model.original, data, reward, *how, parts=PARTS)
             few = np.sort(np.random.default_rng(settings.seed).permutation(reward)[: settings.trial])
-            self.trial = self.scorer if len(few) == len(reward) else Scorer(self.model.original, data, few, *how)
+            self.trial = self.scorer
+            if len(few) < len(reward):
+                self.trial = Scorer(self.model.original, data, few, *how, parts=PARTS)
         self.listener.stage("calibrate", len(parts.calibration) or None)
         self.builder = Builder(self.analysis, settings, data, parts.calibration, lambda n, _: self.listener.advance(n))
         for node, why in self.builder.refused.items():
@@ -158,22 +166,21 @@ class Compression:
             self.space, facts_of(self.analysis), lambda c: self.journal.ask(c, "environment").reward
         )
 
-    def _evaluate(self, counts: np.ndarray) -> tuple[float, float]:
+    def _evaluate(self, counts: np.ndarray) -> Sequence[float]:
         return self._scored("plan", counts, self.builder.drafted, self.trial)
 
     def _scored(
         self, kind: str, counts: np.ndarray, build: Callable[[Kept], onnx.ModelProto], scorer: Scorer | None
-    ) -> tuple[float, float]:
-        """Score and loss of a plan built in one of two ways, remembered under its kind."""
+    ) -> Sequence[float]:
+        """Score and loss of a plan built in one of two ways, and those of parts of the samples, remembered under its kind."""
 
         def compute() -> list[float]:
             if scorer is None:
                 raise RuntimeError("a run without data evaluates nothing")
             found = scorer(build(self.builder.kept(counts)))
-            return [found.value, found.loss]
+            return [found.value, found.loss, *found.parts]
 
-        value, loss = self.memo.get(f"{kind} " + " ".join(map(str, counts.tolist())), compute)
-        return value, loss
+        return self.memo.get(f"{kind} " + " ".join(map(str, counts.tolist())), compute)
 
     def _tell(self, tried: Tried) -> None:
         done = sum(t.source == tried.source for t in self.journal.trials)
@@ -202,13 +209,18 @@ class Compression:
         if settings.policy == "knapsack" or settings.policy not in CLOSED:
             self.listener.stage("sensitivity", len(self.analysis.groups))
             errors = self.builder.errors(space.levels, lambda n, _: self.listener.advance(n), self.memo)
-        names = ["uniform", *(["knapsack"] if errors else [])]
+        names = [
+            "uniform",
+            *([] if settings.policy in CLOSED else ["shallow", "deep"]),
+            *(["knapsack"] if errors else []),
+        ]
         self.listener.stage("baselines", len(names))
         for name in names:
             self.baselines[name] = self.journal.ask(propose(space, name, errors), name)
         if errors:
             self.listener.stage("second pass", len(space) + 2)
             self.baselines["knapsack"], errors = second_pass(space, self.journal, errors, self.baselines["knapsack"])
+            self.baselines = {n: replace(t, shaping=self.journal.shaping) for n, t in self.baselines.items()}
         if settings.policy in CLOSED:
             if settings.policy not in self.baselines:
                 self.baselines[settings.policy] = self.journal.ask(
@@ -230,10 +242,14 @@ class Compression:
         return self._final().counts
 
     def _final(self) -> Tried:
-        """Refit the best few plans and the baselines as they would be delivered, and return the one that is best then."""
-        plain = {t.key: t for t in self.baselines.values()}
-        others = sorted((t for t in self.journal.distinct if t.key not in plain), key=lambda t: -t.reward)
-        chosen = [*others[: self.settings.finalists], *plain.values()]
+        """Refit the best few plans as they would be delivered, those of the baselines too, and return the one that is best then."""
+        plain = sorted(
+            {t.key: t for t in self.baselines.values()}.values(), key=lambda t: (-t.reward, t.source != "uniform")
+        )
+        keys = {t.key for t in plain}
+        others = sorted((t for t in self.journal.distinct if t.key not in keys), key=lambda t: -t.reward)
+        few = [t for i, t in enumerate(plain) if i < FINAL_BASELINES or t.source == "uniform"]
+        chosen = [*others[: self.settings.finalists], *few]
         self.listener.stage("finals", len(chosen))
         for done, tried in enumerate(chosen, start=1):
             found = self._refined(tried)
@@ -249,8 +265,8 @@ class Compression:
             return built[0]
 
         built: list[onnx.ModelProto] = []
-        value, loss = self._scored("final", tried.counts, build, self.scorer)
-        found = replace(tried, score=value, loss=loss)
+        value, loss, *_ = self._scored("final", tried.counts, build, self.scorer)
+        found = replace(tried, score=value, loss=loss, shaping=self.journal.shaping)
         if built and (self.ready is None or found.reward > self.ready[0].reward):
             self.ready = found, built[0]
         return found
@@ -281,7 +297,7 @@ class Compression:
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "checks": checks,
             "recover": told or None,
-            **self._found(counts),
+            **outcome(self.journal, self.settings.policy, self.analysis, counts),
         }
         s = self.settings
         plan = Plan(
@@ -307,7 +323,7 @@ class Compression:
 
         def judge(model: onnx.ModelProto) -> tuple[float, float]:
             found = scorer(model)
-            return found.value, reward_of(found.value, found.loss)
+            return found.value, reward_of(found.value, found.loss, self.journal.shaping)
 
         start = ready or self.builder.refined(kept)
         with self._timed("recover"):
@@ -356,21 +372,6 @@ class Compression:
             "data": self.data.source if self.data else None,
             "episodes": 0 if settings.policy in CLOSED else settings.episodes,
             "budget": asdict(settings.budget),
-        }
-
-    def _found(self, counts: np.ndarray) -> dict[str, Any]:
-        trials = [t for t in self.journal.trials if t.source == self.settings.policy]
-        best = max(range(len(trials)), key=lambda i: trials[i].reward, default=None)
-        first = next((t for t in self.journal.trials if np.array_equal(t.counts, counts)), None)
-        return {
-            "delivered": first.source if first else self.settings.policy,
-            "best_episode": best,
-            "rewards": [t.reward for t in trials],
-            "groups": [
-                {"name": g.name, "channels": g.channels, "kept": int(n)}
-                | ({} if g.doubt is None else {"approximate": g.doubt})
-                for g, n in zip(self.analysis.groups, counts, strict=True)
-            ],
         }
 
     def _recounted(self, model: onnx.ModelProto, counts: np.ndarray) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from onnx_amc.prune.plan import Plan
 from onnx_amc.run.capture import fixed_batch
 from onnx_amc.run.samples import Dataset, InputSpec
 from onnx_amc.run.session import open_session
-from onnx_amc.search.loop import Tried
+from onnx_amc.search.loop import Journal, Tried
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,24 @@ def figures(model: onnx.ModelProto, known: Model | None = None) -> dict[str, Any
     full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
     params = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in FLOATS)
     return {"macs": cost.macs(analysis)(full), "params": params, "bytes": loaded.bytes}
+
+
+def outcome(journal: Journal, policy: str, analysis: Analysis, counts: np.ndarray) -> dict[str, Any]:
+    """What a search found: the plan delivered and who proposed it, the rewards, and what the loss counted for in them."""
+    trials = [t for t in journal.trials if t.source == policy]
+    best = max(range(len(trials)), key=lambda i: trials[i].reward, default=None)
+    first = next((t for t in journal.trials if np.array_equal(t.counts, counts)), None)
+    return {
+        "delivered": first.source if first else policy,
+        "best_episode": best,
+        "rewards": [t.reward for t in trials],
+        "loss_weight": journal.shaping,
+        "groups": [
+            {"name": g.name, "channels": g.channels, "kept": int(n)}
+            | ({} if g.doubt is None else {"approximate": g.doubt})
+            for g, n in zip(analysis.groups, counts, strict=True)
+        ],
+    }
 
 
 def write_model(model: onnx.ModelProto, path: Path, *, external: bool = False) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from onnx_amc.search import baselines, local
 from onnx_amc.search.loop import AGENTS, REFINING, Journal, Tried, search, second_pass, walk
+from onnx_amc.search.shaping import SHAPING, weight_of
 from onnx_amc.search.space import Space, levels_of
 from onnx_amc.search.state import LayerFacts
 
@@ -233,3 +234,51 @@ def test_exchanges_are_new_within_the_budget_and_in_the_order_of_the_table() -> 
         lost.append(sum(e[i] for e, i in zip(ERRORS, SPACE.indices(found), strict=True)))
     assert len(lost) > 5
     assert lost[0] == min(lost)
+
+
+# ------------------------------------------------------------------------------------------- what the loss counts for
+
+
+def told(harm: float, noise: float, seed: int = 0, plans: int = 20, parts: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and losses of plans whose true score falls by `harm` per unit of loss; scores are noisy, losses are not."""
+    rng = np.random.default_rng(seed)
+    loss = np.linspace(0.1, 0.3, plans)
+    score = 0.8 - harm * loss
+    return score[:, None] + noise * rng.standard_normal((plans, parts)), np.repeat(loss[:, None], parts, axis=1)
+
+
+def test_the_loss_counts_most_where_it_tells_the_score_and_scores_are_noisy() -> None:
+    assert weight_of(*told(harm=1.0, noise=0.1)) == SHAPING
+
+
+def test_the_loss_counts_nothing_where_it_misleads() -> None:
+    scores, losses = told(harm=-0.5, noise=0.02)
+    assert weight_of(scores, losses) == 0.0
+
+
+def test_without_trials_or_parts_the_weight_is_the_usual_one() -> None:
+    scores, losses = told(harm=-0.5, noise=0.02)
+    assert weight_of(scores[:5], losses[:5]) == SHAPING
+    assert weight_of(scores[:, :1], losses[:, :1]) == SHAPING
+    assert weight_of(np.full((10, 8), 0.5), losses[:10]) == SHAPING
+
+
+def test_a_journal_weighs_by_what_it_has_seen_and_rewards_it_anew() -> None:
+    """The loss of this network says nothing good of its score: plans of high loss are better."""
+
+    def misled(counts: np.ndarray) -> list[float]:
+        gap = float(np.mean(np.abs(counts - BEST) / FULL))
+        return [0.5 + gap, gap] + [0.5 + gap, gap] * 8
+
+    journal = Journal(misled)
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        journal.ask(baselines.random(SPACE, rng), "random")
+    before = journal.best
+    journal.weigh()
+    assert 0 <= journal.shaping < 1
+    assert [t.reward for t in journal.trials] == pytest.approx(
+        [t.score - 1 - journal.shaping * t.loss for t in journal.trials]
+    )
+    assert journal.best.loss > before.loss
+    assert journal.ask(BEST, "asked later").reward == pytest.approx(-0.5)

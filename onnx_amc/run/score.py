@@ -22,6 +22,8 @@ Metric = Callable[[Outputs, np.ndarray | None, Outputs], float]
 """(outputs, labels or None, the original network's outputs) -> score, higher is better."""
 
 BATCH = 100
+SMALLEST = 10
+"""Samples of a part that is scored by itself, at least."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class Score:
     Args:
         value: The metric, higher is better.
         loss: Relative squared error of the outputs against the original's: E|z - z0|^2 / E|z0 - E z0|^2; lower is better.
+        parts: Both for each of several parts of the samples, in turn.
 
     """
 
     value: float
     loss: float
+    parts: tuple[float, ...] = ()
 
 
 def top1(outputs: Outputs, labels: np.ndarray | None, _reference: Outputs) -> float:
@@ -103,13 +107,15 @@ class Scorer:
         index: Which samples.
         metric: What to compute; the scorer's name for it is `name`.
         name: Of the metric.
+        parts: Into how many parts the samples are split, each to be scored by itself as well; 0 for none.
 
     """
 
     def __init__(
         self, original: onnx.ModelProto, data: Dataset, index: np.ndarray, metric: Metric, name: str,
-        provider: str = "CPUExecutionProvider", where: str = "model",
+        provider: str = "CPUExecutionProvider", where: str = "model", parts: int = 0,
     ) -> None:  # fmt: skip
+        self.parts = parts if len(index) >= SMALLEST * parts else 0
         self.data, self.index, self.metric, self.name = data, index, metric, name
         self.provider, self.where = provider, where
         self.labels = None if data.labels is None else data.labels[index]
@@ -135,15 +141,22 @@ class Scorer:
 
     def loss(self, model: onnx.ModelProto) -> float:
         """Return only the error against the original's outputs."""
-        return self._loss(self.outputs(model))
+        return _loss(self.outputs(model), self.reference)
 
     def _score(self, outputs: Outputs) -> Score:
-        value = float(self.metric(outputs, self.labels, self.reference))
-        return Score(value if np.isfinite(value) else 0.0, self._loss(outputs))
+        parts = [self._both(outputs, slice(k, None, self.parts)) for k in range(self.parts)]
+        return Score(*self._both(outputs, slice(None)), tuple(v for pair in parts for v in pair))
 
-    def _loss(self, outputs: Outputs) -> float:
-        losses = [_relative(z, z0) for z, z0 in zip(outputs, self.reference, strict=True) if z0.dtype.kind == "f"]
-        return float(np.mean(losses)) if losses else 0.0
+    def _both(self, outputs: Outputs, part: slice) -> tuple[float, float]:
+        """Score and loss on some of the samples."""
+        found, reference = [z[part] for z in outputs], [z[part] for z in self.reference]
+        value = float(self.metric(found, None if self.labels is None else self.labels[part], reference))
+        return value if np.isfinite(value) else 0.0, _loss(found, reference)
+
+
+def _loss(outputs: Outputs, reference: Outputs) -> float:
+    losses = [_relative(z, z0) for z, z0 in zip(outputs, reference, strict=True) if z0.dtype.kind == "f"]
+    return float(np.mean(losses)) if losses else 0.0
 
 
 def _flat(z: np.ndarray) -> np.ndarray:

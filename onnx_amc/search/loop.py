@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnx_amc.search import baselines, local
 from onnx_amc.search.env import ChannelPruningEnv
+from onnx_amc.search.shaping import SHAPING, weight_of
 from onnx_amc.search.space import Space
 from onnx_amc.search.state import LayerFacts
 
 if TYPE_CHECKING:
     from onnx_amc.search.agent import Transition
 
-Evaluate = Callable[[np.ndarray], tuple[float, float]]
-"""Counts -> (score, higher is better; loss against the original, lower is better)."""
+Evaluate = Callable[[np.ndarray], Sequence[float]]
+"""Counts -> score, higher is better, and loss against the original, lower is better; then, if it can tell, the same two for each of
+several parts of the samples."""
 
 AGENTS = ("ddpg", "td3", "sac")
 CLOSED = ("uniform", "shallow", "deep", "knapsack")
@@ -29,20 +31,13 @@ REFINING = 0.4
 DEPTH = 2
 """Levels that a group is lowered by to see what it is worth."""
 
-SHAPING = 4.0
-"""What a unit of relative output error counts for in the reward, beside a unit of the score."""
-
 PATIENCE = 20
 """Draws in which a plan that nobody has tried is looked for."""
 
 
-def reward_of(score: float, loss: float) -> float:
-    """AMC's R_err = -Error, the error being what is missing to a score of 1, less the loss `SHAPING` times.
-
-    A score counts samples, hence is flat and noisy between plans that are alike; the loss, how far the outputs are from the
-    original's, is neither, and together they predict the score on other samples best (`benchmarks/proxy.py`).
-    """
-    return score - 1.0 - SHAPING * min(loss, 1.0)
+def reward_of(score: float, loss: float, shaping: float = SHAPING) -> float:
+    """AMC's R_err = -Error, the error being what is missing to a score of 1, less the weighted loss (see `search.shaping`)."""
+    return score - 1.0 - shaping * min(loss, 1.0)
 
 
 def key_of(counts: np.ndarray) -> bytes:
@@ -59,6 +54,8 @@ class Tried:
         score: Higher is better.
         loss: Of the outputs against the original's, relative; lower is better.
         source: Who proposed it: a baseline's name or the policy's.
+        parts: Score and loss on each of several parts of the samples, in turn.
+        shaping: What a unit of loss counts for in the reward.
 
     """
 
@@ -66,6 +63,8 @@ class Tried:
     score: float
     loss: float
     source: str
+    parts: tuple[float, ...] = ()
+    shaping: float = SHAPING
 
     @property
     def key(self) -> bytes:
@@ -75,7 +74,7 @@ class Tried:
     @property
     def reward(self) -> float:
         """What the search makes of it."""
-        return reward_of(self.score, self.loss)
+        return reward_of(self.score, self.loss, self.shaping)
 
 
 @dataclass
@@ -85,20 +84,23 @@ class Journal:
     Args:
         evaluate: What to ask.
         on_trial: Told of every trial.
+        shaping: What a unit of loss counts for in the reward of what is tried from now on.
 
     """
 
     evaluate: Evaluate
     on_trial: Callable[[Tried], None] = lambda _tried: None
     trials: list[Tried] = field(default_factory=list)
-    seen: dict[bytes, tuple[float, float]] = field(default_factory=dict)
+    seen: dict[bytes, Sequence[float]] = field(default_factory=dict)
+    shaping: float = SHAPING
 
     def ask(self, counts: np.ndarray, source: str) -> Tried:
         """Score a plan and write it down."""
         key = key_of(counts)
         if key not in self.seen:
             self.seen[key] = self.evaluate(counts)
-        tried = Tried(counts.copy(), *self.seen[key], source)
+        score, loss, *parts = self.seen[key]
+        tried = Tried(counts.copy(), score, loss, source, tuple(parts), self.shaping)
         self.trials.append(tried)
         self.on_trial(tried)
         return tried
@@ -115,6 +117,14 @@ class Journal:
                 break
             counts = draw()
         return counts
+
+    def weigh(self) -> None:
+        """Choose what the loss counts for by what was tried so far, and reward all of that anew."""
+        told = [t for t in self.distinct if t.parts]
+        if told:
+            parts = np.array([t.parts for t in told])
+            self.shaping = weight_of(parts[:, ::2], parts[:, 1::2])
+            self.trials = [replace(t, shaping=self.shaping) for t in self.trials]
 
     @property
     def distinct(self) -> list[Tried]:
@@ -144,16 +154,23 @@ def second_pass(
 ) -> tuple[Tried, list[np.ndarray]]:
     """Measure each group's worth once more around the knapsack's plan, by lowering it there, and solve the knapsack again.
 
+    What the loss counts for in the reward is chosen on the way, by all that was tried by then.
+
     Returns:
         The better one of the two plans, and the table of errors with its rows scaled.
 
     """
     lowered = space.counts(np.maximum(space.indices(start.counts) - DEPTH, 0))
-    added = np.zeros(len(space))
+    found: dict[int, Tried] = {}
     for group in np.flatnonzero(lowered < start.counts):
         counts = start.counts.copy()
         counts[group] = lowered[group]
-        added[group] = start.reward - journal.ask(counts, start.source).reward
+        found[int(group)] = journal.ask(counts, start.source)
+    journal.weigh()
+    start = replace(start, shaping=journal.shaping)
+    added = np.zeros(len(space))
+    for lower, tried in found.items():
+        added[lower] = start.reward - replace(tried, shaping=journal.shaping).reward
     table = baselines.reweighed(space, errors, start.counts, lowered, added)
     again = journal.ask(baselines.knapsack(space, table), start.source)
     return max(start, again, key=lambda t: t.reward), table
