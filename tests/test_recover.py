@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 from onnx_amc.builder import Builder
 from onnx_amc.config import Budget, Settings
@@ -18,6 +19,7 @@ from onnx_amc.delivery import input_specs
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import load
 from onnx_amc.recover.course import Course, Progress, Task, augmented, one_cycle
+from onnx_amc.recover.distil import Distiller
 from onnx_amc.recover.hints import hints_of
 from onnx_amc.recover.recovery import recovered, repeated, with_values
 from onnx_amc.run import data as sources
@@ -32,12 +34,12 @@ def contents(model: onnx.ModelProto) -> list[bytes]:
     return [onnx.numpy_helper.to_array(t).tobytes() for t in model.graph.initializer]
 
 
-def values_of(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+def values_of(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], names: list[str]) -> dict[str, torch.Tensor]:
     """Tensors inside a network."""
     open_model = onnx.ModelProto.FromString(model.SerializeToString())
     open_model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
     session = onnxruntime.InferenceSession(open_model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return dict(zip(names, session.run(names, dict(feed)), strict=True))
+    return {n: torch.from_numpy(v) for n, v in zip(names, session.run(names, dict(feed)), strict=True)}
 
 
 def judged(scorer: Scorer) -> Callable[[onnx.ModelProto], tuple[float, float]]:
@@ -165,7 +167,7 @@ def test_hints_are_the_blocks_ends_and_name_the_channels_that_are_left(halved: H
     for hint in hints:
         assert hint.of(whole[hint.name]).shape == less[hint.name].shape != whole[hint.name].shape
     first = hints[0]
-    assert np.allclose(first.of(whole[first.name]), less[first.name], atol=1e-5)
+    assert torch.allclose(first.of(whole[first.name]), less[first.name], atol=1e-5)
 
 
 def test_hints_make_the_inside_more_alike(halved: Halved) -> None:
@@ -178,8 +180,18 @@ def test_hints_make_the_inside_more_alike(halved: Halved) -> None:
         steady = iter(range(100))
         model, _ = recovered(replace(task, course=replace(SHORT, hints=weight)), lambda _m, s=steady: (0.0, next(s)))  # type: ignore[misc]
         found = values_of(model, feed, names)
-        gaps.append([float(np.square(h.of(goal[h.name]) - found[h.name]).mean()) for h in hints])
+        gaps.append([float((h.of(goal[h.name]) - found[h.name]).square().mean()) for h in hints])
     assert sum(gaps[1]) < 0.8 * sum(gaps[0])
+
+
+def test_the_original_in_torch_answers_as_in_onnxruntime(halved: Halved) -> None:
+    task, _ = halved
+    proto = task.analysis.model.proto
+    distiller = Distiller(task.cut, onnx.ModelProto.FromString(proto.SerializeToString()), task.data, task.index, SHORT)
+    feed = task.data.batch(np.arange(8))
+    one, other = (way(proto, "model")(feed) for way in (distiller._in_onnxruntime, distiller._in_torch))
+    assert one.keys() == other.keys() == {"logits"}
+    assert torch.allclose(one["logits"], other["logits"], atol=1e-4)
 
 
 def test_values_go_where_they_belong(halved: Halved) -> None:

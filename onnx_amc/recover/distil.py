@@ -12,7 +12,7 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from itertools import pairwise
@@ -39,6 +39,9 @@ from onnx_amc.recover.hints import Hint
 from onnx_amc.recover.reading import Reading
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.session import open_session, run_session
+
+Teacher = Callable[[Mapping[str, np.ndarray]], dict[str, Tensor]]
+"""What goes in -> the original's outputs and the tensors inside that are looked at."""
 
 PROBE = 3
 """Steps that are taken and forgotten, to see how long one takes."""
@@ -77,7 +80,9 @@ class Distiller:
         self.hints = {hint.name: hint for hint in hints}
         self.outputs = [o.name for o in teacher.graph.output]
         teacher.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in self.hints)
-        self.teacher = open_session(teacher, where=where)
+        self.teacher = (
+            self._in_torch(teacher, where) if self.device.type == "cuda" else self._in_onnxruntime(teacher, where)
+        )
         self.data, self.index, self.course, self.where, self.seed = data, index, course, where, seed
         self.images = [spec.name for spec in data.inputs if channels_axis(spec.shape) is not None]
         self.optimizer = torch.optim.AdamW(self.reading.parameters(), lr=course.rate, weight_decay=course.decay)
@@ -178,9 +183,7 @@ class Distiller:
             for name, value in self.data.batch(part).items()
         }
         goals = self._answers(feed)
-        found = self.reading(
-            {name: torch.from_numpy(value).to(self.device) for name, value in feed.items()}, self.hints
-        )
+        found = self.reading(self._sent(feed), self.hints)
         loss = torch.zeros((), device=self.device)
         for name, goal in goals.items():
             weight = self.course.hints / len(self.hints) if name in self.hints else 1.0
@@ -190,12 +193,36 @@ class Distiller:
             loss = loss + self.course.labels * F.cross_entropy(found[self.outputs[0]], labels)
         return loss
 
-    def _answers(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _answers(self, feed: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """The original's float outputs, and what the cut network has of the tensors inside."""
-        names = [*self.outputs, *self.hints]
-        found = dict(zip(names, run_session(self.teacher, names, feed, where=self.where), strict=True))
+        found = self.teacher(feed)
         found |= {name: hint.of(found[name]) for name, hint in self.hints.items()}
-        return {name: value for name, value in found.items() if value.dtype.kind == "f"}
+        return {name: value for name, value in found.items() if value.is_floating_point()}
+
+    def _in_onnxruntime(self, proto: onnx.ModelProto, where: str) -> Teacher:
+        """The original as onnxruntime computes it: the faster one on a CPU."""
+        session, names = open_session(proto, where=where), [o.name for o in proto.graph.output]
+
+        def answers(feed: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+            return {
+                n: torch.from_numpy(v)
+                for n, v in zip(names, run_session(session, names, feed, where=where), strict=True)
+            }
+
+        return answers
+
+    def _in_torch(self, proto: onnx.ModelProto, where: str) -> Teacher:
+        """The original as torch computes it, where the cut network is trained."""
+        reading = Reading(proto, where).to(self.device)
+
+        def answers(feed: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+            with torch.no_grad():
+                return reading(self._sent(feed))  # type: ignore[no-any-return]
+
+        return answers
+
+    def _sent(self, feed: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(value).to(self.device) for name, value in feed.items()}
 
     @cached_property
     def powers(self) -> dict[str, float]:
@@ -204,7 +231,7 @@ class Distiller:
         found: dict[str, list[float]] = {}
         for part in np.array_split(few, -(-len(few) // self.course.batch)):
             for name, value in self._answers(self.data.batch(part)).items():
-                found.setdefault(name, []).append(float(value.var(axis=0, dtype=np.float64).mean()))
+                found.setdefault(name, []).append(float(value.double().var(dim=0, correction=0).mean()))
         return {name: max(float(np.mean(values)), 1e-12) for name, values in found.items()}
 
     def _save(self, path: Path | None, standing: Standing, found: Values) -> None:
@@ -248,7 +275,6 @@ class Distiller:
             return None
         return standing, found
 
-    def _gap(self, name: str, found: Tensor, goal: np.ndarray) -> Tensor:
-        """Squared error relative to the variance of the original's output."""
-        target = torch.from_numpy(goal).to(self.device)
-        return F.mse_loss(found, target) / self.powers[name]
+    def _gap(self, name: str, found: Tensor, goal: Tensor) -> Tensor:
+        """Squared error relative to the variance of the original's tensor."""
+        return F.mse_loss(found, goal.to(self.device)) / self.powers[name]

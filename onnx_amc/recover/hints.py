@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import torch
+from torch import Tensor
 
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.proto import names_read
@@ -34,11 +36,11 @@ class Hint:
     name: str
     picks: tuple[np.ndarray | None, ...]
 
-    def of(self, value: np.ndarray) -> np.ndarray:
+    def of(self, value: Tensor) -> Tensor:
         """The part of the original's tensor that is left in the cut network."""
         for axis, pick in enumerate(self.picks):
             if pick is not None:
-                value = np.take(value, pick, axis=axis)
+                value = value.index_select(axis, torch.from_numpy(pick).to(value.device))
         return value
 
 
