@@ -52,7 +52,7 @@ def compress(
         channels: Fraction of every group's channels to keep, in place of a budget.
         listener: Hears how the run goes.
         settings: Any field of `onnx_amc.config.Settings`: policy, episodes, seed, round_to (None is auto), min_keep, keep,
-            approximate, refit, metric, provider.
+            approximate, refit, metric, provider, recover and what limits it.
 
     Returns:
         The model, its plan and a record of all that was measured.
