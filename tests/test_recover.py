@@ -27,7 +27,7 @@ from onnx_amc.run.score import Scorer, fidelity
 
 MODELS = Path(__file__).parents[1] / "models"
 Halved = tuple[Task, Scorer]
-SHORT = Course(epochs=4, batch=25)
+SHORT = Course(epochs=4, batch=25, rate=2e-3, hints=1.0)
 
 
 def contents(model: onnx.ModelProto) -> list[bytes]:

