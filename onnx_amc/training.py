@@ -100,7 +100,9 @@ def replay_of(known: Mapping[str, Any]) -> tuple[Course, Replay]:
 
     """
     try:
-        return Course(**known["course"]), Replay(int(known["steps"]), tuple(float(s) for s in known["shares"]))
+        return Course(**known["course"]), Replay(
+            int(known["steps"]), float(known["rate"]), tuple(float(s) for s in known["shares"])
+        )
     except (TypeError, ValueError, KeyError) as error:
         raise PlanError(
             f"its settings of the recovery are damaged: {error!r}", where="plan", fix="give a plan written by onnx-amc"

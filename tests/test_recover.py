@@ -19,15 +19,16 @@ from onnx_amc.delivery import input_specs
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import load
 from onnx_amc.recover.course import Course, Progress, Task, augmented, one_cycle
-from onnx_amc.recover.distil import Distiller
+from onnx_amc.recover.distil import BELOW, HIGHEST, LOWEST, Distiller
 from onnx_amc.recover.hints import hints_of
+from onnx_amc.recover.reading import TINY, scale_of
 from onnx_amc.recover.recovery import recovered, repeated, with_values
 from onnx_amc.run import data as sources
 from onnx_amc.run.score import Scorer, fidelity
 
 MODELS = Path(__file__).parents[1] / "models"
 Halved = tuple[Task, Scorer]
-SHORT = Course(epochs=4, batch=25, rate=2e-3, hints=1.0)
+SHORT = Course(epochs=4, batch=25, rate=1e-2, hints=1.0)
 
 
 def contents(model: onnx.ModelProto) -> list[bytes]:
@@ -142,10 +143,10 @@ def test_a_state_of_another_training_or_a_torn_one_is_not_gone_on_with(halved: H
     train_again(SHORT)
     train_again(SHORT)
     assert heard == []
-    train_again(replace(SHORT, rate=1e-3))
+    train_again(replace(SHORT, rate=5e-3))
     assert heard == [1, 2, 3, 4]
     place.write_bytes(place.read_bytes()[:1000])
-    train_again(replace(SHORT, rate=1e-3))
+    train_again(replace(SHORT, rate=5e-3))
     assert heard == [1, 2, 3, 4]
 
 
@@ -230,3 +231,27 @@ def test_the_learning_rate_goes_up_once_and_down_to_nothing() -> None:
     assert (np.diff(rates[: peak + 1]) > 0).all()
     assert (np.diff(rates[peak:]) < 0).all()
     assert rates[-1] == pytest.approx(0.0)
+
+
+def test_the_rate_suits_the_network_and_finding_it_leaves_the_weights_alone(halved: Halved) -> None:
+    task, scorer = halved
+    free = replace(task, course=replace(SHORT, rate=None))
+    _, standing = recovered(free, judged(scorer))
+    assert LOWEST / BELOW < standing.rate <= HIGHEST / BELOW
+    distiller = Distiller(task.cut, onnx.ModelProto.FromString(task.analysis.model.proto.SerializeToString()), task.data,
+                          task.index, SHORT)  # fmt: skip
+    start = {name: value.copy() for name, value in distiller.reading.trained().items()}
+    assert distiller._suited_rate() == distiller._suited_rate()
+    assert all(np.array_equal(value, start[name]) for name, value in distiller.reading.trained().items())
+
+
+def test_weights_of_any_size_are_read_to_the_last_bit_and_trained_alike() -> None:
+    """Two networks that compute the same, one with a channel scaled by a thousand and scaled back behind it."""
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((2, 3, 1, 1)).astype(np.float32)
+    small = kernel * np.array([1e-3, 1.0], np.float32)[:, None, None, None]
+    for value in (kernel, small):
+        scale = scale_of(torch.from_numpy(value), by_channel=True)
+        assert scale.shape == (2, 1, 1, 1)
+        assert torch.equal(torch.from_numpy(value) / scale * scale, torch.from_numpy(value))
+    assert scale_of(torch.zeros(5), by_channel=False).item() == pytest.approx(TINY, rel=0.5)

@@ -29,7 +29,7 @@ class Course:
         epochs: Passes over the samples, at most.
         minutes: Wall time, at most; the schedule is shortened so that it ends by then. None for no limit.
         batch: Samples per step.
-        rate: Peak learning rate of AdamW's one-cycle schedule.
+        rate: Peak learning rate of AdamW's one-cycle schedule, in units of each weight's size; None for what suits the network.
         decay: Weight decay.
         clip: Largest norm of the gradient.
         shift: Images are moved by up to this share of their sides, edges repeated.
@@ -42,7 +42,7 @@ class Course:
     epochs: int = 30
     minutes: float | None = None
     batch: int = 32
-    rate: float = 1e-3
+    rate: float | None = None
     decay: float = 1e-4
     clip: float = 1.0
     shift: float = 0.125
@@ -81,11 +81,13 @@ class Replay:
 
     Args:
         steps: Of one epoch.
+        rate: Peak learning rate.
         shares: Of the schedule that were through at the end of each epoch, up to where the weights were best.
 
     """
 
     steps: int
+    rate: float
     shares: tuple[float, ...]
 
 
@@ -95,6 +97,7 @@ class Standing:
 
     Args:
         steps: Of one epoch.
+        rate: Peak learning rate.
         before: Score and worth of the start.
         best: Score and worth of the best so far.
         best_epoch: After which it was reached; 0 is the start.
@@ -105,6 +108,7 @@ class Standing:
     """
 
     steps: int
+    rate: float
     before: tuple[float, float]
     best: tuple[float, float]
     best_epoch: int = 0
@@ -115,7 +119,7 @@ class Standing:
     @property
     def replay(self) -> Replay:
         """What leads to the best weights again."""
-        return Replay(self.steps, tuple(self.shares[: self.best_epoch]))
+        return Replay(self.steps, self.rate, tuple(self.shares[: self.best_epoch]))
 
 
 def one_cycle(share: float, warm: float = 0.15) -> float:

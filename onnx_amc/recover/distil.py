@@ -46,6 +46,15 @@ Teacher = Callable[[Mapping[str, np.ndarray]], dict[str, Tensor]]
 PROBE = 3
 """Steps that are taken and forgotten, to see how long one takes."""
 
+LOWEST, HIGHEST, RAMP = 1e-4, 0.1, 60
+"""Learning rates that are tried to see where the loss blows up, in so many steps."""
+
+BLOWN_UP = 1.25
+"""The loss has blown up when it is so many times what it was at best."""
+
+BELOW = 6.0
+"""So many times below that, a peak rate is right."""
+
 SAMPLED = 256
 """Samples by which the size of the original's outputs is judged."""
 
@@ -87,7 +96,7 @@ class Distiller:
         )
         self.data, self.index, self.course, self.where, self.seed = data, index, course, where, seed
         self.images = [spec.name for spec in data.inputs if channels_axis(spec.shape) is not None]
-        self.optimizer = torch.optim.AdamW(self.reading.parameters(), lr=course.rate, weight_decay=course.decay)
+        self.optimizer = torch.optim.AdamW(self.reading.parameters(), weight_decay=course.decay)
         facts = [student.SerializeToString(deterministic=True), repr((course, seed, index.tolist())).encode()]
         self._print = hashlib.sha256(b"".join(facts)).hexdigest()
 
@@ -107,7 +116,7 @@ class Distiller:
             began, done = time.monotonic(), len(standing.shares)
             last = standing.shares[-1] if done else 0.0
             share = last + (1.0 - last) / left
-            loss = self._epoch(done, standing.steps, last, share)
+            loss = self._epoch(done, standing.steps, standing.rate, last, share)
             standing.shares.append(share)
             standing.diverged = not math.isfinite(loss)
             score = (-math.inf, -math.inf) if standing.diverged else judge(self.reading.trained())
@@ -122,7 +131,7 @@ class Distiller:
     def repeat(self, replay: Replay, progress: Progress = lambda _done, _total, _note: None) -> Values:
         """Return the weights that a training found, by training in the same way up to where they were found."""
         for number, (start, end) in enumerate(pairwise((0.0, *replay.shares))):
-            loss = self._epoch(number, replay.steps, start, end)
+            loss = self._epoch(number, replay.steps, replay.rate, start, end)
             progress(number + 1, len(replay.shares), f"loss {loss:.4f}")
         return self._copied()
 
@@ -130,11 +139,12 @@ class Distiller:
         began = time.monotonic()
         before = judge(self.reading.trained())
         judged = time.monotonic() - began
+        rate = self.course.rate or self._suited_rate()
         steps = -(-len(self.index) // self.course.batch)
         if self.course.minutes is not None:
             afforded = (60 * self.course.minutes - SHORTEST * judged) / self._seconds_of_a_step()
             steps = min(steps, max(1, int(afforded / SHORTEST)))
-        return Standing(steps, before, before, seconds=time.monotonic() - began), self._copied()
+        return Standing(steps, rate, before, before, seconds=time.monotonic() - began), self._copied()
 
     def _left(self, standing: Standing) -> int:
         """How many epochs are still to come, as far as can be told now."""
@@ -162,22 +172,50 @@ class Distiller:
     def _copied(self) -> Values:
         return {name: value.copy() for name, value in self.reading.trained().items()}
 
-    def _epoch(self, number: int, steps: int, start: float, end: float) -> float:
+    def _suited_rate(self) -> float:
+        """A fraction of the learning rate at which the loss blows up, by a trial in which it grows from step to step.
+
+        The weights are then what they were. After L. Smith, Cyclical Learning Rates for Training Neural Networks, 2017.
+        """
+        start = [weight.detach().clone() for weight in self.reading.parameters()]
+        trial = torch.optim.AdamW(self.reading.parameters())
+        rng, rate, smooth, least = np.random.default_rng([self.seed, len(self.index)]), LOWEST, 0.0, math.inf
+        for step in range(RAMP):
+            rate = LOWEST * (HIGHEST / LOWEST) ** (step / (RAMP - 1))
+            part = rng.choice(self.index, min(self.course.batch, len(self.index)), replace=False)
+            loss = self._stepped(trial, rate, part, rng)
+            smooth = loss if step == 0 else 0.7 * smooth + 0.3 * loss
+            least = min(least, smooth)
+            if not smooth <= BLOWN_UP * least:
+                break
+        with torch.no_grad():
+            for weight, value in zip(self.reading.parameters(), start, strict=True):
+                weight.copy_(value)
+        return rate / BELOW
+
+    def _epoch(self, number: int, steps: int, rate: float, start: float, end: float) -> float:
         """Train on a new order of the samples between two shares of the schedule, and return the mean loss."""
         rng = np.random.default_rng([self.seed, number])
         order, total = rng.permutation(self.index), 0.0
         for step in range(steps):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.course.rate * one_cycle(start + (end - start) * step / steps)
-            loss = self._loss_of(order[step * self.course.batch : (step + 1) * self.course.batch], rng)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.reading.parameters(), self.course.clip)
-            self.optimizer.step()
-            total += float(loss.detach())
+            part = order[step * self.course.batch : (step + 1) * self.course.batch]
+            total += self._stepped(self.optimizer, rate * one_cycle(start + (end - start) * step / steps), part, rng)
             if not math.isfinite(total):
                 break
         return total / steps
+
+    def _stepped(
+        self, optimizer: torch.optim.Optimizer, rate: float, part: np.ndarray, rng: np.random.Generator
+    ) -> float:
+        """Take one step on some samples, and return the loss before it."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._loss_of(part, rng)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.reading.parameters(), self.course.clip)
+        optimizer.step()
+        return float(loss.detach())
 
     def _loss_of(self, part: np.ndarray, rng: np.random.Generator) -> Tensor:
         feed = {

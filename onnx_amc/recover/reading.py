@@ -25,6 +25,13 @@ WEIGHTS = {
 """Inputs of operators that hold what training may change, if they are initializers; and what is added to a MatMul's output."""
 
 
+SMALLEST = 0.1
+"""Size of a channel's weights, relative to the whole tensor's, at least."""
+
+TINY = 1e-2
+"""Size of a weight, at least: biases of zero have to be able to move."""
+
+
 class Reading(nn.Module):
     """Computes a graph in torch.
 
@@ -49,13 +56,16 @@ class Reading(nn.Module):
             )
         self.outputs = [o.name for o in proto.graph.output]
         trained = trainable(proto)
+        kernels = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}
         self.weights = nn.ParameterDict()
         self._names: dict[str, str] = {}
         for i, tensor in enumerate(proto.graph.initializer):
             value = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
             self._names[tensor.name] = f"t{i}"
             if tensor.name in trained:
-                self.weights[f"t{i}"] = nn.Parameter(value)
+                scale = scale_of(value, by_channel=tensor.name in kernels)
+                self.register_buffer(f"s{i}", scale)
+                self.weights[f"t{i}"] = nn.Parameter(value / scale)
             else:
                 self.register_buffer(f"t{i}", value)
         self._last: dict[str, int] = {name: i for i, (n, _) in enumerate(self._nodes) for name in names_read(n)}
@@ -63,15 +73,15 @@ class Reading(nn.Module):
     def initializer(self, name: str) -> Tensor:
         """The present value of an initializer."""
         key = self._names[name]
-        return self.weights[key] if key in self.weights else self.get_buffer(key)
+        return self.weights[key] * self.get_buffer(f"s{key[1:]}") if key in self.weights else self.get_buffer(key)
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
-        """The initializers that training changes, with their names."""
+        """What training changes: initializers in units of their size, with their names."""
         return [(name, self.weights[key]) for name, key in self._names.items() if key in self.weights]
 
     def trained(self) -> dict[str, np.ndarray]:
-        """Their present contents."""
-        return {name: weight.detach().cpu().numpy() for name, weight in self.named()}
+        """The present contents of the initializers that training changes."""
+        return {name: self.initializer(name).detach().cpu().contiguous().numpy() for name, _ in self.named()}
 
     def forward(self, feed: Mapping[str, Tensor], wanted: Collection[str] = ()) -> dict[str, Tensor]:
         """Return the graph's outputs, and any other tensors that are wanted, by name.
@@ -105,6 +115,19 @@ class Reading(nn.Module):
         if not name:
             return None
         return held[name] if name in held else self.initializer(name)
+
+
+def scale_of(value: Tensor, *, by_channel: bool) -> Tensor:
+    """The size of a weight, of each output channel of a convolution's, as a power of two: dividing by it loses no bit.
+
+    Adam's steps are as large for small weights as for large ones. Where a BatchNormalization was folded into a convolution, the
+    sizes of its channels differ by orders of magnitude, and steps that are right for one destroy another.
+    """
+    whole = float(value.square().mean().sqrt())
+    size = torch.full((1,) * value.ndim, whole)
+    if by_channel and value.ndim > 1:
+        size = value.square().mean(dim=tuple(range(1, value.ndim)), keepdim=True).sqrt()
+    return torch.exp2(torch.log2(size.clamp_min(max(SMALLEST * whole, TINY))).round())
 
 
 def trainable(proto: onnx.ModelProto) -> set[str]:
