@@ -62,7 +62,7 @@ def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onn
         ("DDPG, seeded with the baselines", True, 0.0),
         ("DDPG, seeded, then around its best plan", True, REFINING),
     ):
-        journal = Journal(run._evaluate)  # noqa: SLF001
+        journal = Journal(run._evaluate, shaping=first.shaping)  # noqa: SLF001
         starts = [journal.ask(even, "uniform"), journal.ask(second.counts, "knapsack")] if seeded else []
         search(
             space,
