@@ -18,7 +18,7 @@ from onnx_amc.config import Budget, Settings
 from onnx_amc.delivery import input_specs
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import load
-from onnx_amc.recover.course import Course, Progress, Task, augmented, one_cycle
+from onnx_amc.recover.course import Course, Progress, Standing, Task, augmented, one_cycle
 from onnx_amc.recover.distil import BELOW, HIGHEST, LOWEST, Distiller
 from onnx_amc.recover.hints import hints_of
 from onnx_amc.recover.reading import TINY, scale_of
@@ -108,6 +108,18 @@ def test_training_ends_in_time(halved: Halved) -> None:
     assert 1 <= len(told) < 1000
     assert told[-1][0] == told[-1][1] == len(told)
     assert standing.shares[-1] == pytest.approx(1.0)
+
+
+def test_the_epochs_left_are_what_time_allows_of_whatever_went_before_the_first(halved: Halved) -> None:
+    task, _ = halved
+    course = replace(SHORT, epochs=1000, minutes=10.0)
+    proto = onnx.ModelProto.FromString(task.analysis.model.proto.SerializeToString())
+    distiller = Distiller(task.cut, proto, task.data, task.index, course)
+    standing = Standing(12, 1e-2, (0.0, 0.0), (0.0, 0.0), shares=[0.01, 0.02], prelude=100.0, seconds=20.0)
+    assert distiller._left(standing) == (600 - 120) // 10
+    assert distiller._left(replace(standing, seconds=900.0)) == 1
+    assert distiller._left(replace(standing, shares=[0.5, 1.0])) == 0
+    assert distiller._left(replace(standing, diverged=True)) == 0
 
 
 def test_an_interrupted_training_goes_on_and_finds_the_same(halved: Halved, tmp_path: Path) -> None:

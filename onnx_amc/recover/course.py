@@ -102,7 +102,8 @@ class Standing:
         best: Score and worth of the best so far.
         best_epoch: After which it was reached; 0 is the start.
         shares: Of the learning-rate schedule that were through at the end of each epoch; the last one is 1 when all is done.
-        seconds: Wall time so far.
+        prelude: Wall time before the first epoch, in seconds.
+        seconds: Wall time of the epochs so far.
         diverged: Whether the loss was no number in the end.
 
     """
@@ -113,6 +114,7 @@ class Standing:
     best: tuple[float, float]
     best_epoch: int = 0
     shares: list[float] = field(default_factory=list)
+    prelude: float = 0.0
     seconds: float = 0.0
     diverged: bool = False
 

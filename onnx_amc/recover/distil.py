@@ -144,20 +144,18 @@ class Distiller:
         if self.course.minutes is not None:
             afforded = (60 * self.course.minutes - SHORTEST * judged) / self._seconds_of_a_step()
             steps = min(steps, max(1, int(afforded / SHORTEST)))
-        return Standing(steps, rate, before, before, seconds=time.monotonic() - began), self._copied()
+        return Standing(steps, rate, before, before, prelude=time.monotonic() - began), self._copied()
 
     def _left(self, standing: Standing) -> int:
         """How many epochs are still to come, as far as can be told now."""
         done = len(standing.shares)
-        if standing.diverged:
-            return 0
-        if done and standing.shares[-1] >= 1.0 - 1e-9:
+        if standing.diverged or (done and standing.shares[-1] >= 1.0 - 1e-9):
             return 0
         left = max(1, self.course.epochs - done)
         if self.course.minutes is None:
             return left
         each = standing.seconds / done if done else self._seconds_of_a_step() * standing.steps
-        return min(left, max(1, int((60 * self.course.minutes - standing.seconds) / each)))
+        return min(left, max(1, int((60 * self.course.minutes - standing.prelude - standing.seconds) / each)))
 
     def _seconds_of_a_step(self) -> float:
         """Wall time of a step, by the fastest of a few that change nothing."""
