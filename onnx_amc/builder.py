@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,9 @@ from onnx_amc.prune.criteria import fpgm, magnitude, wanda
 from onnx_amc.prune.layers import WIDEST, Layer, find_layers
 from onnx_amc.prune.refit import Ranking, Refitter, by_score
 from onnx_amc.prune.surgery import cut, finish
+from onnx_amc.recover.course import Course, Task
 from onnx_amc.run.capture import gather_moments
+from onnx_amc.run.check import gap, self_check
 from onnx_amc.run.correct import Corrector
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.score import Scorer, agreement
@@ -28,10 +31,8 @@ from onnx_amc.rundir import Memo
 from onnx_amc.search.baselines import curve
 
 Progress = Callable[[int, int], None]
-Kept = dict[str, tuple[int, ...]]
-
-PROBES = (0.75, 0.5, 0.25)
-"""Kept ratios at which each group's effect on the network's output is measured."""
+Kept = Mapping[str, Any]
+"""A plan by name: which channels of a group stay, or how many weights of a tensor."""
 
 ROWS_PER_INPUT = 4
 """Rows per unknown below which a least-squares fit starts to learn the noise."""
@@ -47,7 +48,12 @@ class Builder:
         calibration: Which samples the moments are taken from.
         progress: Told how the calibration goes.
 
+    Attributes:
+        ratios: Kept ratios at which each group's effect on the network's output is measured.
+
     """
+
+    ratios: tuple[float, ...] = (0.75, 0.5, 0.25)
 
     def __init__(
         self, analysis: Analysis, settings: Settings, data: Dataset | None, calibration: np.ndarray,
@@ -66,7 +72,7 @@ class Builder:
 
     def _calibrate(self, data: Dataset, progress: Progress) -> None:
         self.layers, self.refused = find_layers(self.analysis)
-        cutting = [layer for layer in self.layers if layer.inputs is not None and not layer.whole]
+        cutting = self._losing()
         wanted = [layer for layer in cutting if layer.width <= WIDEST]
         self.remarks += [
             f"layer '{self.analysis.names[layer.node]}' has {layer.width} inputs, more than {WIDEST}: they go by magnitude, and "
@@ -90,6 +96,10 @@ class Builder:
             effort = Effort(settings.sequence, settings.rows)
             self.sequential = Sequential(self.analysis, self.layers, data, self.calibration, effort, seed=settings.seed)
             self.draft = self.sequential.lighter(Effort(settings.draft, settings.draft_rows, rounds=1))
+
+    def _losing(self) -> list[Layer]:
+        """The layers that a plan may take something from."""
+        return [layer for layer in self.layers if layer.inputs is not None and not layer.whole]
 
     def _examined(self, moments: Mapping[str, Moments]) -> list[str]:
         """Look at the rank of the layers' moments, and remark on what makes their refit doubtful."""
@@ -155,7 +165,7 @@ class Builder:
         pairs = zip(self.analysis.groups, self.rankings, counts.tolist(), strict=True)
         return {g.name: ranking.kept(n) for g, ranking, n in pairs if n < g.channels}
 
-    def build(self, kept: Mapping[str, Sequence[int]], *, correct: bool = True) -> onnx.ModelProto:
+    def build(self, kept: Kept, *, correct: bool = True) -> onnx.ModelProto:
         """Return the cut, refitted and corrected model, not yet fit to deliver."""
         if self.refitter is None or not kept:
             return cut(self.analysis, kept)
@@ -166,31 +176,33 @@ class Builder:
             self.seconds += time.perf_counter() - start
         return cut(self.analysis, kept, values, biases)
 
-    def drafted(self, kept: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+    def drafted(self, kept: Kept) -> onnx.ModelProto:
         """Return what the search scores: as `refined`, from fewer samples."""
         return self.refined_by(self.draft, kept)
 
-    def refined(self, kept: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+    def refined(self, kept: Kept) -> onnx.ModelProto:
         """Return the cut model, refitted layer by layer on its own activations; corrected in one shot where that cannot be done."""
         return self.refined_by(self.sequential, kept)
 
-    def refined_by(self, sequential: Sequential | None, kept: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+    def refined_by(self, sequential: Sequential | None, kept: Kept) -> onnx.ModelProto:
         """Return the cut model as `refined` does, by another sequential refit."""
         if sequential is None or self.refitter is None or not kept:
             return self.build(kept)
-        values, biases = self.refitter.solve(kept)
         start = time.perf_counter()
         try:
-            values, biases = sequential.refine(kept, values, biases)
+            return self._refit_on_itself(sequential, self.refitter, kept)
         except DataError as error:
             self.remarks.append(f"no sequential refit: {error.what}")
             self.sequential = self.draft = None
             return self.build(kept)
         finally:
             self.seconds += time.perf_counter() - start
-        return cut(self.analysis, kept, values, biases)
 
-    def deliverable(self, kept: Mapping[str, Sequence[int]], ready: onnx.ModelProto | None = None) -> onnx.ModelProto:
+    def _refit_on_itself(self, sequential: Sequential, fitter: Refitter, kept: Kept) -> onnx.ModelProto:
+        values, biases = fitter.solve(kept)
+        return cut(self.analysis, kept, *sequential.refine(kept, values, biases))
+
+    def deliverable(self, kept: Kept, ready: onnx.ModelProto | None = None) -> onnx.ModelProto:
         """Return the finished model, made from what `refined` gave if that is at hand; where nothing is cut, the original."""
         if not kept:
             original = onnx.ModelProto()
@@ -198,30 +210,48 @@ class Builder:
             return original
         return finish(self.analysis, ready or self.refined(kept))
 
+    def task(self, kept: Kept, start: onnx.ModelProto, index: np.ndarray, course: Course) -> Task:
+        """What is to be trained: the refitted model of a plan, on these samples."""
+        if self.data is None:
+            raise ValueError("a training needs data")
+        return Task(self.analysis, kept, start, self.data, index, course, self.settings.seed)
+
+    def checked(self, kept: Kept, feed: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The self-check of all groups whose cut is exact; of the others only how far they are from it.
+
+        Raises:
+            SelfCheckError: The cut model does not compute what the masked original does.
+
+        """
+        exact = {g.name: kept[g.name] for g in self.analysis.groups if g.name in kept and g.doubt is None}
+        checks: dict[str, Any] = {"masked_equals_cut": self_check(self.analysis, exact, feed), "checker": True}
+        if len(exact) < len(kept):
+            checks["approximate_difference"] = gap(self.analysis, kept, feed)
+        return checks
+
     def errors(self, levels: Sequence[np.ndarray], progress: Progress, memo: Memo) -> list[np.ndarray]:
         """Error of the network's output with one group alone cut, at each of its levels (for the knapsack).
 
         Measured at three ratios on calibration samples, refitted but not corrected, and interpolated.
         """
-        groups, scorer = self.analysis.groups, self.probe
-        full = np.array([g.channels for g in groups], dtype=np.int64)
+        scorer = self.probe
+        full = np.array([lv[-1] for lv in levels], dtype=np.int64)
         found: list[np.ndarray] = []
         before = scorer.seconds
-        for i, group in enumerate(groups):
+        for i, whole in enumerate(full.tolist()):
             if len(levels[i]) == 1:
                 found.append(np.zeros(1))
                 continue
             losses: list[float] = []
-            for ratio in PROBES:
+            probes = np.array([max(1, round(ratio * whole)) for ratio in self.ratios])
+            for probe in probes.tolist():
                 counts = full.copy()
-                counts[i] = max(1, round(ratio * group.channels))
+                counts[i] = probe
                 losses += memo.get(
-                    f"probe {i} {counts[i]}",
+                    f"probe {i} {probe}",
                     lambda c=counts: [scorer.loss(self.build(self.kept(c), correct=False))],  # type: ignore[misc]
                 )
-            found.append(
-                curve(levels[i], np.array([max(1, round(r * full[i])) / full[i] for r in PROBES]), np.array(losses))
-            )
-            progress(i + 1, len(groups))
+            found.append(curve(levels[i], probes / whole, np.array(losses)))
+            progress(i + 1, len(full))
         self.seconds += scorer.seconds - before
         return found

@@ -62,11 +62,12 @@ def _compress(one: argparse.ArgumentParser) -> None:
     )
     budget = one.add_argument_group("budget (exactly one): the fraction that is left, above 0 and at most 1")
     budget.add_argument("--flops", type=float, metavar="R", help="of the multiply-accumulates")
-    budget.add_argument("--params", type=float, metavar="R", help="of the parameters")
+    budget.add_argument("--params", type=float, metavar="R", help="of the parameters (of single weights: not zero)")
+    budget.add_argument("--size", type=float, metavar="R", help="of the bytes of the file")
     budget.add_argument(
         "--channels", type=float, metavar="R", help="of the channels of every group, in place of a budget"
     )
-    for name in ("size", "latency", "max-drop"):
+    for name in ("latency", "max-drop"):
         budget.add_argument(f"--{name}", type=float, help=argparse.SUPPRESS)
     one.add_argument("-o", "--out", metavar="OUT", help="the compressed model (MODEL with .amc.onnx)")
     one.add_argument(
@@ -74,14 +75,25 @@ def _compress(one: argparse.ArgumentParser) -> None:
         default="ddpg",
         help="ddpg (default), td3, sac, evolution, random, knapsack, uniform, shallow or deep",
     )
-    one.add_argument("--granularity", default="channel", choices=["channel", "weight"], help=argparse.SUPPRESS)
+    one.add_argument(
+        "--granularity",
+        default="channel",
+        metavar="channel|weight",
+        help="cut whole channels (default), or set single weights to zero",
+    )
+    one.add_argument(
+        "--pattern", metavar="N:M", help="of each M weights along the inputs N stay (2:4); single weights only"
+    )
     one.add_argument("--episodes", type=int, default=100, metavar="N", help="plans that the search evaluates (100)")
     one.add_argument("--seed", type=int, default=0, metavar="S", help="of everything random (0)")
     one.add_argument(
         "--round-to", default="auto", metavar="auto|K", help="multiple of the kept channels (auto; 1 rounds nothing)"
     )
     one.add_argument(
-        "--min-keep", type=float, default=0.2, metavar="R", help="smallest fraction of a group that is kept (0.2)"
+        "--min-keep",
+        type=float,
+        metavar="R",
+        help="smallest fraction of a group's channels (0.2) or of a layer's weights (0.03) that is kept",
     )
     one.add_argument(
         "--keep",
@@ -161,12 +173,14 @@ def compress(args: argparse.Namespace) -> int:
     _writable(folder / "plan.json", "--run-dir")
     if args.json:
         _writable(Path(args.json), "--json")
-    from onnx_amc.config import Settings, choose_budget, parse_round_to  # noqa: PLC0415  keeps --help light
+    from onnx_amc.config import Settings, choose_budget, parse_pattern, parse_round_to  # noqa: PLC0415  keeps --help light
 
     settings = Settings(
         budget=choose_budget(
             **{k: getattr(args, k) for k in ("flops", "params", "channels", "size", "latency", "max_drop")}
         ),
+        granularity=args.granularity,
+        pattern=parse_pattern(args.pattern),
         policy=args.policy,
         episodes=args.episodes,
         seed=args.seed,
@@ -269,7 +283,6 @@ def _display(*, quiet: bool) -> Display:
 def _refuse_what_is_to_come(args: argparse.Namespace) -> None:
     """Options of the interface that this version does not have yet are refused, never ignored."""
     asked = {
-        "--granularity weight": args.granularity == "weight",
         "--workers": args.workers is not None,
         "--report": args.report is not None,
     }

@@ -9,8 +9,10 @@ from onnx_amc.errors import OptionError
 from onnx_amc.prune.criteria import CRITERIA
 from onnx_amc.search.loop import POLICIES
 
-BUDGETS = ("flops", "params")
-LATER = ("size", "latency", "max_drop")
+LATER = ("latency", "max_drop")
+GRANULARITIES = ("channel", "weight")
+LEAST = {"channel": 0.2, "weight": 0.03}
+"""Smallest fraction of a group's channels, or of a layer's weights, that is kept."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Budget:
     """What a plan may cost.
 
     Args:
-        kind: `flops` (multiply-accumulates), `params` (elements of float initializers), or `channels` (no budget: this fraction
-            of every group's channels).
+        kind: `flops` (multiply-accumulates), `params` (elements of float initializers; of single weights, those that are not
+            zero), `size` (bytes of the file), or `channels` (no budget: this fraction of every group's channels).
         ratio: The fraction that is left, in (0, 1].
 
     """
@@ -39,11 +41,13 @@ class Settings:
 
     Args:
         budget: What the result may cost.
+        granularity: Whether whole channels go, or single weights.
+        pattern: N and M: of each M weights of an output that follow one another along the inputs N stay; None for any.
         policy: Who proposes plans.
         episodes: Evaluations that a searching policy may spend (AMC: 400; 100 suffice with a start from the knapsack).
         seed: Of every random draw.
         round_to: Multiple of the kept channels; None for what onnxruntime likes (see `search.space.multiple_of`).
-        min_keep: Smallest fraction of a group that is kept (AMC section 4: 0.2).
+        min_keep: Smallest fraction of a group that is kept (AMC section 4: 0.2), or of a layer's weights; None for what is usual.
         keep: Patterns of nodes, tensors or operator types to leave as they are.
         approximate: Whether channels under a norm or a reduction may go too, where cutting is not quite masking.
         refit: Whether readers are refitted and statistics corrected.
@@ -73,11 +77,13 @@ class Settings:
     """
 
     budget: Budget
+    granularity: str = "channel"
+    pattern: tuple[int, int] | None = None
     policy: str = "ddpg"
     episodes: int = 100
     seed: int = 0
     round_to: int | None = None
-    min_keep: float = 0.2
+    min_keep: float | None = None
     keep: tuple[str, ...] = ()
     approximate: bool = False
     refit: bool = True
@@ -105,12 +111,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         _fraction(self.budget.ratio, f"--{self.budget.kind}")
-        _fraction(self.min_keep, "--min-keep")
+        if self.granularity not in GRANULARITIES:
+            what = f"unknown granularity '{self.granularity}'"
+            raise OptionError(what, where="--granularity", fix=f"choose {' or '.join(GRANULARITIES)}")
+        _fraction(self.least, "--min-keep")
+        if self.pattern is not None and (self.granularity != "weight" or not 0 < self.pattern[0] < self.pattern[1]):
+            what = f"{self.pattern[0]}:{self.pattern[1]} with --granularity {self.granularity}"
+            raise OptionError(what, where="--pattern", fix="give N:M with 0 < N < M, and --granularity weight")
         if self.policy not in POLICIES:
             raise OptionError(f"unknown policy '{self.policy}'", where="--policy", fix=f"choose {', '.join(POLICIES)}")
         if self.criterion not in CRITERIA:
             what = f"unknown criterion '{self.criterion}'"
             raise OptionError(what, where="--criterion", fix=f"choose {', '.join(CRITERIA)}")
+        if self.criterion == "fpgm" and self.granularity == "weight":
+            raise OptionError("fpgm compares whole filters", where="--criterion", fix="take obs, wanda or magnitude")
         for name, least in (("episodes", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
@@ -123,6 +137,11 @@ class Settings:
             raise OptionError(f"{self.recover_minutes} is no time", where="--recover-minutes", fix="give more than 0")
         if self.round_to is not None and self.round_to < 1:
             raise OptionError(f"{self.round_to} is below 1", where="--round-to", fix="give auto, or 1 to round nothing")
+
+    @property
+    def least(self) -> float:
+        """Smallest fraction of a group's channels, or of a layer's weights, that is kept."""
+        return LEAST[self.granularity] if self.min_keep is None else self.min_keep
 
     @property
     def blind(self) -> bool:
@@ -150,7 +169,9 @@ def choose_budget(**given: float | None) -> Budget:
     kind, ratio = next(iter(named.items()))
     if kind in LATER:
         raise OptionError(
-            f"the budget {options} is not available in this version", where=options, fix="use --flops or --params"
+            f"the budget {options} is not available in this version",
+            where=options,
+            fix="use --flops, --params or --size",
         )
     return Budget(kind, _fraction(ratio, f"--{kind}"))
 
@@ -165,6 +186,16 @@ def parse_round_to(text: str) -> int | None:
         raise OptionError(
             f"'{text}' is neither auto nor a whole number", where="--round-to", fix="give auto, 1, 4, 8 ..."
         ) from error
+
+
+def parse_pattern(text: str | None) -> tuple[int, int] | None:
+    """`N:M` as two whole numbers."""
+    if text is None:
+        return None
+    keep, _, of = text.partition(":")
+    if not (keep.isdecimal() and of.isdecimal()):
+        raise OptionError(f"'{text}' is not N:M", where="--pattern", fix="give for example 2:4")
+    return int(keep), int(of)
 
 
 def _fraction(value: float, where: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import numpy as np
 import onnx
 
 from onnx_amc.errors import OptionError
+from onnx_amc.granularity import Units
 from onnx_amc.graph import cost, light
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import FLOATS, Model, load, true_inputs
 from onnx_amc.graph.shapes import sample_feed
 from onnx_amc.prune.plan import Plan
+from onnx_amc.prune.sparse import nonzeros
 from onnx_amc.run.capture import fixed_batch
 from onnx_amc.run.samples import Dataset, InputSpec
 from onnx_amc.run.session import open_session
@@ -47,7 +50,7 @@ class Result:
 
 
 def figures(model: onnx.ModelProto, known: Model | None = None) -> dict[str, Any]:
-    """MACs, parameters and bytes of a model, counted on the model itself.
+    """MACs, parameters, those of them that are not zero, and bytes of a model, counted on the model itself.
 
     Args:
         model: The model.
@@ -57,11 +60,31 @@ def figures(model: onnx.ModelProto, known: Model | None = None) -> dict[str, Any
     loaded = known or load(model)
     analysis = analyse(loaded)
     full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
-    params = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in FLOATS)
-    return {"macs": cost.macs(analysis)(full), "params": params, "bytes": loaded.bytes}
+    return {
+        "macs": cost.macs(analysis)(full),
+        "params": params_of(model),
+        "nonzeros": nonzeros(model, FLOATS),
+        "bytes": loaded.bytes,
+    }
 
 
-def outcome(journal: Journal, policy: str, analysis: Analysis, counts: np.ndarray) -> dict[str, Any]:
+def params_of(model: onnx.ModelProto) -> int:
+    """Elements of the float initializers, those of sparse ones included that are zero."""
+    dense = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in FLOATS)
+    return dense + sum(int(np.prod(t.dims)) for t in model.graph.sparse_initializer)
+
+
+def actual_cost(kind: str, granularity: str) -> Callable[[onnx.ModelProto], float] | None:
+    """What counts in a finished model towards a budget; None where the price of a plan is that very number.
+
+    A refit may give biases to layers that had none, and the file has more in it than weights.
+    """
+    if kind == "params":
+        return params_of if granularity == "channel" else lambda model: nonzeros(model, FLOATS)
+    return light.size if kind == "size" else None
+
+
+def outcome(journal: Journal, policy: str, units: Units, counts: np.ndarray) -> dict[str, Any]:
     """What a search found: the plan delivered and who proposed it, the rewards, and what the loss counted for in them."""
     trials = [t for t in journal.trials if t.source == policy]
     best = max(range(len(trials)), key=lambda i: trials[i].reward, default=None)
@@ -71,11 +94,7 @@ def outcome(journal: Journal, policy: str, analysis: Analysis, counts: np.ndarra
         "best_episode": best,
         "rewards": [t.reward for t in trials],
         "loss_weight": journal.shaping,
-        "groups": [
-            {"name": g.name, "channels": g.channels, "kept": int(n)}
-            | ({} if g.doubt is None else {"approximate": g.doubt})
-            for g, n in zip(analysis.groups, counts, strict=True)
-        ],
+        "groups": units.described(counts),
     }
 
 

@@ -97,7 +97,9 @@ class Display(Listener):
         for name in ("", "original", *(["uniform"] if uniform else []), "delivered"):
             table.add_column(name, justify="left" if not name else "right")
         columns = [original, *([uniform] if uniform else []), small]
-        for label, key in (("MACs", "macs"), ("parameters", "params"), ("bytes", "bytes")):
+        counted = [("of them not zero", "nonzeros")] if small["nonzeros"] < small["params"] else []
+        rows = [("MACs", "macs"), ("parameters", "params"), *counted, ("bytes", "bytes")]
+        for label, key in rows:
             table.add_row(label, *(_share(c[key], original[key]) for c in columns))
         table.add_row(
             "latency, batch 1", *(f"{c['latency_ms']:.3g} ms ({c.get('latency_ratio', 1.0):.2f}x)" for c in columns)

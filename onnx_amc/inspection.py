@@ -12,7 +12,7 @@ import numpy as np
 from onnx_amc.errors import OptionError
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis, Group
-from onnx_amc.graph.proto import attributes, key_of
+from onnx_amc.graph.proto import attributes
 from onnx_amc.search.space import levels_of
 from onnx_amc.search.state import LayerFacts
 
@@ -69,7 +69,6 @@ def facts_of(analysis: Analysis) -> list[LayerFacts]:
             home = analysis.home[analysis.labels[reader.inputs]]
             for g in np.unique(home[home >= 0]).tolist():
                 readers[g].append(reader)
-    nodes = {key_of(n): n for n in analysis.model.proto.graph.node}
     facts: list[LayerFacts] = []
     for group, found in zip(analysis.groups, readers, strict=True):
         total = int(sum(macs.get(r.node, 0) for r in found))
@@ -77,24 +76,42 @@ def facts_of(analysis: Analysis) -> list[LayerFacts]:
             facts.append(LayerFacts(1, group.channels, 1, 1, 1, 1, total))
             continue
         main = max(found, key=lambda r: macs.get(r.node, 0))
-        x, y = (analysis.model.shapes[n] for n in (main.x, main.node))
-        attrs = attributes(nodes[main.node])
-        spatial = main.op in {"Conv", "ConvTranspose"}
-        weight = analysis.model.shapes[main.w]
-        stride = int(attrs.get("strides", [1])[0]) if spatial else 1  # type: ignore[index]
-        height, width = (x[2], x[-1] if len(x) > 3 else 1) if spatial else (1, 1)
-        facts.append(
-            LayerFacts(
-                outputs=y[1] if spatial else y[-1],
-                inputs=x[1] if spatial else x[-1],
-                height=height,
-                width=width,
-                stride=stride,
-                kernel=weight[2] if spatial else 1,
-                flops=total,
-            )
-        )
+        facts.append(shape_facts(analysis, main.node, main.x, main.w, total))
     return facts
+
+
+def shape_facts(analysis: Analysis, node: str, x: str, w: str, flops: int | None = None) -> LayerFacts:
+    """The sizes of a layer.
+
+    Args:
+        analysis: Of the network.
+        node: The layer's node, by its first output.
+        x: The activation it reads.
+        w: Its weight.
+        flops: What it counts for; None for its own multiply-accumulates.
+
+    """
+    found = analysis.nodes[node]
+    if flops is None:
+        flops = sum(
+            term.constant * int(np.prod([len(t) for t in term.factors], dtype=np.int64))
+            for term in analysis.ledger.terms
+            if term.node == node
+        )
+    read, made, weight = (analysis.model.shapes[n] for n in (x, node, w))
+    attrs = attributes(found)
+    spatial = found.op_type in {"Conv", "ConvTranspose"}
+    stride = int(attrs.get("strides", [1])[0]) if spatial else 1  # type: ignore[index]
+    height, width = (read[2], read[-1] if len(read) > 3 else 1) if spatial else (1, 1)
+    return LayerFacts(
+        outputs=made[1] if spatial else made[-1],
+        inputs=read[1] if spatial else read[-1],
+        height=height,
+        width=width,
+        stride=stride,
+        kernel=weight[2] if spatial else 1,
+        flops=flops,
+    )
 
 
 def protected(analysis: Analysis, patterns: Sequence[str]) -> list[bool]:
@@ -106,12 +123,21 @@ def protected(analysis: Analysis, patterns: Sequence[str]) -> list[bool]:
         OptionError: A pattern that matches nothing in the model.
 
     """
-    labels = _labels(analysis)
+    return matching(analysis, patterns, _labels(analysis))
+
+
+def matching(analysis: Analysis, patterns: Sequence[str], labels: Sequence[set[str]]) -> list[bool]:
+    """Whether any of the patterns matches any of the labels, for each set of them.
+
+    Raises:
+        OptionError: A pattern that matches nothing in the model.
+
+    """
     everything = {
         name for node in analysis.model.original.graph.node for name in (node.name, node.op_type, *node.output)
     }
     everything |= set(analysis.model.weights) | {g.name for g in (*analysis.groups, *analysis.fixed)}
-    result = [False] * len(analysis.groups)
+    result = [False] * len(labels)
     for pattern in patterns:
         hit = [any(_matches(pattern, label) for label in mine) for mine in labels]
         if not any(hit) and not any(_matches(pattern, name) for name in everything if name):
@@ -126,7 +152,7 @@ def protected(analysis: Analysis, patterns: Sequence[str]) -> list[bool]:
 
 def _labels(analysis: Analysis) -> list[set[str]]:
     """All that a group can be called by: its name, its weights, the nodes it passes, their operator types and outputs."""
-    nodes = {key_of(n): n for n in analysis.model.proto.graph.node}
+    nodes = analysis.nodes
     found: list[set[str]] = []
     for group in analysis.groups:
         mine = {group.name, *(s.owner.tensor for s in group.slices)}

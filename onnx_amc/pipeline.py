@@ -22,10 +22,9 @@ from onnx_amc.inspection import summary
 from onnx_amc.intake import DataSource, ModelSource, find_data, load_model
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan, parse_plan, read_plan
-from onnx_amc.recover.course import Task
 from onnx_amc.run import data as sources
-from onnx_amc.run.check import self_check
 from onnx_amc.run.score import Scorer, find_metric
+from onnx_amc.thinner import Thinner
 from onnx_amc.training import parts_of, replay_of, train_again
 
 
@@ -66,15 +65,14 @@ def apply(
     parts = parts_of(samples, settings)
     listener.stage("calibrate", len(parts.calibration) or None)
     with threadpool_limits(limits=1, user_api="blas"):
-        builder = Builder(analysis, settings, samples, parts.calibration, lambda n, _: listener.advance(n))
-        exact = {g.name: plan.kept[g.name] for g in analysis.groups if g.name in plan.kept and g.doubt is None}
-        self_check(analysis, exact, check_feed(analysis.model, samples))
+        make = Thinner if settings.granularity == "weight" else Builder
+        builder = make(analysis, settings, samples, parts.calibration, lambda n, _: listener.advance(n))
+        builder.checked(plan.kept, check_feed(analysis.model, samples))
         ready = None
         if isinstance(course, Mapping) and samples is not None and parts.trained is not None:
             how, replay = replay_of(course)
             refined = builder.refined(plan.kept)
-            task = Task(analysis, plan.kept, refined, samples, parts.trained, how, settings.seed)
-            ready = train_again(task, replay, listener)
+            ready = train_again(builder.task(plan.kept, refined, parts.trained, how), replay, listener)
         return builder.deliverable(plan.kept, ready)
 
 
@@ -109,12 +107,14 @@ def _settings_of(plan: Plan) -> Settings:
         budget = known.get("budget", {"kind": "channels", "ratio": 1.0})
         return Settings(
             budget=Budget(str(budget["kind"]), float(budget["ratio"])),
+            granularity=str(known.get("granularity", "channel")),
+            pattern=None if known.get("pattern") is None else (int(known["pattern"][0]), int(known["pattern"][1])),
             round_to=parse_round_to(str(known.get("round_to", "auto"))),
             refit=bool(known.get("refit", True)),
             seed=int(known.get("seed", 0)),
             recover=bool(known.get("recover", False)),
         )
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise PlanError(
             f"its settings are damaged: {error!r}", where="plan", fix="give a plan written by onnx-amc"
         ) from error

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_amc.builder import PROBES
+from onnx_amc.builder import Builder
 from onnx_amc.errors import BudgetError
 from onnx_amc.search import baselines
 from onnx_amc.search.loop import CLOSED, propose
@@ -222,7 +222,7 @@ def test_knapsack_is_exact_where_every_level_costs_the_same_and_errors_are_conve
 
 def probed(channels: int) -> np.ndarray:
     """Kept ratios at which `Builder.errors` measures a group of so many channels."""
-    return np.array([max(1, round(r * channels)) / channels for r in PROBES])
+    return np.array([max(1, round(r * channels)) / channels for r in Builder.ratios])
 
 
 def check_curve(channels: int, losses: list[float]) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import onnx
 
+from onnx_amc.graph import light
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Tokens
 from onnx_amc.graph.load import FLOATS
-
-KINDS = ("flops", "params")
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ def macs(analysis: Analysis) -> Price:
 
 def params(analysis: Analysis) -> Price:
     """Elements of the float initializers (constants that are nodes do not count)."""
-    axes: dict[str, dict[int, Tokens]] = {}
-    for owner, start, end in analysis.ledger.spans():
-        axes.setdefault(owner.tensor, {})[owner.axis] = np.arange(start, end)
+    axes = _axes(analysis)
     entries: list[tuple[str, int, Sequence[Tokens]]] = []
     for name, tensor in analysis.model.weights.items():
         if tensor.data_type in FLOATS and name not in analysis.model.lifted:
@@ -74,6 +72,30 @@ def params(analysis: Analysis) -> Price:
             rest = int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
             entries.append((name, rest, list(mine.values())))
     return _price(analysis, entries)
+
+
+def size(analysis: Analysis) -> Price:
+    """Bytes of the file: of all initializers, and what the rest of the original takes."""
+    axes = _axes(analysis)
+    entries: list[tuple[str, int, Sequence[Tokens]]] = []
+    counted = 0
+    for name, tensor in analysis.model.weights.items():
+        if tensor.data_type in light.PACKED:
+            continue
+        mine = axes.get(name, {})
+        width = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+        rest = width * int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
+        entries.append((name, rest, list(mine.values())))
+        counted += width * int(np.prod(tensor.dims))
+    return _price(analysis, [*entries, ("the rest", analysis.model.bytes - counted, [])])
+
+
+def _axes(analysis: Analysis) -> dict[str, dict[int, Tokens]]:
+    """The tokens of each axis of each initializer that has any."""
+    axes: dict[str, dict[int, Tokens]] = {}
+    for owner, start, end in analysis.ledger.spans():
+        axes.setdefault(owner.tensor, {})[owner.axis] = np.arange(start, end)
+    return axes
 
 
 def _price(analysis: Analysis, entries: Sequence[tuple[str, int, Sequence[Tokens]]]) -> Price:

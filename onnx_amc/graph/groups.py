@@ -122,6 +122,11 @@ class Analysis:
         return {key_of(n): n.name or key_of(n) for n in self.model.proto.graph.node}
 
     @cached_property
+    def nodes(self) -> dict[str, onnx.NodeProto]:
+        """Nodes by their first output."""
+        return {key_of(n): n for n in self.model.proto.graph.node}
+
+    @cached_property
     def index(self) -> dict[str, int]:
         """Position of each group by name."""
         return {g.name: i for i, g in enumerate(self.groups)}

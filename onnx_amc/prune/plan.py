@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,23 +23,26 @@ class Plan:
     """Kept channels by group; a group that is not named keeps everything.
 
     Args:
-        kept: For each group the sorted indices of the channels it keeps.
-        settings: What is needed to replay it: budget, rounding, seed, refit.
+        kept: For each group the sorted indices of the channels it keeps; where single weights go, for each weight how many stay.
+        settings: What is needed to replay it: granularity, budget, rounding, seed, refit.
 
     """
 
-    kept: Mapping[str, tuple[int, ...]]
+    kept: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    def key(self) -> tuple[tuple[str, Any], ...]:
         """Equal for plans that cut the same."""
         return tuple(sorted(self.kept.items()))
 
     def to_json(self, analysis: Analysis) -> dict[str, Any]:
         """Return the plan as the file format of the interface, slices of the *original* initializers included."""
+        head = {"format": FORMAT, "model_sha256": analysis.model.sha256, **self.settings}
+        if self.settings.get("granularity") == "weight":
+            return {**head, "weights": [_weight_json(analysis, n, self.kept[n]) for n in self.kept]}
         groups = [_group_json(analysis, g, self.kept[g.name]) for g in analysis.groups if g.name in self.kept]
-        return {"format": FORMAT, "model_sha256": analysis.model.sha256, **self.settings, "groups": groups}
+        return {**head, "groups": groups}
 
     def save(self, path: str | Path, analysis: Analysis) -> None:
         """Write the plan as JSON."""
@@ -71,10 +75,12 @@ def parse_plan(document: Any, analysis: Analysis, where: str) -> Plan:
         PlanError: Another format, another model, unknown groups or impossible channels.
 
     """
+    fine = isinstance(document, dict) and document.get("granularity") == "weight"
+    entries = "weights" if fine else "groups"
     if (
         not isinstance(document, dict)
         or document.get("format") != FORMAT
-        or not isinstance(document.get("groups"), list)
+        or not isinstance(document.get(entries), list)
     ):
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise PlanError(f"format is {found!r}, not {FORMAT}", where=where, fix="give a plan.json written by onnx-amc")
@@ -85,12 +91,25 @@ def parse_plan(document: Any, analysis: Analysis, where: str) -> Plan:
             where=where,
             fix="give the very model file that the plan was made from",
         )
-    kept: dict[str, tuple[int, ...]] = {}
-    for entry in document["groups"]:
-        name, channels = _entry(entry, analysis, where)
-        kept[name] = channels
-    rest = {k: v for k, v in document.items() if k not in {"format", "model_sha256", "groups"}}
+    read = _weight_entry if fine else _entry
+    kept: dict[str, Any] = dict(read(entry, analysis, where) for entry in document[entries])
+    rest = {k: v for k, v in document.items() if k not in {"format", "model_sha256", entries}}
     return Plan(kept, rest)
+
+
+def _weight_entry(entry: Any, analysis: Analysis, where: str) -> tuple[str, int]:
+    name: Any = entry.get("tensor") if isinstance(entry, dict) else None
+    count: Any = entry.get("kept") if isinstance(entry, dict) else None
+    if name not in analysis.model.weights:
+        raise PlanError(f"unknown weight {name!r}", where=where, fix="give the plan.json of a run on this model")
+    total = math.prod(analysis.model.weights[name].dims)
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= total:
+        raise PlanError(
+            f"weight {name!r} has {total} elements, but the plan keeps {str(count)[:60]}",
+            where=where,
+            fix=f"'kept' must be a whole number from 1 to {total}",
+        )
+    return str(name), count
 
 
 def _entry(entry: Any, analysis: Analysis, where: str) -> tuple[str, tuple[int, ...]]:
@@ -112,6 +131,11 @@ def _entry(entry: Any, analysis: Analysis, where: str) -> tuple[str, tuple[int, 
             fix=f"'kept' must be a non-empty list of distinct indices from 0 to {total - 1}",
         )
     return str(name), tuple(sorted(channels))
+
+
+def _weight_json(analysis: Analysis, name: str, kept: int) -> dict[str, Any]:
+    total = math.prod(analysis.model.weights[name].dims)
+    return {"tensor": name, "elements": total, "kept": kept, "ratio": kept / total}
 
 
 def _group_json(analysis: Analysis, group: Group, kept: tuple[int, ...]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class Task:
         index: Which of them to train on.
         course: How to train.
         seed: Of order and augmentation.
+        thinned: Initializers whose zeros stay zeros.
 
     """
 
@@ -73,6 +74,7 @@ class Task:
     index: np.ndarray
     course: Course
     seed: int
+    thinned: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

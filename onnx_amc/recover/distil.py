@@ -12,7 +12,7 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from itertools import pairwise
@@ -74,6 +74,7 @@ class Distiller:
         hints: Tensors inside both that the student is held to as well.
         seed: Of order, shifts and flips.
         where: What to call the model in messages.
+        thinned: Initializers whose zeros stay zeros.
 
     Raises:
         ModelError: torch has no reading of the graph.
@@ -82,12 +83,13 @@ class Distiller:
 
     def __init__(
         self, student: onnx.ModelProto, teacher: onnx.ModelProto, data: Dataset, index: np.ndarray, course: Course,
-        hints: Sequence[Hint] = (), *, seed: int = 0, where: str = "model",
+        hints: Sequence[Hint] = (), *, seed: int = 0, where: str = "model", thinned: Collection[str] = (),
     ) -> None:  # fmt: skip
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.reading = Reading(student, where).to(self.device)
         for weight in self.reading.parameters():
             weight.data = _laid_out(weight.data)
+        self.alive = [(weight, weight.detach() != 0) for name, weight in self.reading.named() if name in thinned]
         self.hints = {hint.name: hint for hint in hints}
         self.outputs = [o.name for o in teacher.graph.output]
         teacher.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in self.hints)
@@ -97,7 +99,10 @@ class Distiller:
         self.data, self.index, self.course, self.where, self.seed = data, index, course, where, seed
         self.images = [spec.name for spec in data.inputs if channels_axis(spec.shape) is not None]
         self.optimizer = torch.optim.AdamW(self.reading.parameters(), weight_decay=course.decay)
-        facts = [student.SerializeToString(deterministic=True), repr((course, seed, index.tolist())).encode()]
+        facts = [
+            student.SerializeToString(deterministic=True),
+            repr((course, seed, index.tolist(), sorted(thinned))).encode(),
+        ]
         self._print = hashlib.sha256(b"".join(facts)).hexdigest()
 
     def train(
@@ -211,6 +216,9 @@ class Distiller:
         loss = self._loss_of(part, rng)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        for weight, alive in self.alive:
+            if weight.grad is not None:
+                weight.grad *= alive
         torch.nn.utils.clip_grad_norm_(self.reading.parameters(), self.course.clip)
         optimizer.step()
         return float(loss.detach())

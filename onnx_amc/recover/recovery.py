@@ -49,7 +49,10 @@ def _distiller(task: Task) -> Distiller:
         free_batch(proto, model)
     del teacher.graph.value_info[:]
     hints = hints_of(task.analysis, task.kept) if task.course.hints else []
-    return Distiller(student, teacher, task.data, task.index, task.course, hints, seed=task.seed, where=model.source)
+    return Distiller(
+        student, teacher, task.data, task.index, task.course, hints,
+        seed=task.seed, where=model.source, thinned=task.thinned,
+    )  # fmt: skip
 
 
 def with_values(proto: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onnx.ModelProto:

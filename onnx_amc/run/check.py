@@ -56,6 +56,24 @@ def self_check(analysis: Analysis, kept: Mapping[str, Sequence[int]], feed: Feed
     )
 
 
+def same(dense: onnx.ModelProto, stored: onnx.ModelProto, feed: Feed, where: str) -> float:
+    """Hold a model against itself in another form, and return the relative difference.
+
+    Raises:
+        SelfCheckError: They differ by more than `TOLERANCE`.
+
+    """
+    light.check(stored)
+    found = difference(dense, stored, feed)
+    if found > TOLERANCE:
+        raise SelfCheckError(
+            f"the model with sparse weights differs from the same one with dense weights by {found:.2g} (relative)",
+            where=where,
+            fix="nothing was written; please report the model's graph as a bug",
+        )
+    return found
+
+
 def gap(analysis: Analysis, kept: Mapping[str, Sequence[int]], feed: Feed) -> float:
     """Relative difference of the masked original and the cut model; see `difference`."""
     slices = [s for g in analysis.groups if g.name in kept for s in slices_json(analysis, g, tuple(kept[g.name]))]

@@ -6,15 +6,17 @@ it have lost, and the last one of two that are added for what its partner lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 
 from onnx_amc.fit.patches import choose, patches, widened
 from onnx_amc.fit.rows import Bounds, Rows, fit
+from onnx_amc.fit.sparse import refit_rows
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.proto import names_read
@@ -38,6 +40,13 @@ SMALL = 64
 
 FEW = 2_000
 """Rows that a depthwise layer is fitted to: it has as many unknowns per channel as its kernel has taps."""
+
+
+Masks = Mapping[str, np.ndarray]
+NOTHING: Masks = MappingProxyType({})
+
+LOOSE = 1e-3
+"""Pull towards the dense fit where single weights go: the dense fit has chosen its own ridge."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +130,16 @@ class Sequential:
         other._spend(effort)  # noqa: SLF001  its own copy
         return other
 
-    def refine(self, kept: Mapping[str, Sequence[int]], values: Values, biases: Values) -> tuple[Values, Values]:
+    def refine(
+        self, kept: Mapping[str, Sequence[int]], values: Values, biases: Values, masks: Masks = NOTHING
+    ) -> tuple[Values, Values]:
         """Return better weights and biases; arguments and results are those of `surgery.cut`.
+
+        Args:
+            kept: The channels that each group keeps.
+            values: Contents of initializers so far.
+            biases: Of contractions that have none.
+            masks: By layer which single weights may differ from zero, bool (groups, outputs, inputs x taps).
 
         Raises:
             DataError: The network cannot be run in pieces, or not on this many samples at once.
@@ -130,14 +147,14 @@ class Sequential:
         """
         keep = self.analysis.keeper(kept)
         values, biases = {k: v.copy() for k, v in values.items()}, dict(biases)
-        todo = self._graph.changed(self._spots, keep)
+        todo = self._graph.changed(self._spots, keep, masks)
         ours = self._stages(name for spot in todo for name in (spot.layer.x, *spot.beside))
         missing = [spot for spot in todo if spot.layer.node not in self._goals]
         theirs = self._stages(name for spot in missing for name in (spot.layer.output, *spot.beside))
         for spot in todo:
             proto = free_batch(cut(self.analysis, kept, values, biases, self._original), self.analysis.model)
             found = ours.until(proto, spot.layer.node, [spot.layer.x, *spot.beside])
-            self._refit(spot, keep, found, self._goal(spot, theirs), values, biases)
+            self._refit(spot, keep, found, self._goal(spot, theirs), values, biases, masks.get(spot.layer.node))
         return values, biases
 
     def _goal(self, spot: _Spot, theirs: Stages) -> dict[str, np.ndarray]:
@@ -157,7 +174,7 @@ class Sequential:
 
     def _refit(
         self, spot: _Spot, keep: Keep, found: Sequence[Mapping[str, np.ndarray]], goal: Mapping[str, np.ndarray],
-        values: Values, biases: Values,
+        values: Values, biases: Values, mask: np.ndarray | None,
     ) -> None:  # fmt: skip
         layer = spot.layer
         w = read(self.analysis, layer.weight, values)
@@ -182,6 +199,8 @@ class Sequential:
                 layer.affine,
             )
             fitted, bias = fit(problem, spot.bounds, rounds=self.effort.rounds)
+            if mask is not None:
+                fitted, bias = _thinned(problem, fitted, bias, mask[at].reshape(fitted.shape))
             flat[at], shift[np.ix_(mine, rows)] = fitted.reshape(len(mine), len(rows), -1), bias.reshape(len(mine), -1)
         gained = shift.ravel()
         write(self.analysis, values, layer.weight, w)
@@ -213,6 +232,23 @@ class Sequential:
                 seen = part[(slice(None), slice(None), *positions.T)]
                 columns.append(np.moveaxis(seen, 0, 1).reshape(part.shape[1], -1))
         return widened(np.concatenate(columns, axis=1))
+
+
+def _thinned(rows: Rows, w: np.ndarray, bias: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weights within their support, and the bias, that come closest to those of a dense fit."""
+    parts = [(rows.x, w, bias, mask)] if w.ndim == 2 else list(zip(rows.x, w, bias, mask, strict=True))
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for x, dense, shift, mine in parts:
+        if len(x) > WIDEST:
+            found.append((dense * mine, shift))
+            continue
+        mean = x.mean(axis=1, keepdims=True, dtype=np.float64) * rows.affine
+        z = x - mean.astype(x.dtype)
+        v = refit_rows((z @ z.T).astype(np.float64) / x.shape[1], dense, mine, LOOSE)
+        found.append((v, shift + ((dense - v) @ mean)[:, 0]))
+    if w.ndim == 2:
+        return found[0]
+    return np.stack([v for v, _ in found]), np.stack([b for _, b in found])
 
 
 def _problems(
@@ -252,15 +288,15 @@ class _Graph:
                 self.consumers.setdefault(name, []).append(i)
         self.outputs = {o.name for o in proto.graph.output}
 
-    def changed(self, spots: Mapping[str, _Spot], keep: Keep) -> list[_Spot]:
-        """The layers that read cut channels or anything behind such a layer, or whose output is added to such a thing."""
+    def changed(self, spots: Mapping[str, _Spot], keep: Keep, thinned: Collection[str]) -> list[_Spot]:
+        """The layers that lose weights, read cut channels or what lies behind, or whose output is added to such a thing."""
         touched: set[str] = set()
         found: list[_Spot] = []
         for node in self.nodes:
             spot = spots.get(node.output[0])
             reads_cut = spot is not None and spot.layer.inputs is not None and not keep(spot.layer.inputs).all()
             mends = spot is not None and spot.partner in touched
-            if reads_cut or mends or not touched.isdisjoint(names_read(node)):
+            if reads_cut or mends or node.output[0] in thinned or not touched.isdisjoint(names_read(node)):
                 touched |= set(node.output) - {""}
                 found += [] if spot is None else [spot]
         return found

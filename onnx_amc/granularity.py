@@ -1,0 +1,195 @@
+"""What one step of the walk decides: the channels of a group, or the single weights of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_amc.config import Settings
+from onnx_amc.errors import BudgetError, OptionError
+from onnx_amc.graph import cost
+from onnx_amc.graph.groups import Analysis
+from onnx_amc.inspection import facts_of, matching, protected, shape_facts
+from onnx_amc.prune.layers import Layer, find_layers
+from onnx_amc.prune.sparse import bytes_left
+from onnx_amc.search.space import Prices, Space, levels_of
+from onnx_amc.search.state import LayerFacts
+
+GRAIN = 1.15
+"""Ratio of two neighbouring densities of a layer. They are counted from what uniform pruning to the budget takes."""
+
+NARROW = 12
+"""Inputs of an output below which single weights stay: a 3 x 3 depthwise kernel."""
+
+UNITS = {"flops": "MACs", "params": "parameters", "size": "bytes"}
+
+
+@dataclass(frozen=True)
+class Units:
+    """The steps of a walk over a network.
+
+    Args:
+        names: Of groups, or of weights.
+        levels: For each how many channels or weights it may keep, ascending.
+        facts: What the agent is told of each.
+        prices: By kind of budget, what plans cost.
+        wholes: By kind of budget, what the original costs.
+        blocked: What else cannot be cut, and why.
+        macs: What a plan costs in multiply-accumulates.
+        doubts: Why the cut of a unit is not exact; None where it is.
+        parts: What a unit consists of.
+
+    """
+
+    names: tuple[str, ...]
+    levels: tuple[np.ndarray, ...]
+    facts: tuple[LayerFacts, ...]
+    prices: Mapping[str, Prices]
+    wholes: Mapping[str, int]
+    blocked: tuple[str, ...]
+    macs: Callable[[np.ndarray], int]
+    doubts: tuple[str | None, ...] = ()
+    parts: str = "channels"
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """What each has when nothing is cut, int."""
+        return np.array([lv[-1] for lv in self.levels], dtype=np.int64)
+
+    def space(self, settings: Settings) -> Space:
+        """Levels and budget.
+
+        Raises:
+            BudgetError: No plan can meet it.
+
+        """
+        budget = settings.budget
+        kind = "flops" if budget.kind == "channels" else budget.kind
+        ratio = 1.0 if budget.kind == "channels" else budget.ratio
+        limit = int(np.floor(ratio * self.wholes[kind] + 1e-9))
+        space = Space(self.names, self.levels, self.prices[kind], limit, UNITS[kind])
+        space.check(where=budget.option, blocked=self.blocked)
+        if not self.names and ratio < 1:
+            raise BudgetError(
+                f"nothing can be cut, so the smallest is 1.0000 of the {UNITS[kind]}. In the way: {'; '.join(self.blocked[:3])}",
+                where=budget.option,
+                fix="see `onnx-amc inspect` for what fixes each layer",
+            )
+        return space
+
+    def described(self, counts: np.ndarray) -> list[dict[str, Any]]:
+        """What a plan does, for the record."""
+        doubts = self.doubts or (None,) * len(self.names)
+        return [
+            {"name": name, self.parts: int(whole), "kept": int(n)} | ({} if doubt is None else {"approximate": doubt})
+            for name, whole, n, doubt in zip(self.names, self.sizes, counts, doubts, strict=True)
+        ]
+
+
+def channels_of(analysis: Analysis, settings: Settings) -> Units:
+    """The groups of channels."""
+    groups = analysis.groups
+    whole = protected(analysis, settings.keep)
+    levels = tuple(
+        np.array([g.channels]) if keep else levels_of(g.channels, settings.round_to, settings.least, g.lanes)
+        for g, keep in zip(groups, whole, strict=True)
+    )
+    full = np.array([g.channels for g in groups], dtype=np.int64)
+    prices = {"flops": cost.macs(analysis), "params": cost.params(analysis), "size": cost.size(analysis)}
+    return Units(
+        tuple(g.name for g in groups),
+        levels,
+        tuple(facts_of(analysis)),
+        {kind: price.many for kind, price in prices.items()},
+        {kind: price(full) for kind, price in prices.items()} | {"size": analysis.model.bytes},
+        tuple(f"{g.name} ({g.reason})" for g in analysis.fixed),
+        cost.macs(analysis),
+        tuple(g.doubt for g in groups),
+    )
+
+
+def weights_of(analysis: Analysis, settings: Settings) -> Units:
+    """The layers whose weights may be zero one by one.
+
+    Raises:
+        OptionError: A budget that zeros do not serve.
+
+    """
+    kind = settings.budget.kind
+    if kind not in {"params", "size"}:
+        raise OptionError(
+            f"--{kind} with --granularity weight: onnxruntime multiplies by zeros too, so they save parameters and bytes only",
+            where="--granularity",
+            fix="take --params or --size, or --granularity channel",
+        )
+    layers, refused = thinnable(analysis)
+    names = [layer.weight.name for layer in layers]
+    sizes = np.array([layer.weight.index.size for layer in layers], dtype=np.int64)
+    stored = {t.name: t for t in analysis.model.proto.graph.initializer}
+    widths = np.array([_itemsize(stored[n]) for n in names], dtype=np.int64)
+    full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
+    wholes = {"params": cost.params(analysis)(full), "size": analysis.model.bytes}
+    fixed = {"params": wholes["params"] - int(sizes.sum()), "size": analysis.model.bytes - int((sizes * widths).sum())}
+    prices: dict[str, Prices] = {
+        "params": lambda plans: fixed["params"] + plans.sum(axis=1),
+        "size": lambda plans: fixed["size"] + bytes_left(plans, sizes, widths).sum(axis=1),
+    }
+    uniform = _share(
+        lambda d: int(prices[kind]((d * sizes).astype(np.int64)[None])[0]), settings.budget.ratio * wholes[kind]
+    )
+    kept = matching(analysis, settings.keep, [_labels(analysis, layer) for layer in layers])
+    levels = tuple(
+        np.array([size]) if keep else _densities(int(size), uniform, layer, settings)
+        for size, keep, layer in zip(sizes, kept, layers, strict=True)
+    )
+    blocked = tuple(f"{analysis.names.get(node, node)} ({why})" for node, why in refused.items())
+    facts = tuple(shape_facts(analysis, layer.node, layer.x, layer.weight.name) for layer in layers)
+    macs = cost.macs(analysis)(full)
+    return Units(tuple(names), levels, facts, prices, wholes, blocked, lambda _counts: macs, parts="weights")
+
+
+def thinnable(analysis: Analysis) -> tuple[list[Layer], dict[str, str]]:
+    """The layers whose single weights may go, and why those of the others may not."""
+    layers, refused = find_layers(analysis)
+    refused = refused | {
+        layer.node: f"its outputs have {layer.width} weights each" for layer in layers if layer.width < NARROW
+    }
+    return [layer for layer in layers if layer.width >= NARROW], refused
+
+
+def _densities(size: int, uniform: float, layer: Layer, settings: Settings) -> np.ndarray:
+    """Ascending numbers of weights that a layer may keep; with a pattern N:M that one, and all."""
+    if settings.pattern is not None:
+        keep, of = settings.pattern
+        return np.array([size * keep // of, size] if layer.weight.index.shape[2] % of == 0 else [size])
+    lowest, highest = np.log(settings.least / uniform) / np.log(GRAIN), np.log(1 / uniform) / np.log(GRAIN)
+    steps = np.arange(np.ceil(lowest - 1e-9), np.floor(highest - 1e-9) + 1)
+    found = np.floor(size * uniform * GRAIN**steps).astype(np.int64)
+    return np.unique(np.append(np.maximum(found, 1), size))
+
+
+def _share(price: Callable[[float], int], limit: float) -> float:
+    """The largest density that meets a limit when all layers have it."""
+    low, high = 1e-3, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if price(middle) <= limit else (low, middle)
+    return low
+
+
+def _labels(analysis: Analysis, layer: Layer) -> set[str]:
+    node = next(n for n in analysis.model.proto.graph.node if n.output[0] == layer.node)
+    return {layer.weight.name, node.name, node.op_type, layer.node} - {""}
+
+
+def _itemsize(tensor: onnx.TensorProto) -> int:
+    return int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def units_of(analysis: Analysis, settings: Settings) -> Units:
+    """What the walk of a run decides, step by step."""
+    return weights_of(analysis, settings) if settings.granularity == "weight" else channels_of(analysis, settings)

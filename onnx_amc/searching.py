@@ -1,0 +1,215 @@
+"""From a space of plans to the one that is delivered: baselines, the search, the full refit of the best few."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx
+
+from onnx_amc.builder import Builder, Kept
+from onnx_amc.config import Settings
+from onnx_amc.errors import BudgetError
+from onnx_amc.granularity import Units
+from onnx_amc.listener import Listener
+from onnx_amc.run.score import Scorer
+from onnx_amc.rundir import Memo
+from onnx_amc.search.env import ChannelPruningEnv
+from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Tried, key_of, propose, search, second_pass
+from onnx_amc.search.space import Space
+
+FINAL_BASELINES = 2
+"""Baselines that get the full refit at the end, uniform besides."""
+
+Actual = Callable[[onnx.ModelProto], float]
+"""What a finished model costs, in units of the space's price."""
+
+TRIES = 5
+"""Times that a plan is replaced because its model costs more than was foretold."""
+
+
+class Search:
+    """Chooses a plan.
+
+    Args:
+        units: What is decided step by step.
+        space: Levels and budget.
+        builder: Makes models of plans.
+        scorers: What plans are scored by, the finalists first and those of the search second; None where there is no data.
+        memo: Remembers scores.
+        settings: Of the run.
+        listener: Hears how it goes.
+        actual: Measures what a finished model costs, where the price is only an estimate of that.
+
+    Attributes:
+        journal: Every plan tried.
+        baselines: Plans in closed form, by name.
+        finals: What the plans scored that were refitted in full.
+        seconds: Of the search, and of the part of it that was spent in onnxruntime.
+
+    """
+
+    def __init__(
+        self, units: Units, space: Space, builder: Builder, scorers: tuple[Scorer, Scorer] | None, memo: Memo,
+        settings: Settings, listener: Listener, actual: Actual | None = None,
+    ) -> None:  # fmt: skip
+        self.units, self.space, self.builder, self.memo = units, space, builder, memo
+        self.scorers, self.settings, self.listener, self.actual = scorers, settings, listener, actual
+        self.journal = Journal(self._evaluate, self._tell)
+        self.baselines: dict[str, Tried] = {}
+        self.finals: list[Tried] = []
+        self.ready: tuple[Tried, onnx.ModelProto] | None = None
+        self.seconds = {"search": 0.0, "search_onnxruntime": 0.0}
+
+    def environment(self) -> ChannelPruningEnv:
+        """The Gymnasium environment of this search, each episode evaluated in onnxruntime."""
+        return ChannelPruningEnv(self.space, self.units.facts, lambda c: self.journal.ask(c, "environment").reward)
+
+    def choose(self) -> np.ndarray:
+        """Return the counts to deliver: the best plan seen, or the very one that was asked for."""
+        if self.settings.budget.kind == "channels":
+            return self.space.at(self.settings.budget.ratio)
+        if self.scorers is None:
+            return self._within(propose(self.space, self.settings.policy, []))
+        before, start = self._onnxruntime(), time.perf_counter()
+        chosen = self._within(self._searched())
+        self.seconds["search"] += time.perf_counter() - start
+        self.seconds["search_onnxruntime"] += self._onnxruntime() - before
+        return chosen
+
+    def _onnxruntime(self) -> float:
+        return sum(s.seconds for s in set(self.scorers or ())) + self.builder.seconds
+
+    def _evaluate(self, counts: np.ndarray) -> Sequence[float]:
+        return self._scored("plan", counts, self.builder.drafted, 1)
+
+    def _scored(
+        self, kind: str, counts: np.ndarray, build: Callable[[Kept], onnx.ModelProto], which: int
+    ) -> Sequence[float]:
+        """Score and loss of a plan built in one of two ways, and those of parts of the samples, remembered under its kind."""
+
+        def compute() -> list[float]:
+            if self.scorers is None:
+                raise RuntimeError("a run without data evaluates nothing")
+            found = self.scorers[which](build(self.builder.kept(counts)))
+            return [found.value, found.loss, *found.parts]
+
+        return self.memo.get(f"{kind} " + " ".join(map(str, counts.tolist())), compute)
+
+    def _tell(self, tried: Tried) -> None:
+        done = sum(t.source == tried.source for t in self.journal.trials)
+        ratio = self.space.price(tried.counts) / self.space.price(self.space.full)
+        best = self.journal.best.score
+        self.listener.advance(done, f"{tried.source}: {tried.score:.4f} at {ratio:.1%}, best {best:.4f}")
+
+    def _searched(self) -> np.ndarray:
+        settings, space = self.settings, self.space
+        errors: list[np.ndarray] = []
+        if settings.policy == "knapsack" or settings.policy not in CLOSED:
+            self.listener.stage("sensitivity", len(space))
+            errors = self.builder.errors(space.levels, lambda n, _: self.listener.advance(n), self.memo)
+        names = [
+            "uniform",
+            *([] if settings.policy in CLOSED else ["shallow", "deep"]),
+            *(["knapsack"] if errors else []),
+        ]
+        self.listener.stage("baselines", len(names))
+        for name in names:
+            self.baselines[name] = self.journal.ask(propose(space, name, errors), name)
+        if errors:
+            self.listener.stage("second pass", len(space) + 2)
+            self.baselines["knapsack"], errors = second_pass(space, self.journal, errors, self.baselines["knapsack"])
+            self.baselines = {n: replace(t, shaping=self.journal.shaping) for n, t in self.baselines.items()}
+        if settings.policy in CLOSED:
+            if settings.policy not in self.baselines:
+                self.baselines[settings.policy] = self.journal.ask(
+                    propose(space, settings.policy, errors), settings.policy
+                )
+            self.finals = [self._refined(t) for t in self.baselines.values()]
+            return self.baselines[settings.policy].counts
+        self.listener.stage(f"search ({settings.policy})", settings.episodes)
+        search(
+            space,
+            self.units.facts,
+            self.journal,
+            policy=settings.policy,
+            episodes=settings.episodes,
+            seed=settings.seed,
+            starts=list(self.baselines.values()) if settings.policy in AGENTS else [],
+            errors=errors,
+        )
+        return self._final().counts
+
+    def _final(self) -> Tried:
+        """Refit the best few plans as they would be delivered, those of the baselines too, and return the one that is best then."""
+        plain = sorted(
+            {t.key: t for t in self.baselines.values()}.values(), key=lambda t: (-t.reward, t.source != "uniform")
+        )
+        keys = {t.key for t in plain}
+        others = sorted((t for t in self.journal.distinct if t.key not in keys), key=lambda t: -t.reward)
+        few = [t for i, t in enumerate(plain) if i < FINAL_BASELINES or t.source == "uniform"]
+        chosen = [*others[: self.settings.finalists], *few]
+        self.listener.stage("finals", len(chosen))
+        for done, tried in enumerate(chosen, start=1):
+            found = self._refined(tried)
+            self.finals.append(found)
+            self.listener.advance(done, f"{found.source}: {tried.score:.4f}, refitted {found.score:.4f}")
+        return max(self.finals, key=lambda t: t.reward)
+
+    def _refined(self, tried: Tried) -> Tried:
+        """The same plan, built and scored as it would be delivered; the best model of them is kept."""
+
+        def build(kept: Kept) -> onnx.ModelProto:
+            built.append(self.builder.refined(kept))
+            return built[0]
+
+        built: list[onnx.ModelProto] = []
+        value, loss, *_ = self._scored("final", tried.counts, build, 0)
+        found = replace(tried, score=value, loss=loss, shaping=self.journal.shaping)
+        if built and (self.ready is None or found.reward > self.ready[0].reward):
+            self.ready = found, built[0]
+        return found
+
+    def ready_for(self, counts: np.ndarray) -> onnx.ModelProto | None:
+        """The refitted model of these counts, if the finals have just built it."""
+        return self.ready[1] if self.ready is not None and self.ready[0].key == key_of(counts) else None
+
+    def _within(self, counts: np.ndarray) -> np.ndarray:
+        """These counts, or others whose finished model costs no more than was asked for.
+
+        Raises:
+            BudgetError: After several tries the model still costs too much.
+
+        """
+        if self.actual is None:
+            return counts
+        limit, space = self.space.limit, self.space
+        for _ in range(TRIES):
+            over = self.actual(self._finished(counts)) / limit
+            if over <= 1.0:
+                return counts
+            space = replace(space, limit=int(min(space.limit / over, space.price(counts) - 1)))
+            counts = self._best_in(space, counts)
+        raise BudgetError(
+            f"the best plan's model costs {over:.4f} of what is allowed",
+            where=self.settings.budget.option,
+            fix="ask for a larger fraction",
+        )
+
+    def _finished(self, counts: np.ndarray) -> onnx.ModelProto:
+        """The model of a plan as it would be delivered; what is ready stays as it is."""
+        ready, copied = self.ready_for(counts), onnx.ModelProto()
+        if ready is not None:
+            copied.CopyFrom(ready)
+        return self.builder.deliverable(self.builder.kept(counts), None if ready is None else copied)
+
+    def _best_in(self, space: Space, counts: np.ndarray) -> np.ndarray:
+        """The best of the plans tried that fit into a smaller budget; the nearest one to these counts where none was."""
+        space.check(where=self.settings.budget.option, blocked=self.units.blocked)
+        fitting = [t for t in self.journal.distinct if space.feasible(t.counts)]
+        if fitting:
+            return max(fitting, key=lambda t: t.reward).counts
+        share = counts / space.full
+        return space.largest(lambda s: s * share)
