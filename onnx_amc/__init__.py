@@ -37,6 +37,7 @@ def compress(
     *,
     flops: float | None = None,
     params: float | None = None,
+    size: float | None = None,
     channels: float | None = None,
     listener: Listener | None = None,
     **settings: Any,
@@ -48,11 +49,12 @@ def compress(
         data: `.npz` file, folder of images, `module:function`, a mapping of arrays, or a `Dataset`; the file MODEL.npz beside the
             model, or synthetic noise, where it is left out.
         flops: Fraction of the multiply-accumulates to be left, in (0, 1].
-        params: Fraction of the parameters to be left, in (0, 1].
+        params: Fraction of the parameters to be left, in (0, 1]; of single weights, of those that are not zero.
+        size: Fraction of the file's bytes to be left, in (0, 1].
         channels: Fraction of every group's channels to keep, in place of a budget.
         listener: Hears how the run goes.
-        settings: Any field of `onnx_amc.config.Settings`: policy, episodes, seed, round_to (None is auto), min_keep, keep,
-            approximate, refit, metric, provider, recover and what limits it.
+        settings: Any field of `onnx_amc.config.Settings`: granularity, policy, episodes, seed, round_to (None is auto), min_keep,
+            keep, approximate, refit, metric, provider, recover and what limits it.
 
     Returns:
         The model, its plan and a record of all that was measured.
@@ -64,7 +66,7 @@ def compress(
     from onnx_amc.config import Settings, choose_budget  # noqa: PLC0415  keeps the import of the package light
     from onnx_amc.pipeline import compress as run  # noqa: PLC0415
 
-    budget = choose_budget(flops=flops, params=params, channels=channels)
+    budget = choose_budget(flops=flops, params=params, size=size, channels=channels)
     return run(model, data, Settings(budget=budget, **settings), listener)
 
 

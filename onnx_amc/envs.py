@@ -19,6 +19,7 @@ def channel_pruning(
     *,
     flops: float | None = None,
     params: float | None = None,
+    size: float | None = None,
     **settings: Any,
 ) -> ChannelPruningEnv:
     """Build the environment of one model, budget and data set; each episode ends with an evaluation in onnxruntime.
@@ -28,10 +29,11 @@ def channel_pruning(
         data: As for `onnx_amc.compress`.
         flops: Fraction of the multiply-accumulates to be left.
         params: Fraction of the parameters to be left.
+        size: Fraction of the file's bytes to be left.
         settings: Any other field of `onnx_amc.config.Settings`.
 
     """
-    budget = choose_budget(flops=flops, params=params)
+    budget = choose_budget(flops=flops, params=params, size=size)
     return Compression(model, data, Settings(budget=budget, **{"recover": False, **settings}), Listener()).environment()
 
 
