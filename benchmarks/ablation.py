@@ -32,7 +32,7 @@ from onnx_amc.search.loop import REFINING, Journal, search, second_pass
 
 def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onnx.ModelProto]]:
     """Each step's name and the model it gives."""
-    builder, space = run.builder, run.space
+    builder, space = run.builder, run.search.space
     even = baselines.uniform(space)
     plain = Builder(run.analysis, replace(run.settings, criterion="magnitude"), run.data, builder.calibration)
     yield "uniform, magnitude, no refit", cut(run.analysis, plain.kept(even))
@@ -54,7 +54,7 @@ def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onn
     errors = builder.errors(space.levels, lambda _a, _b: None, Memo())
     table = baselines.knapsack(space, errors)
     yield "knapsack on errors at the output instead", builder.refined(builder.kept(table))
-    first = Journal(run._evaluate)  # noqa: SLF001  the run's own way to score a plan
+    first = Journal(run.search.evaluate)
     second, errors = second_pass(space, first, errors, first.ask(table, "knapsack"))
     yield "+ second pass, measured in the cut network", builder.refined(builder.kept(second.counts))
     for name, seeded, share in (
@@ -62,7 +62,7 @@ def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onn
         ("DDPG, seeded with the baselines", True, 0.0),
         ("DDPG, seeded, then around its best plan", True, REFINING),
     ):
-        journal = Journal(run._evaluate, shaping=first.shaping)  # noqa: SLF001
+        journal = Journal(run.search.evaluate, shaping=first.shaping)
         starts = [journal.ask(even, "uniform"), journal.ask(second.counts, "knapsack")] if seeded else []
         search(
             space,

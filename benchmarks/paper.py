@@ -82,7 +82,7 @@ def one(run: Compression, row: Row, policy: str, test: str) -> dict[str, Any]:
     """Search, cut, refit, score, train and score again."""
     began = time.perf_counter()
     counts = run.choose()
-    before = evaluate(run.builder.deliverable(run.builder.kept(counts), run.ready_for(counts)), test)["score"]
+    before = evaluate(run.builder.deliverable(run.builder.kept(counts), run.search.ready_for(counts)), test)["score"]
     result = run.deliver(counts)
     record = result.record
     return {

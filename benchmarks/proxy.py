@@ -63,7 +63,7 @@ def main() -> int:
     settings = Settings(Budget("flops", ratio), reward=SIZES[-1], recover=False)
     with threadpool_limits(limits=1, user_api="blas"):
         run = Compression(args.shared / "models" / f"{name}.onnx", args.shared / "data" / samples, settings, Listener())
-        builder, space, data = run.builder, run.space, run.data
+        builder, space, data = run.builder, run.search.space, run.data
         if data is None or run.scorer is None or builder.sequential is None:
             raise SystemExit("no data")
         seen = np.concatenate(data.split(0, settings.calibration, settings.reward))

@@ -38,7 +38,7 @@ def one(first: Compression, policy: str, episodes: int, test: str) -> dict[str, 
     record = result.record
     return {
         "model": Path(run.model.source).stem, "flops": run.settings.budget.ratio, "policy": policy,
-        "seed": run.settings.seed, "evaluations": len(run.journal.trials), "test": evaluate(result.model, test)["score"],
+        "seed": run.settings.seed, "evaluations": len(run.search.journal.trials), "test": evaluate(result.model, test)["score"],
         "reward": record["compressed"]["score"], "delivered": record["delivered"],
         "macs": record["compressed"]["macs"] / record["original"]["macs"],
         "minutes": (time.perf_counter() - began) / 60, "counts": [g["kept"] for g in record["groups"]],

@@ -57,7 +57,7 @@ class Search:
     ) -> None:  # fmt: skip
         self.units, self.space, self.builder, self.memo = units, space, builder, memo
         self.scorers, self.settings, self.listener, self.actual = scorers, settings, listener, actual
-        self.journal = Journal(self._evaluate, self._tell)
+        self.journal = Journal(self.evaluate, self._tell)
         self.baselines: dict[str, Tried] = {}
         self.finals: list[Tried] = []
         self.ready: tuple[Tried, onnx.ModelProto] | None = None
@@ -82,7 +82,8 @@ class Search:
     def _onnxruntime(self) -> float:
         return sum(s.seconds for s in set(self.scorers or ())) + self.builder.seconds
 
-    def _evaluate(self, counts: np.ndarray) -> Sequence[float]:
+    def evaluate(self, counts: np.ndarray) -> Sequence[float]:
+        """Score and loss of a plan, and those of parts of the samples, in turn."""
         return self._scored("plan", counts, self.builder.drafted, 1)
 
     def _scored(
