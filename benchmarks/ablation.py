@@ -62,7 +62,7 @@ def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onn
         ("DDPG, seeded with the baselines", True, 0.0),
         ("DDPG, seeded, then around its best plan", True, REFINING),
     ):
-        journal = Journal(run.search.evaluate, shaping=first.shaping)
+        journal = Journal(run.search.evaluate, rule=first.rule)
         starts = [journal.ask(even, "uniform"), journal.ask(second.counts, "knapsack")] if seeded else []
         search(
             space,

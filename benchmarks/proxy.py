@@ -60,13 +60,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     name, samples, _, ratio = next(row for row in ROWS if args.only in row[0])
-    settings = Settings(Budget("flops", ratio), reward=SIZES[-1], recover=False)
+    settings = Settings(Budget("flops", ratio), judged=SIZES[-1], recover=False)
     with threadpool_limits(limits=1, user_api="blas"):
         run = Compression(args.shared / "models" / f"{name}.onnx", args.shared / "data" / samples, settings, Listener())
         builder, space, data = run.builder, run.search.space, run.data
         if data is None or run.scorer is None or builder.sequential is None:
             raise SystemExit("no data")
-        seen = np.concatenate(data.split(0, settings.calibration, settings.reward))
+        seen = np.concatenate(data.split(0, settings.calibration, settings.judged))
         third = Scorer(run.model.original, data, np.setdiff1d(np.arange(len(data)), seen), top1, "top1")
         rng = np.random.default_rng(0)
         best = baselines.knapsack(space, builder.errors(space.levels, lambda _a, _b: None, Memo()))

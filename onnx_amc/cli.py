@@ -124,6 +124,16 @@ def _compress(one: argparse.ArgumentParser) -> None:
     recover.add_argument("--recover-flip", action="store_true", help="images may be mirrored left to right")
     one.add_argument("--metric", metavar="NAME", help="top1, top5, agreement, fidelity or module:function")
     one.add_argument(
+        "--reward",
+        default="error",
+        metavar="NAME",
+        help="what the search makes of a score: error (default), flops, params or size (-error x log of it), or module:function",
+    )
+    agent = one.add_argument_group("the agent (ddpg, td3 and sac)")
+    agent.add_argument("--agent", metavar="FILE", help="begin with an agent that was trained on any network")
+    agent.add_argument("--save-agent", metavar="FILE.npz", help="keep the agent")
+    agent.add_argument("--tensorboard", metavar="DIR", help="log its training")
+    one.add_argument(
         "--provider", default="CPUExecutionProvider", metavar="NAME", help="execution provider of onnxruntime"
     )
     one.add_argument("--run-dir", metavar="DIR", help="where plan.json and record.json go (OUT with .run)")
@@ -191,6 +201,10 @@ def compress(args: argparse.Namespace) -> int:
         refit=args.refit,
         criterion=args.criterion,
         metric=args.metric,
+        reward=args.reward,
+        agent=args.agent,
+        save_agent=args.save_agent,
+        tensorboard=args.tensorboard,
         provider=args.provider,
         recover=args.recover,
         recover_epochs=args.recover_epochs,

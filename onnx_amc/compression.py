@@ -28,8 +28,8 @@ from onnx_amc.run.data import Dataset
 from onnx_amc.run.latency import measure
 from onnx_amc.run.score import Scorer, find_metric
 from onnx_amc.rundir import Memo, RunDir
-from onnx_amc.search.env import ChannelPruningEnv
-from onnx_amc.search.loop import CLOSED, reward_of
+from onnx_amc.search.env import PruningEnv
+from onnx_amc.search.loop import CLOSED
 from onnx_amc.searching import Search
 from onnx_amc.thinner import Thinner
 from onnx_amc.training import course_of, parts_of, train
@@ -141,7 +141,7 @@ class Compression:
         why = reasons or ("--keep protects all" if self.units.names else "no Conv, Gemm or MatMul feeds another")
         self.listener.note(f"the model has no prunable layer and stays as it is ({why})")
 
-    def environment(self) -> ChannelPruningEnv:
+    def environment(self) -> PruningEnv:
         """The Gymnasium environment of this run, each episode evaluated in onnxruntime."""
         return self.search.environment()
 
@@ -200,7 +200,7 @@ class Compression:
 
         def judge(model: onnx.ModelProto) -> tuple[float, float]:
             found = scorer(model)
-            return found.value, reward_of(found.value, found.loss, self.search.journal.shaping)
+            return found.value, self.search.journal.rule.short(found.value, found.loss)
 
         start = ready or self.builder.refined(kept)
         with self._timed("recover"):

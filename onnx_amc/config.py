@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from onnx_amc.errors import OptionError
 from onnx_amc.prune.criteria import CRITERIA
-from onnx_amc.search.loop import POLICIES
+from onnx_amc.search.loop import AGENTS, POLICIES
+from onnx_amc.search.reward import REWARDS
 
 LATER = ("latency", "max_drop")
-GRANULARITIES = ("channel", "weight")
 LEAST = {"channel": 0.2, "weight": 0.03}
 """Smallest fraction of a group's channels, or of a layer's weights, that is kept."""
 
@@ -57,7 +57,12 @@ class Settings:
         metric: Name of the score; None for what suits the data.
         provider: Execution provider of onnxruntime.
         calibration: Samples that moments are taken from, at most.
-        reward: Samples that plans are scored on, at most; none of them is a calibration sample.
+        reward: What the search makes of a score: `error` (AMC's R_err), `flops`, `params`, `size` or `latency` (-Error log(cost)),
+            or `module:function`, called with score, loss and a mapping of what is left by kind of budget.
+        judged: Samples that plans are scored on, at most; none of them is a calibration sample.
+        agent: A trained agent to begin with, as `save_agent` has written it; None for an untrained one.
+        save_agent: Where the agent goes when the search is done; None for nowhere.
+        tensorboard: Folder that the agent logs its training to; None for none.
         rows: Rows of each layer's least squares (AMC: about 30,000).
         ridge: Pull of the refit towards the original weights, relative to the inputs' mean variance.
         correction: Samples of the statistics correction, at most.
@@ -93,7 +98,11 @@ class Settings:
     metric: str | None = None
     provider: str = "CPUExecutionProvider"
     calibration: int = 2_000
-    reward: int = 3_000
+    reward: str = "error"
+    judged: int = 3_000
+    agent: str | None = None
+    save_agent: str | None = None
+    tensorboard: str | None = None
     rows: int = 40_000
     ridge: float = 1e-4
     correction: int = 512
@@ -111,20 +120,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         _fraction(self.budget.ratio, f"--{self.budget.kind}")
-        if self.granularity not in GRANULARITIES:
-            what = f"unknown granularity '{self.granularity}'"
-            raise OptionError(what, where="--granularity", fix=f"choose {' or '.join(GRANULARITIES)}")
         _fraction(self.least, "--min-keep")
-        if self.pattern is not None and (self.granularity != "weight" or not 0 < self.pattern[0] < self.pattern[1]):
-            what = f"{self.pattern[0]}:{self.pattern[1]} with --granularity {self.granularity}"
-            raise OptionError(what, where="--pattern", fix="give N:M with 0 < N < M, and --granularity weight")
-        if self.policy not in POLICIES:
-            raise OptionError(f"unknown policy '{self.policy}'", where="--policy", fix=f"choose {', '.join(POLICIES)}")
-        if self.criterion not in CRITERIA:
-            what = f"unknown criterion '{self.criterion}'"
-            raise OptionError(what, where="--criterion", fix=f"choose {', '.join(CRITERIA)}")
-        if self.criterion == "fpgm" and self.granularity == "weight":
-            raise OptionError("fpgm compares whole filters", where="--criterion", fix="take obs, wanda or magnitude")
+        self._check_names()
+        self._check_combinations()
         for name, least in (("episodes", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
@@ -137,6 +135,31 @@ class Settings:
             raise OptionError(f"{self.recover_minutes} is no time", where="--recover-minutes", fix="give more than 0")
         if self.round_to is not None and self.round_to < 1:
             raise OptionError(f"{self.round_to} is below 1", where="--round-to", fix="give auto, or 1 to round nothing")
+
+    def _check_names(self) -> None:
+        for name, known in (
+            ("policy", POLICIES),
+            ("criterion", CRITERIA),
+            ("granularity", tuple(LEAST)),
+            ("reward", REWARDS),
+        ):
+            value = getattr(self, name)
+            if value not in known and not (name == "reward" and ":" in value):
+                more = " or module:function" if name == "reward" else ""
+                raise OptionError(
+                    f"unknown {name} '{value}'", where=f"--{name}", fix=f"choose {', '.join(known)}{more}"
+                )
+
+    def _check_combinations(self) -> None:
+        if self.pattern is not None and (self.granularity != "weight" or not 0 < self.pattern[0] < self.pattern[1]):
+            what = f"{self.pattern[0]}:{self.pattern[1]} with --granularity {self.granularity}"
+            raise OptionError(what, where="--pattern", fix="give N:M with 0 < N < M, and --granularity weight")
+        if self.criterion == "fpgm" and self.granularity == "weight":
+            raise OptionError("fpgm compares whole filters", where="--criterion", fix="take obs, wanda or magnitude")
+        for name in ("agent", "save_agent", "tensorboard"):
+            if getattr(self, name) is not None and self.policy not in AGENTS:
+                what = f"the policy {self.policy} has no agent"
+                raise OptionError(what, where=f"--{name.replace('_', '-')}", fix=f"choose --policy {', '.join(AGENTS)}")
 
     @property
     def least(self) -> float:

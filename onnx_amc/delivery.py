@@ -93,7 +93,7 @@ def outcome(journal: Journal, policy: str, units: Units, counts: np.ndarray) -> 
         "delivered": first.source if first else policy,
         "best_episode": best,
         "rewards": [t.reward for t in trials],
-        "loss_weight": journal.shaping,
+        "loss_weight": journal.rule.shaping,
         "groups": units.described(counts),
     }
 

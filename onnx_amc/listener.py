@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx_amc.search.loop import Tried
+
 
 class Listener:
     """Hears how a run goes; the command line draws it. Every method may be overridden, none must be."""
@@ -11,6 +16,9 @@ class Listener:
 
     def advance(self, done: int, note: str = "", total: int | None = None) -> None:
         """Say how many steps of the stage are done, and of how many where that has changed."""
+
+    def tried(self, tried: Tried) -> None:
+        """Say that a plan was evaluated: its `counts`, `score`, `loss`, `reward`, and in `source` who proposed it."""
 
     def note(self, text: str) -> None:
         """Say something the user should know."""

@@ -11,13 +11,14 @@ import onnx
 
 from onnx_amc.builder import Builder, Kept
 from onnx_amc.config import Settings
-from onnx_amc.errors import BudgetError
+from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.granularity import Units
 from onnx_amc.listener import Listener
-from onnx_amc.run.score import Scorer
+from onnx_amc.run.score import Scorer, imported
 from onnx_amc.rundir import Memo
-from onnx_amc.search.env import ChannelPruningEnv
-from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Tried, key_of, propose, search, second_pass
+from onnx_amc.search.env import PruningEnv
+from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Luggage, Tried, key_of, propose, search, second_pass
+from onnx_amc.search.reward import REWARDS, Rule
 from onnx_amc.search.space import Space
 
 FINAL_BASELINES = 2
@@ -57,24 +58,60 @@ class Search:
     ) -> None:  # fmt: skip
         self.units, self.space, self.builder, self.memo = units, space, builder, memo
         self.scorers, self.settings, self.listener, self.actual = scorers, settings, listener, actual
-        self.journal = Journal(self.evaluate, self._tell)
+        self.journal = Journal(self.evaluate, self._tell, rule=self._rule())
         self.baselines: dict[str, Tried] = {}
         self.finals: list[Tried] = []
         self.ready: tuple[Tried, onnx.ModelProto] | None = None
         self.seconds = {"search": 0.0, "search_onnxruntime": 0.0}
 
-    def environment(self) -> ChannelPruningEnv:
+    def _rule(self) -> Rule:
+        """How good a plan is, as the user wants to have it."""
+        name = self.settings.reward
+        if name == "error":
+            return Rule()
+        if name in REWARDS:
+            if name not in self.units.prices:
+                what = f"--granularity {self.settings.granularity} knows no cost '{name}'"
+                raise OptionError(what, where="--reward", fix=f"choose error, {', '.join(self.units.prices)}")
+            return Rule(cost=lambda counts: float(self.units.prices[name](counts[None])[0]))
+        function = imported(name, "--reward")
+        return Rule(own=lambda score, loss, counts: self._own(function, score, loss, counts))
+
+    def _own(self, function: Callable[..., float], score: float, loss: float, counts: np.ndarray) -> float:
+        """The user's reward.
+
+        Raises:
+            OptionError: It fails, or returns no finite number.
+
+        """
+        costs = {
+            kind: float(price(counts[None])[0] / self.units.wholes[kind]) for kind, price in self.units.prices.items()
+        }
+        try:
+            found = float(function(score, loss, costs))
+        except Exception as error:  # the user's own code may raise anything
+            what = f"'{self.settings.reward}' failed: {type(error).__name__}: {error}"
+            raise OptionError(
+                what, where="--reward", fix="call it with (score, loss, {'flops': 0.5, ...}) to see why"
+            ) from error
+        if not np.isfinite(found):
+            raise OptionError(
+                f"'{self.settings.reward}' returned {found}", where="--reward", fix="return a finite number"
+            )
+        return found
+
+    def environment(self) -> PruningEnv:
         """The Gymnasium environment of this search, each episode evaluated in onnxruntime."""
-        return ChannelPruningEnv(self.space, self.units.facts, lambda c: self.journal.ask(c, "environment").reward)
+        return PruningEnv(self.space, self.units.facts, lambda c: self.journal.ask(c, "environment").reward)
 
     def choose(self) -> np.ndarray:
         """Return the counts to deliver: the best plan seen, or the very one that was asked for."""
         if self.settings.budget.kind == "channels":
             return self.space.at(self.settings.budget.ratio)
         if self.scorers is None:
-            return self._within(propose(self.space, self.settings.policy, []))
+            return self.within(propose(self.space, self.settings.policy, []))
         before, start = self._onnxruntime(), time.perf_counter()
-        chosen = self._within(self._searched())
+        chosen = self.within(self._searched())
         self.seconds["search"] += time.perf_counter() - start
         self.seconds["search_onnxruntime"] += self._onnxruntime() - before
         return chosen
@@ -103,6 +140,7 @@ class Search:
         done = sum(t.source == tried.source for t in self.journal.trials)
         ratio = self.space.price(tried.counts) / self.space.price(self.space.full)
         best = self.journal.best.score
+        self.listener.tried(tried)
         self.listener.advance(done, f"{tried.source}: {tried.score:.4f} at {ratio:.1%}, best {best:.4f}")
 
     def _searched(self) -> np.ndarray:
@@ -122,7 +160,7 @@ class Search:
         if errors:
             self.listener.stage("second pass", len(space) + 2)
             self.baselines["knapsack"], errors = second_pass(space, self.journal, errors, self.baselines["knapsack"])
-            self.baselines = {n: replace(t, shaping=self.journal.shaping) for n, t in self.baselines.items()}
+            self.baselines = {n: replace(t, rule=self.journal.rule) for n, t in self.baselines.items()}
         if settings.policy in CLOSED:
             if settings.policy not in self.baselines:
                 self.baselines[settings.policy] = self.journal.ask(
@@ -140,6 +178,7 @@ class Search:
             seed=settings.seed,
             starts=list(self.baselines.values()) if settings.policy in AGENTS else [],
             errors=errors,
+            luggage=Luggage(settings.agent, settings.save_agent, settings.tensorboard),
         )
         return self._final().counts
 
@@ -168,7 +207,7 @@ class Search:
 
         built: list[onnx.ModelProto] = []
         value, loss, *_ = self._scored("final", tried.counts, build, 0)
-        found = replace(tried, score=value, loss=loss, shaping=self.journal.shaping)
+        found = replace(tried, score=value, loss=loss, rule=self.journal.rule)
         if built and (self.ready is None or found.reward > self.ready[0].reward):
             self.ready = found, built[0]
         return found
@@ -177,7 +216,7 @@ class Search:
         """The refitted model of these counts, if the finals have just built it."""
         return self.ready[1] if self.ready is not None and self.ready[0].key == key_of(counts) else None
 
-    def _within(self, counts: np.ndarray) -> np.ndarray:
+    def within(self, counts: np.ndarray) -> np.ndarray:
         """These counts, or others whose finished model costs no more than was asked for.
 
         Raises:

@@ -51,11 +51,11 @@ def parts_of(data: Dataset | None, settings: Settings) -> Parts:
     """Split the samples; where most are to be trained on, fewer are left to judge."""
     if data is None:
         return Parts(np.zeros(0, np.int64), np.zeros(0, np.int64), None)
-    held = min(settings.reward, max(JUDGES, int(HELD_OUT * len(data))), len(data) // 2)
+    held = min(settings.judged, max(JUDGES, int(HELD_OUT * len(data))), len(data) // 2)
     wanted = settings.recover
     if wanted is None:
         wanted = settings.refit and not data.synthetic and len(data) - held >= ENOUGH
-    calibration, reward = data.split(settings.seed, settings.calibration, held if wanted else settings.reward)
+    calibration, reward = data.split(settings.seed, settings.calibration, held if wanted else settings.judged)
     return Parts(calibration, reward, np.setdiff1d(np.arange(len(data)), reward) if wanted else None)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_sb3
 
-from onnx_amc.search.env import ChannelPruningEnv
+from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.space import Space, levels_of
 from onnx_amc.search.state import FEATURES, LayerFacts
 
@@ -38,14 +38,12 @@ def price(counts: np.ndarray) -> int:
     return int(prices(counts[None])[0])
 
 
-def environment(
-    budget: float = 0.5, reward: Callable[[np.ndarray], float] = lambda _counts: -0.25
-) -> ChannelPruningEnv:
+def environment(budget: float = 0.5, reward: Callable[[np.ndarray], float] = lambda _counts: -0.25) -> PruningEnv:
     levels = tuple(levels_of(int(c), None, 0.2) for c in CHANNELS)
-    return ChannelPruningEnv(Space(tuple("abcd"), levels, prices, int(budget * price(CHANNELS))), FACTS, reward)
+    return PruningEnv(Space(tuple("abcd"), levels, prices, int(budget * price(CHANNELS))), FACTS, reward)
 
 
-def walk(env: ChannelPruningEnv, ratios: list[float]) -> tuple[list[np.ndarray], list[float], list[float], np.ndarray]:
+def walk(env: PruningEnv, ratios: list[float]) -> tuple[list[np.ndarray], list[float], list[float], np.ndarray]:
     """Observations, executed ratios, rewards and final counts of one episode."""
     seen, executed, rewards = [env.reset()[0]], [], []
     for ratio in ratios:
@@ -58,7 +56,7 @@ def walk(env: ChannelPruningEnv, ratios: list[float]) -> tuple[list[np.ndarray],
     return seen, executed, rewards, info["counts"]
 
 
-def complaints(check: Callable[[ChannelPruningEnv], None], env: ChannelPruningEnv) -> list[str]:
+def complaints(check: Callable[[PruningEnv], None], env: PruningEnv) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -75,14 +73,14 @@ CHECKERS = [
 
 
 @pytest.mark.parametrize(("check", "known"), CHECKERS)
-def test_the_checkers_have_one_known_remark(check: Callable[[ChannelPruningEnv], None], known: str) -> None:
+def test_the_checkers_have_one_known_remark(check: Callable[[PruningEnv], None], known: str) -> None:
     (said,) = complaints(check, environment())
     assert known in said
 
 
 @pytest.mark.parametrize(("check", "known"), CHECKERS)
-def test_the_checkers_find_what_is_wrong(check: Callable[[ChannelPruningEnv], None], known: str) -> None:
-    class Outside(ChannelPruningEnv):
+def test_the_checkers_find_what_is_wrong(check: Callable[[PruningEnv], None], known: str) -> None:
+    class Outside(PruningEnv):
         def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
             observation, *rest = super().step(action)
             return observation + 2, *rest  # type: ignore[return-value]

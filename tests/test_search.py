@@ -276,9 +276,9 @@ def test_a_journal_weighs_by_what_it_has_seen_and_rewards_it_anew() -> None:
         journal.ask(baselines.random(SPACE, rng), "random")
     before = journal.best
     journal.weigh()
-    assert 0 <= journal.shaping < 1
+    assert 0 <= journal.rule.shaping < 1
     assert [t.reward for t in journal.trials] == pytest.approx(
-        [t.score - 1 - journal.shaping * t.loss for t in journal.trials]
+        [t.score - 1 - journal.rule.shaping * t.loss for t in journal.trials]
     )
     assert journal.best.loss > before.loss
     assert journal.ask(BEST, "asked later").reward == pytest.approx(-0.5)

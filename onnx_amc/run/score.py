@@ -86,16 +86,26 @@ def find_metric(name: str | None, data: Dataset, classes: int | None) -> tuple[s
         raise OptionError(
             f"unknown metric '{name}'", where="--metric", fix=f"choose {', '.join(METRICS)}, or module:function"
         )
+    return name, imported(name, "--metric")
+
+
+def imported(name: str, where: str) -> Callable[..., float]:
+    """The function that `module:function` names; modules are also looked for in the working folder.
+
+    Raises:
+        OptionError: It cannot be imported.
+
+    """
     module, _, function = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module), function)
+        found: Callable[..., float] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise OptionError(
-            f"cannot import '{name}': {error}", where="--metric", fix="check the module's and function's names"
+            f"cannot import '{name}': {error}", where=where, fix="check the module's and function's names"
         ) from error
-    return name, found
+    return found
 
 
 class Scorer:

@@ -7,7 +7,9 @@ environment made of the action, and the critic learns about that. The only file 
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from onnx_amc.errors import OptionError
@@ -61,6 +63,7 @@ class AgentConfig:
         baseline_decay: Weight of the past, per episode, in the moving average of rewards that is subtracted (ours; the
             reference code averages the means of its mini-batches, with weight 0.5 per update).
         hidden: Widths of the hidden layers of actor and critic (AMC 4: 300, 300).
+        log: Folder for TensorBoard; None for no log.
 
     Raises:
         OptionError: A value out of its range.
@@ -77,6 +80,7 @@ class AgentConfig:
     batch_size: int = 64
     baseline_decay: float = 0.95
     hidden: tuple[int, ...] = (300, 300)
+    log: str | None = None
 
     def __post_init__(self) -> None:
         for names, range_, fits in RANGES:
@@ -241,8 +245,61 @@ def make_agent(env: gym.Env[Any, Any], policy: str, config: AgentConfig, seed: i
         case _:
             what = f"there is no agent {policy!r}"
             raise OptionError(what, where="policy", fix="choose ddpg, td3 or sac")
-    agent.set_logger(Logger(folder=None, output_formats=[]))  # SB3's default makes a folder in /tmp at each learn()
+    agent.set_logger(_logger(config.log))
     return agent
+
+
+def _logger(folder: str | None) -> Logger:
+    """A logger to TensorBoard, or one that is silent: SB3's default makes a folder in /tmp at each learn().
+
+    Raises:
+        OptionError: TensorBoard is not installed.
+
+    """
+    if folder is None:
+        return Logger(folder=None, output_formats=[])
+    try:
+        return configure(folder, ["tensorboard"])
+    except (ImportError, AssertionError) as error:
+        raise OptionError(
+            "TensorBoard is not installed", where="--tensorboard", fix='pip install "onnx-amc[research]"'
+        ) from error
+
+
+def save_agent(agent: OffPolicyAlgorithm, path: str) -> None:
+    """Write an agent's networks as arrays; what is read back from them executes nothing.
+
+    Raises:
+        OptionError: The file cannot be written.
+
+    """
+    arrays = {name: value.detach().numpy() for name, value in agent.policy.state_dict().items()}
+    try:
+        with Path(path).open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    except OSError as error:
+        raise OptionError(
+            f"cannot be written: {error.strerror}", where=f"--save-agent {path}", fix="choose another place"
+        ) from error
+
+
+def load_agent(agent: OffPolicyAlgorithm, path: str) -> None:
+    """Give an agent the networks of another one, trained on any network: what it sees and answers has the same form everywhere.
+
+    Raises:
+        OptionError: There is no such file, or it is not that of an agent of the same policy and size.
+
+    """
+    where, fix = f"--agent {path}", "give a file that --save-agent has written, and the same --policy"
+    wanted = agent.policy.state_dict()
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: torch.from_numpy(file[name]) for name in file.files}
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise OptionError(f"cannot be read: {error}", where=where, fix=fix) from error
+    if {n: v.shape for n, v in found.items()} != {n: v.shape for n, v in wanted.items()}:
+        raise OptionError("it holds other networks", where=where, fix=fix)
+    agent.policy.load_state_dict(found)
 
 
 def _arguments(config: AgentConfig, steps: int, seed: int) -> dict[str, Any]:

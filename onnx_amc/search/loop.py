@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnx_amc.search import baselines, local
-from onnx_amc.search.env import ChannelPruningEnv
-from onnx_amc.search.shaping import SHAPING, weight_of
+from onnx_amc.search.env import PruningEnv
+from onnx_amc.search.reward import Rule
+from onnx_amc.search.shaping import weight_of
 from onnx_amc.search.space import Space
 from onnx_amc.search.state import LayerFacts
 
 if TYPE_CHECKING:
     from onnx_amc.search.agent import Transition
+
+MOVED_SIGMA = 0.15
+"""Noise of an agent that was trained before: it is to use what it knows."""
 
 Evaluate = Callable[[np.ndarray], Sequence[float]]
 """Counts -> score, higher is better, and loss against the original, lower is better; then, if it can tell, the same two for each of
@@ -25,6 +29,8 @@ AGENTS = ("ddpg", "td3", "sac")
 CLOSED = ("uniform", "shallow", "deep", "knapsack")
 POLICIES = (*AGENTS, "random", "evolution", *CLOSED)
 
+PLAIN = Rule()
+
 REFINING = 0.4
 """Share of an agent's evaluations that are spent around the best plan at the end."""
 
@@ -33,11 +39,6 @@ DEPTH = 2
 
 PATIENCE = 20
 """Draws in which a plan that nobody has tried is looked for."""
-
-
-def reward_of(score: float, loss: float, shaping: float = SHAPING) -> float:
-    """AMC's R_err = -Error, the error being what is missing to a score of 1, less the weighted loss (see `search.shaping`)."""
-    return score - 1.0 - shaping * min(loss, 1.0)
 
 
 def key_of(counts: np.ndarray) -> bytes:
@@ -55,7 +56,7 @@ class Tried:
         loss: Of the outputs against the original's, relative; lower is better.
         source: Who proposed it: a baseline's name or the policy's.
         parts: Score and loss on each of several parts of the samples, in turn.
-        shaping: What a unit of loss counts for in the reward.
+        rule: How good that is.
 
     """
 
@@ -64,7 +65,7 @@ class Tried:
     loss: float
     source: str
     parts: tuple[float, ...] = ()
-    shaping: float = SHAPING
+    rule: Rule = PLAIN
 
     @property
     def key(self) -> bytes:
@@ -74,7 +75,12 @@ class Tried:
     @property
     def reward(self) -> float:
         """What the search makes of it."""
-        return reward_of(self.score, self.loss, self.shaping)
+        return self.rule(self.score, self.loss, self.counts)
+
+    @property
+    def error(self) -> float:
+        """What is missing to a perfect score, and the weighted loss; lower is better, whatever the plan costs."""
+        return -self.rule.short(self.score, self.loss)
 
 
 @dataclass
@@ -84,7 +90,7 @@ class Journal:
     Args:
         evaluate: What to ask.
         on_trial: Told of every trial.
-        shaping: What a unit of loss counts for in the reward of what is tried from now on.
+        rule: How good a plan is that is tried from now on.
 
     """
 
@@ -92,7 +98,7 @@ class Journal:
     on_trial: Callable[[Tried], None] = lambda _tried: None
     trials: list[Tried] = field(default_factory=list)
     seen: dict[bytes, Sequence[float]] = field(default_factory=dict)
-    shaping: float = SHAPING
+    rule: Rule = PLAIN
 
     def ask(self, counts: np.ndarray, source: str) -> Tried:
         """Score a plan and write it down."""
@@ -100,7 +106,7 @@ class Journal:
         if key not in self.seen:
             self.seen[key] = self.evaluate(counts)
         score, loss, *parts = self.seen[key]
-        tried = Tried(counts.copy(), score, loss, source, tuple(parts), self.shaping)
+        tried = Tried(counts.copy(), score, loss, source, tuple(parts), self.rule)
         self.trials.append(tried)
         self.on_trial(tried)
         return tried
@@ -123,8 +129,8 @@ class Journal:
         told = [t for t in self.distinct if t.parts]
         if told:
             parts = np.array([t.parts for t in told])
-            self.shaping = weight_of(parts[:, ::2], parts[:, 1::2])
-            self.trials = [replace(t, shaping=self.shaping) for t in self.trials]
+            self.rule = replace(self.rule, shaping=weight_of(parts[:, ::2], parts[:, 1::2]))
+            self.trials = [replace(t, rule=self.rule) for t in self.trials]
 
     @property
     def distinct(self) -> list[Tried]:
@@ -167,13 +173,32 @@ def second_pass(
         counts[group] = lowered[group]
         found[int(group)] = journal.ask(counts, start.source)
     journal.weigh()
-    start = replace(start, shaping=journal.shaping)
+    start = replace(start, rule=journal.rule)
     added = np.zeros(len(space))
     for lower, tried in found.items():
-        added[lower] = start.reward - replace(tried, shaping=journal.shaping).reward
+        added[lower] = replace(tried, rule=journal.rule).error - start.error
     table = baselines.reweighed(space, errors, start.counts, lowered, added)
     again = journal.ask(baselines.knapsack(space, table), start.source)
     return max(start, again, key=lambda t: t.reward), table
+
+
+@dataclass(frozen=True)
+class Luggage:
+    """What an agent brings along and leaves behind.
+
+    Args:
+        load: File of a trained agent to begin with.
+        save: File that the agent is written to.
+        log: Folder for TensorBoard.
+
+    """
+
+    load: str | None = None
+    save: str | None = None
+    log: str | None = None
+
+
+NOTHING = Luggage()
 
 
 def search(
@@ -187,6 +212,7 @@ def search(
     starts: Sequence[Tried],
     errors: Sequence[np.ndarray] = (),
     refining: float = REFINING,
+    luggage: Luggage = NOTHING,
 ) -> None:
     """Spend `episodes` evaluations on finding a better plan; everything tried is in the journal.
 
@@ -200,6 +226,10 @@ def search(
         starts: Plans already tried (baselines); an agent gets them into its replay buffer before its first step.
         errors: For each group the error at each of its levels.
         refining: Share of an agent's evaluations that are spent around the best plan at the end.
+        luggage: A trained agent to begin with, where to keep this one, and its log.
+
+    Raises:
+        OptionError: The trained agent cannot be read, or this one not be kept.
 
     """
     rng = np.random.default_rng(seed)
@@ -210,16 +240,30 @@ def search(
     if policy == "evolution":
         _evolve(space, journal, episodes, rng)
         return
-    from onnx_amc.search.agent import AgentConfig, decay_for, make_agent, remember, train  # noqa: PLC0415  torch is heavy
+    from onnx_amc.search.agent import (  # noqa: PLC0415  torch is heavy
+        AgentConfig,
+        decay_for,
+        load_agent,
+        make_agent,
+        remember,
+        save_agent,
+        train,
+    )
 
     walks = episodes - int(refining * episodes)
-    env = ChannelPruningEnv(space, facts, lambda counts: journal.ask(counts, policy).reward)
-    warmup = min(100, max(1, walks // 4))
-    config = AgentConfig(warmup_episodes=warmup, sigma_decay=decay_for(walks, warmup, AgentConfig.sigma))
-    agent = make_agent(env, policy, config, seed)
+    env = PruningEnv(space, facts, lambda counts: journal.ask(counts, policy).reward)
+    warmup, sigma = min(100, max(1, walks // 4)), AgentConfig.sigma
+    if luggage.load is not None:
+        warmup, sigma = 0, MOVED_SIGMA
+    decay = decay_for(walks, warmup, sigma)
+    agent = make_agent(env, policy, AgentConfig(warmup, sigma, decay, log=luggage.log), seed)
+    if luggage.load is not None:
+        load_agent(agent, luggage.load)
     for start in starts:
         remember(agent, walk(space, facts, start.counts), start.reward)
     train(agent, walks, env.steps)
+    if luggage.save is not None:
+        save_agent(agent, luggage.save)
     for step in range(episodes - walks):
         journal.ask(_near(space, journal, errors if step % 4 < 3 else (), rng), policy)
 
@@ -231,7 +275,7 @@ def _near(space: Space, journal: Journal, errors: Sequence[np.ndarray], rng: np.
     """
     if len(errors):
         tried = journal.distinct
-        losses = np.array([-t.reward for t in tried])
+        losses = np.array([t.error for t in tried])
         table = local.relearned(space, errors, np.array([t.counts for t in tried]), losses)
         found: np.ndarray | None = baselines.knapsack(space, table)
         if found is None or journal.knows(found):
@@ -257,7 +301,7 @@ def walk(space: Space, facts: Sequence[LayerFacts], counts: np.ndarray) -> list[
     """Return the episode that leads to a given plan."""
     from onnx_amc.search.agent import Transition  # noqa: PLC0415  torch is heavy
 
-    env = ChannelPruningEnv(space, facts, lambda _counts: 0.0)
+    env = PruningEnv(space, facts, lambda _counts: 0.0)
     before, _ = env.reset()
     steps: list[Transition] = []
     for step, count in enumerate(counts):

@@ -1,0 +1,41 @@
+"""What the search makes of a score: the paper's rewards, or one of the user's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_amc.search.shaping import SHAPING
+
+REWARDS = ("error", "flops", "params", "size", "latency")
+"""R_err = -Error, and with something else R = -Error log(cost) (AMC section 3.3)."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How good a plan is, higher is better.
+
+    Args:
+        shaping: What a unit of the outputs' error counts for beside a unit of the score (see `search.shaping`).
+        cost: What stands in the logarithm, as a function of the counts; None for R_err.
+        own: The user's function of score, loss and counts, in place of all that.
+
+    """
+
+    shaping: float = SHAPING
+    cost: Callable[[np.ndarray], float] | None = None
+    own: Callable[[float, float, np.ndarray], float] | None = None
+
+    def short(self, score: float, loss: float) -> float:
+        """R_err: what is missing to a score of 1, below zero, less the weighted loss."""
+        return score - 1.0 - self.shaping * min(loss, 1.0)
+
+    def __call__(self, score: float, loss: float, counts: np.ndarray) -> float:
+        """Return the reward of a plan."""
+        if self.own is not None:
+            return float(self.own(score, loss, counts))
+        short = self.short(score, loss)
+        return short if self.cost is None else short * math.log(max(self.cost(counts), math.e))

@@ -1,0 +1,238 @@
+"""The environments as researchers use them: registered, checked, drawn, shared, trained on by agents that know nothing of us."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import onnx
+import pytest
+from gymnasium.utils.env_checker import check_env as check_gymnasium
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_checker import check_env as check_sb3
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+import onnx_amc
+from onnx_amc.envs import ModelEnv
+from onnx_amc.errors import OptionError
+from onnx_amc.listener import Listener
+from onnx_amc.search.loop import Tried
+
+ROOT = Path(__file__).parents[1]
+RESNET, MLP = (ROOT / "models" / f"digits_{name}.onnx" for name in ("resnet", "mlp"))
+IDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "channel": ("onnx_amc/ChannelPruning-v0", {"flops": 0.5}),
+    "weight": ("onnx_amc/WeightPruning-v0", {"params": 0.3}),
+}
+
+
+def made(granularity: str, model: Path = MLP, **options: Any) -> ModelEnv:
+    name, budget = IDS[granularity]
+    env = gym.make(name, model=model, **budget, **options).unwrapped
+    assert isinstance(env, ModelEnv)
+    return env
+
+
+def walked(env: gym.Env[Any, Any], ratio: float) -> dict[str, Any]:
+    env.reset()
+    done = False
+    while not done:
+        _, reward, done, _, info = env.step(np.array([ratio], dtype=np.float32))
+    return {**info, "reward": reward}
+
+
+@pytest.mark.parametrize("granularity", IDS)
+def test_both_checkers_pass(granularity: str) -> None:
+    env = made(granularity)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of actions that are not symmetric: a kept ratio is not
+        check_gymnasium(env, skip_render_check=True)
+        check_sb3(env)
+
+
+@pytest.mark.parametrize("granularity", IDS)
+def test_the_end_of_an_episode_says_what_the_plan_is_worth(granularity: str) -> None:
+    env = made(granularity)
+    info = walked(env, 0.4)
+    assert info["ratio"] <= env.run.settings.budget.ratio
+    assert info["reward"] == pytest.approx(info["score"] - 1 - 4 * min(info["loss"], 1))
+    result = env.deliver(info["counts"])
+    onnx.checker.check_model(result.model)
+    assert [g["kept"] for g in result.record["groups"]] == info["counts"].tolist()
+
+
+def test_the_plan_is_drawn_as_text_and_as_a_picture() -> None:
+    env = made("channel", render_mode="ansi")
+    env.reset()
+    env.step(np.array([0.5], dtype=np.float32))
+    first, *others, last = str(env.render()).splitlines()
+    assert first.count("█") == round(40 * env.counts[0] / env.space.full[0])
+    assert all("?" in line for line in others)
+    assert last.endswith("of the MACs")
+    picture = ModelEnv(env.run, "rgb_array")
+    picture.reset()
+    before = picture.render()
+    picture.step(np.array([0.5], dtype=np.float32))
+    after = picture.render()
+    assert isinstance(before, np.ndarray)
+    assert isinstance(after, np.ndarray)
+    assert after.dtype == np.uint8
+    assert after.shape == before.shape == (12 * len(env.space), 320, 3)
+    assert (after[:12] != before[:12]).any()
+    assert (after[12:] == before[12:]).all()
+    assert ModelEnv(env.run).render() is None
+    with pytest.raises(ValueError, match="render_mode"):
+        ModelEnv(env.run, "human")
+
+
+def test_environments_share_a_run_and_what_plans_scored() -> None:
+    class Heard(Listener):
+        def __init__(self) -> None:
+            self.trials: list[Tried] = []
+
+        def tried(self, tried: Tried) -> None:
+            self.trials.append(tried)
+
+    heard = Heard()
+    first = made("channel", listener=heard)
+    many = DummyVecEnv([lambda: gym.make(IDS["channel"][0], run=first.run) for _ in range(3)])
+    many.reset()
+    for _ in range(first.steps):
+        many.step(np.full((3, 1), 0.5, dtype=np.float32))
+    assert len(heard.trials) == 3 == len(first.run.search.journal.trials)
+    assert len(first.run.search.journal.seen) == 1, "the same plan is evaluated once"
+    assert heard.trials[0].reward == first.best.reward
+
+
+def test_gymnasium_makes_many_at_once() -> None:
+    name, budget = IDS["channel"]
+    many = gym.make_vec(name, num_envs=2, vectorization_mode="sync", model=MLP, **budget)
+    observation, _ = many.reset(seed=0)
+    assert observation.shape == (2, 11)
+    for _ in range(2):
+        observation, rewards, *_ = many.step(np.full((2, 1), 0.5, dtype=np.float32))
+    assert rewards.shape == (2,)
+    many.close()
+
+
+def test_an_untouched_ppo_trains_and_its_best_plan_is_delivered(tmp_path: Path) -> None:
+    env = made("channel", RESNET)
+    agent = PPO("MlpPolicy", env, n_steps=2 * env.steps, batch_size=env.steps, seed=0, device="cpu")
+    before = [p.detach().clone() for p in agent.policy.parameters()]
+    agent.learn(6 * env.steps)
+    assert any((a != b).any() for a, b in zip(before, agent.policy.parameters(), strict=True))
+    assert len(env.run.search.journal.trials) == 6
+    result = env.deliver()
+    result.save(tmp_path / "small.onnx")
+    assert result.record["compressed"]["macs"] <= 0.5 * result.record["original"]["macs"]
+    assert [g["kept"] for g in result.record["groups"]] == env.best.counts.tolist()
+    assert env.best.reward == max(t.reward for t in env.run.search.journal.trials)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--algorithm", "random", "--flops", "0.5"], ["--algorithm", "sac", "--granularity", "weight", "--params", "0.3"]],
+)
+def test_the_example_runs(options: list[str], tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "examples/agents.py",
+        str(MLP),
+        "--episodes",
+        "5",
+        *options,
+        "-o",
+        str(tmp_path / "small.onnx"),
+    ]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "best of 5 episodes" in said
+    onnx.checker.check_model(onnx.load(tmp_path / "small.onnx"))
+
+
+# ---- rewards --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("reward", "granularity"), [("flops", "channel"), ("params", "channel"), ("size", "weight")])
+def test_the_papers_rewards_of_guaranteed_accuracy(reward: str, granularity: str) -> None:
+    """R = -Error log(cost), the error as the search sees it."""
+    env = made(granularity, reward=reward)
+    info = walked(env, 0.4)
+    cost = env.run.units.prices[reward](info["counts"][None])[0]
+    error = 1 - info["score"] + 4 * min(info["loss"], 1)
+    assert info["reward"] == pytest.approx(-error * math.log(cost))
+
+
+def test_a_reward_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def good(score, loss, left): return score - left['flops']\n"
+        "def bad(score, loss, left): return left['nothing']\n"
+        "def odd(score, loss, left): return float('nan')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    info = walked(made("channel", reward="mine:good"), 0.4)
+    assert info["reward"] == pytest.approx(info["score"] - info["ratio"])
+    for name, said in (("bad", "KeyError: 'nothing'"), ("odd", "returned nan")):
+        with pytest.raises(OptionError, match=said):
+            walked(made("channel", reward=f"mine:{name}"), 0.4)
+    for name in ("mine:nothing", "unknown"):
+        with pytest.raises(OptionError):
+            made("channel", reward=name)
+
+
+def test_a_cost_that_the_granularity_does_not_know_is_refused() -> None:
+    with pytest.raises(OptionError, match="knows no cost 'flops'"):
+        made("weight", reward="flops")
+
+
+# ---- agents that move -----------------------------------------------------------------------------------------------
+
+
+def test_an_agent_trained_on_one_network_begins_on_another(tmp_path: Path) -> None:
+    kept = str(tmp_path / "agent.npz")
+    options: dict[str, Any] = {"flops": 0.5, "episodes": 6, "recover": False, "policy": "td3"}
+    onnx_amc.compress(RESNET, save_agent=kept, **options)
+    with np.load(kept, allow_pickle=False) as file:
+        assert {"actor.mu.0.weight", "critic.qf0.0.weight"} <= set(file.files)
+    moved, fresh = (onnx_amc.compress(MLP, agent=agent, **options) for agent in (kept, None))
+    assert moved.record["rewards"] != fresh.record["rewards"]
+    for policy, path, said in (
+        ("ddpg", kept, "holds other networks"),
+        ("td3", str(tmp_path / "none.npz"), "cannot be read"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            onnx_amc.compress(MLP, agent=path, **options | {"policy": policy})
+
+
+def test_a_pickle_in_place_of_an_agent_is_not_executed(tmp_path: Path) -> None:
+    class Canary:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    path = tmp_path / "agent.npz"
+    np.savez(path, weight=np.array([Canary()], dtype=object))
+    with pytest.raises(OptionError, match="cannot be read"):
+        onnx_amc.compress(MLP, flops=0.5, episodes=4, recover=False, agent=str(path))
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="TensorBoard is not installed")
+def test_the_training_is_logged(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    onnx_amc.compress(MLP, flops=0.5, episodes=20, recover=False, tensorboard=str(tmp_path))
+    log = EventAccumulator(str(tmp_path))
+    log.Reload()
+    assert {"rollout/ep_rew_mean", "train/critic_loss"} <= set(log.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("option", ["agent", "save_agent", "tensorboard"])
+def test_a_policy_without_an_agent_has_none_to_keep(option: str) -> None:
+    with pytest.raises(OptionError, match="has no agent"):
+        onnx_amc.compress(MLP, flops=0.5, policy="knapsack", **{option: "somewhere"})  # type: ignore[arg-type]
