@@ -134,7 +134,7 @@ def rerun(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
                 first = Compression(model, data if row.labels else replace(data, labels=None), settings, Listener())
                 for policy in todo:
                     test = str(args.shared / "data" / row.test)
-                    runs.append(one(first.again(policy, args.episodes), row, policy, test))
+                    runs.append(one(first.again(policy=policy, episodes=args.episodes), row, policy, test))
                     with args.log.open("a", encoding="utf-8") as log:
                         log.write(json.dumps(runs[-1]) + "\n")
                     print(runs[-1], file=sys.stderr, flush=True)

@@ -33,7 +33,7 @@ POLICIES = ("uniform", "shallow", "deep", "knapsack", "random", "evolution", "dd
 def one(first: Compression, policy: str, episodes: int, test: str) -> dict[str, Any]:
     """Search, deliver and measure once more, on the calibration of the first run."""
     began = time.perf_counter()
-    run = first.again(policy, episodes)
+    run = first.again(policy=policy, episodes=episodes)
     result = run.deliver(run.choose())
     record = result.record
     return {

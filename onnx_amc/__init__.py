@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from onnx_amc.errors import AmcError, BudgetError, DataError, ModelError, OptionError, PlanError, SelfCheckError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx
 
     from onnx_amc.delivery import Result
@@ -28,6 +30,7 @@ __all__ = [
     "compress",
     "evaluate",
     "inspect",
+    "pareto",
 ]
 
 
@@ -39,10 +42,12 @@ def compress(
     params: float | None = None,
     size: float | None = None,
     channels: float | None = None,
+    max_drop: float | None = None,
+    reduce: str = "flops",
     listener: Listener | None = None,
     **settings: Any,
 ) -> Result:
-    """Compress a model to a budget.
+    """Compress a model to a budget, or as far as a drop of the score allows.
 
     Args:
         model: Path of an ONNX file, or a model.
@@ -52,6 +57,8 @@ def compress(
         params: Fraction of the parameters to be left, in (0, 1]; of single weights, of those that are not zero.
         size: Fraction of the file's bytes to be left, in (0, 1].
         channels: Fraction of every group's channels to keep, in place of a budget.
+        max_drop: Points of the score, in hundredths, that may be lost, in place of a budget.
+        reduce: What is to become small then: `flops`, `params` or `size`.
         listener: Hears how the run goes.
         settings: Any field of `onnx_amc.config.Settings`: granularity, policy, episodes, seed, round_to (None is auto), min_keep,
             keep, approximate, refit, metric, provider, recover and what limits it.
@@ -66,8 +73,42 @@ def compress(
     from onnx_amc.config import Settings, choose_budget  # noqa: PLC0415  keeps the import of the package light
     from onnx_amc.pipeline import compress as run  # noqa: PLC0415
 
-    budget = choose_budget(flops=flops, params=params, size=size, channels=channels)
-    return run(model, data, Settings(budget=budget, **settings), listener)
+    given = {"flops": flops, "params": params, "size": size, "channels": channels}
+    if max_drop is not None and not any(given.values()):
+        given = {reduce: 1.0}
+    elif max_drop is not None:
+        given["max_drop"] = max_drop
+    return run(model, data, Settings(budget=choose_budget(**given), max_drop=max_drop, **settings), listener)
+
+
+def pareto(
+    model: ModelSource,
+    data: DataSource | None = None,
+    *,
+    flops: Sequence[float] | None = None,
+    params: Sequence[float] | None = None,
+    size: Sequence[float] | None = None,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> list[Result]:
+    """Compress a model to several budgets of one kind, largest first; they share calibration, tables and what plans scored.
+
+    Args:
+        model: Path of an ONNX file, or a model.
+        data: As for `compress`.
+        flops: Fractions of the multiply-accumulates to be left, each in (0, 1].
+        params: Fractions of the parameters.
+        size: Fractions of the file's bytes.
+        listener: Hears how the run goes.
+        settings: As for `compress`.
+
+    """
+    from onnx_amc.config import Settings, choose_budgets  # noqa: PLC0415
+    from onnx_amc.pipeline import pareto as run  # noqa: PLC0415
+
+    given = {"flops": flops, "params": params, "size": size}
+    budgets = choose_budgets(**{k: None if v is None else ",".join(map(str, v)) for k, v in given.items()})
+    return run(model, data, Settings(budget=budgets[0], **settings), budgets, listener)
 
 
 def inspect(

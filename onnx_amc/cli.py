@@ -15,6 +15,7 @@ from onnx_amc.errors import AmcError, OptionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from onnx_amc.config import Budget, Settings
     from onnx_amc.display import Display
 
 APPROXIMATE = "cut channels under norms and reductions too, where cutting is not quite masking"
@@ -60,15 +61,7 @@ def _compress(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--data", metavar="DATA", help="FILE.npz, a folder of images, or module:function; MODEL.npz if it is there"
     )
-    budget = one.add_argument_group("budget (exactly one): the fraction that is left, above 0 and at most 1")
-    budget.add_argument("--flops", type=float, metavar="R", help="of the multiply-accumulates")
-    budget.add_argument("--params", type=float, metavar="R", help="of the parameters (of single weights: not zero)")
-    budget.add_argument("--size", type=float, metavar="R", help="of the bytes of the file")
-    budget.add_argument(
-        "--channels", type=float, metavar="R", help="of the channels of every group, in place of a budget"
-    )
-    for name in ("latency", "max-drop"):
-        budget.add_argument(f"--{name}", type=float, help=argparse.SUPPRESS)
+    _budget_options(one)
     one.add_argument("-o", "--out", metavar="OUT", help="the compressed model (MODEL with .amc.onnx)")
     one.add_argument(
         "--policy",
@@ -144,6 +137,26 @@ def _compress(one: argparse.ArgumentParser) -> None:
     one.add_argument("--resume", action="store_true", help="go on with the interrupted run in the run directory")
 
 
+def _budget_options(one: argparse.ArgumentParser) -> None:
+    budget = one.add_argument_group(
+        "budget (exactly one): the fraction that is left, above 0 and at most 1; several with commas give a model each"
+    )
+    budget.add_argument("--flops", metavar="R[,R...]", help="of the multiply-accumulates")
+    budget.add_argument("--params", metavar="R[,R...]", help="of the parameters (of single weights: not zero)")
+    budget.add_argument("--size", metavar="R[,R...]", help="of the bytes of the file")
+    budget.add_argument("--channels", metavar="R", help="of the channels of every group, in place of a budget")
+    budget.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="in place of a budget: the smallest that loses no more of the score",
+    )
+    budget.add_argument(
+        "--reduce", default="flops", metavar="KIND", help="what --max-drop makes small: flops (default), params or size"
+    )
+    budget.add_argument("--latency", help=argparse.SUPPRESS)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0 done, 2 input or options, 3 budget out of reach, 1 a fault of ours, 130 interrupted."""
     args = parser().parse_args(argv)
@@ -183,50 +196,62 @@ def compress(args: argparse.Namespace) -> int:
     _writable(folder / "plan.json", "--run-dir")
     if args.json:
         _writable(Path(args.json), "--json")
-    from onnx_amc.config import Settings, choose_budget, parse_pattern, parse_round_to  # noqa: PLC0415  keeps --help light
-
-    settings = Settings(
-        budget=choose_budget(
-            **{k: getattr(args, k) for k in ("flops", "params", "channels", "size", "latency", "max_drop")}
-        ),
-        granularity=args.granularity,
-        pattern=parse_pattern(args.pattern),
-        policy=args.policy,
-        episodes=args.episodes,
-        seed=args.seed,
-        round_to=parse_round_to(args.round_to),
-        min_keep=args.min_keep,
-        keep=tuple(args.keep),
-        approximate=args.approximate,
-        refit=args.refit,
-        criterion=args.criterion,
-        metric=args.metric,
-        reward=args.reward,
-        agent=args.agent,
-        save_agent=args.save_agent,
-        tensorboard=args.tensorboard,
-        provider=args.provider,
-        recover=args.recover,
-        recover_epochs=args.recover_epochs,
-        recover_minutes=args.recover_minutes,
-        recover_labels=args.recover_labels,
-        recover_flip=args.recover_flip,
-    )
+    budgets = _budgets(args)
+    settings = _settings(args, budgets[0])
     from onnx_amc import pipeline  # noqa: PLC0415
-    from onnx_amc.rundir import CHECKPOINT  # noqa: PLC0415
+    from onnx_amc.rundir import forget  # noqa: PLC0415
 
     with _display(quiet=args.quiet) as display:
-        result = pipeline.compress(args.model, args.data, settings, display, folder, resume=args.resume)
-    result.save(out)
-    result.record["out"] = str(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    result.plan.save(folder / "plan.json", result.analysis)
-    for path in [folder / "record.json", *([Path(args.json)] if args.json else [])]:
-        pipeline.save_record(result.record, path)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    if not args.quiet:
-        display.table(result.record, out, folder)
+        if len(budgets) == 1:
+            results = [pipeline.compress(args.model, args.data, settings, display, folder, resume=args.resume)]
+        else:
+            results = pipeline.pareto(args.model, args.data, settings, budgets, display, folder, resume=args.resume)
+    for budget, result in zip(budgets, results, strict=True):
+        mine, place = out, folder
+        if len(budgets) > 1:
+            mine, place = out.with_stem(f"{out.stem}-{budget.ratio:g}"), folder / f"{budget.ratio:g}"
+        result.save(mine)
+        result.record["out"] = str(mine)
+        place.mkdir(parents=True, exist_ok=True)
+        result.plan.save(place / "plan.json", result.analysis)
+        pipeline.save_record(result.record, place / "record.json")
+        if not args.quiet:
+            display.table(result.record, mine, place)
+    record = results[0].record
+    if len(budgets) > 1:
+        record = {"budgets": [r.record for r in results], "front": pipeline.front(results)}
+        pipeline.save_record(record, folder / "record.json")
+    if args.json:
+        pipeline.save_record(record, Path(args.json))
+    forget(folder)
     return DONE
+
+
+def _budgets(args: argparse.Namespace) -> list[Budget]:
+    """The budgets that were asked for; of --max-drop where it starts."""
+    from onnx_amc.config import choose_budgets  # noqa: PLC0415  keeps --help light
+
+    given = {k: getattr(args, k) for k in ("flops", "params", "channels", "size", "latency")}
+    if args.max_drop is not None:
+        given = {args.reduce: "1"} if not any(given.values()) else given | {"max_drop": str(args.max_drop)}
+    return choose_budgets(**given)
+
+
+def _settings(args: argparse.Namespace, budget: Budget) -> Settings:
+    from onnx_amc.config import Settings, parse_pattern, parse_round_to  # noqa: PLC0415
+
+    same = (
+        "max_drop", "granularity", "policy", "episodes", "seed", "min_keep", "approximate", "refit", "criterion", "metric",
+        "reward", "agent", "save_agent", "tensorboard", "provider", "recover", "recover_epochs", "recover_minutes",
+        "recover_labels", "recover_flip",
+    )  # fmt: skip
+    return Settings(
+        budget=budget,
+        pattern=parse_pattern(args.pattern),
+        round_to=parse_round_to(args.round_to),
+        keep=tuple(args.keep),
+        **{name: getattr(args, name) for name in same},
+    )
 
 
 def inspect(args: argparse.Namespace) -> int:

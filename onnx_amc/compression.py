@@ -89,11 +89,19 @@ class Compression:
         space = self.units.space(self.settings)
         return Search(self.units, space, self.builder, scorers, self.memo, self.settings, self.listener, actual)
 
-    def again(self, policy: str, episodes: int) -> Compression:
-        """Return another run with another search: it shares the calibration, and what plans scored."""
+    def again(self, **changes: Any) -> Compression:
+        """Return another run with another search or budget: it shares the calibration, and what plans scored.
+
+        Args:
+            changes: Fields of the settings that the search depends on.
+
+        """
         other = copy(self)
-        other.settings = replace(self.settings, policy=policy, episodes=episodes)
+        other.settings = replace(self.settings, **changes)
+        if other.settings.recover is False:
+            other.trained = None
         other._begin()  # noqa: SLF001  its own copy
+        other.units = units_of(self.analysis, other.settings)
         other.search = other._search()  # noqa: SLF001
         return other
 
@@ -188,7 +196,11 @@ class Compression:
                 "recover": course or self.trained is not None,
             },
         )
-        return Result(model, plan, record, self.analysis, self.search.journal.trials)
+        space = self.search.space
+        whole = space.price(space.full)
+        return Result(
+            model, plan, record, self.analysis, self.search.journal.trials, lambda counts: space.price(counts) / whole
+        )
 
     def _recovered(
         self, kept: Kept, ready: onnx.ModelProto | None
@@ -206,7 +218,7 @@ class Compression:
         with self._timed("recover"):
             course = course_of(self.settings, len(self.trained))
             task = self.builder.task(kept, start, self.trained, course)
-            return train(task, judge, self.listener, self.memo.checkpoint())
+            return train(task, judge, self.listener, self.memo.checkpoint(self.settings.budget.ratio))
 
     def _timed_against(
         self, model: onnx.ModelProto, original: dict[str, Any], compressed: dict[str, Any]

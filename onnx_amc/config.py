@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from onnx_amc.errors import OptionError
 from onnx_amc.prune.criteria import CRITERIA
 from onnx_amc.search.loop import AGENTS, POLICIES
 from onnx_amc.search.reward import REWARDS
 
-LATER = ("latency", "max_drop")
+LATER = ("latency",)
+REDUCED = ("flops", "params", "size")
+"""What a network may be made small in."""
 LEAST = {"channel": 0.2, "weight": 0.03}
 """Smallest fraction of a group's channels, or of a layer's weights, that is kept."""
+
+
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Settings:
 
     Args:
         budget: What the result may cost.
+        max_drop: Points of the score, in hundredths, that may be lost; then the smallest network is wanted.
         granularity: Whether whole channels go, or single weights.
         pattern: N and M: of each M weights of an output that follow one another along the inputs N stay; None for any.
         policy: Who proposes plans.
@@ -82,6 +90,7 @@ class Settings:
     """
 
     budget: Budget
+    max_drop: float | None = None
     granularity: str = "channel"
     pattern: tuple[int, int] | None = None
     policy: str = "ddpg"
@@ -133,6 +142,12 @@ class Settings:
             raise OptionError(f"{self.recover_epochs} is below 1", where="--recover-epochs", fix="give 1 or more")
         if self.recover_minutes is not None and not 0 < self.recover_minutes < math.inf:
             raise OptionError(f"{self.recover_minutes} is no time", where="--recover-minutes", fix="give more than 0")
+        if self.max_drop is not None and self.budget.kind not in REDUCED:
+            what = f"'{self.budget.kind}' is nothing that can be made small"
+            raise OptionError(what, where="--reduce", fix=f"choose {', '.join(REDUCED)}")
+        if self.max_drop is not None and not 0 <= self.max_drop < 100:
+            what = f"{self.max_drop} is no number of points from 0 to 100"
+            raise OptionError(what, where="--max-drop", fix="give the points of the score that may be lost, e.g. 1")
         if self.round_to is not None and self.round_to < 1:
             raise OptionError(f"{self.round_to} is below 1", where="--round-to", fix="give auto, or 1 to round nothing")
 
@@ -183,20 +198,41 @@ def choose_budget(**given: float | None) -> Budget:
         OptionError: None, several, or one that this version does not offer.
 
     """
+    kind, ratio = _only(given)
+    return Budget(kind, _fraction(ratio, f"--{kind}"))
+
+
+def choose_budgets(**given: str | None) -> list[Budget]:
+    """Return the budgets of one kind, largest first, of which there may be several: `0.75,0.5,0.33`.
+
+    Raises:
+        OptionError: No kind, several, or something that is no fraction.
+
+    """
+    kind, text = _only(given)
+    try:
+        ratios = {float(part) for part in text.split(",")}
+    except ValueError as error:
+        raise OptionError(f"'{text}' is no number", where=f"--{kind}", fix="give 0.5, or several: 0.75,0.5") from error
+    return [Budget(kind, _fraction(ratio, f"--{kind}")) for ratio in sorted(ratios, reverse=True)]
+
+
+def _only(given: Mapping[str, Given | None]) -> tuple[str, Given]:
+    """The one kind of budget that was given, and what was said of it."""
     named = {k: v for k, v in given.items() if v is not None}
     options = ", ".join(f"--{k.replace('_', '-')}" for k in named)
     if len(named) > 1:
         raise OptionError(f"{len(named)} budgets at once: {options}", where="options", fix="give exactly one")
     if not named:
         raise OptionError("no budget", where="options", fix="say how much is to be left, for example --flops 0.5")
-    kind, ratio = next(iter(named.items()))
+    kind, value = next(iter(named.items()))
     if kind in LATER:
         raise OptionError(
             f"the budget {options} is not available in this version",
             where=options,
             fix="use --flops, --params or --size",
         )
-    return Budget(kind, _fraction(ratio, f"--{kind}"))
+    return kind, value
 
 
 def parse_round_to(text: str) -> int | None:

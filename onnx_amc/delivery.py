@@ -35,6 +35,7 @@ class Result:
         record: Everything measured, as in `--json`.
         analysis: Of the original.
         trials: Every evaluated plan.
+        price: What a plan costs relative to the original, in what the budget counts.
 
     """
 
@@ -43,6 +44,7 @@ class Result:
     record: dict[str, Any]
     analysis: Analysis = field(repr=False)
     trials: list[Tried] = field(repr=False, default_factory=list)
+    price: Callable[[np.ndarray], float] = field(repr=False, default=lambda _counts: 1.0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model: beside its place first, then renamed, so that a file there is replaced by a whole one only."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from onnx_amc.config import Budget, Settings, parse_round_to
 from onnx_amc.delivery import Result, check_feed, class_count, input_specs
 from onnx_amc.errors import PlanError
 from onnx_amc.graph.groups import analyse
+from onnx_amc.guarantee import Guarantee
 from onnx_amc.inspection import summary
 from onnx_amc.intake import DataSource, ModelSource, find_data, load_model
 from onnx_amc.listener import Listener
@@ -41,7 +43,41 @@ def compress(
     # Many small solves: BLAS threads would only wait for each other, and one thread sums in one order on every machine.
     with threadpool_limits(limits=1, user_api="blas"):
         run = Compression(model, data, settings, listener or Listener(), run_dir, resume=resume)
+        if settings.max_drop is not None:
+            return Guarantee(run, settings.max_drop).result()
         return run.deliver(run.choose())
+
+
+def pareto(
+    model: ModelSource,
+    data: DataSource | None,
+    settings: Settings,
+    budgets: Sequence[Budget],
+    listener: Listener | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    *,
+    resume: bool = False,
+) -> list[Result]:
+    """Compress a model to several budgets of one kind; they share calibration, tables and what plans scored."""
+    listener = listener or Listener()
+    with threadpool_limits(limits=1, user_api="blas"):
+        first = Compression(model, data, replace(settings, budget=budgets[0]), listener, run_dir, resume=resume)
+        found: list[Result] = []
+        for budget in budgets:
+            listener.note(f"budget {budget.option}")
+            run = first.again(budget=budget)
+            found.append(run.deliver(run.choose()))
+    return found
+
+
+def front(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Of all plans tried for several budgets those that no other one beats in both cost and score, cheapest first."""
+    tried = [(r.price(t.counts), t) for r in results for t in r.trials]
+    best: list[dict[str, Any]] = []
+    for cost, trial in sorted(tried, key=lambda pair: (pair[0], -pair[1].score)):
+        if not best or trial.score > best[-1]["score"]:
+            best.append({"ratio": cost, "score": trial.score, "source": trial.source, "counts": trial.counts.tolist()})
+    return best
 
 
 def apply(

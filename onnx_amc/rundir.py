@@ -12,7 +12,13 @@ from typing import Any
 from onnx_amc.errors import OptionError
 
 FORMAT = 1
-CHECKPOINT = "recovery.npz"
+CHECKPOINT = "recovery-{}.npz"
+
+
+def forget(folder: Path) -> None:
+    """Remove the states of trainings that are done, or of another run."""
+    for path in folder.glob(CHECKPOINT.format("*")):
+        path.unlink(missing_ok=True)
 
 
 class Memo:
@@ -28,8 +34,8 @@ class Memo:
             self._write(key, self._known[key])
         return self._known[key]
 
-    def checkpoint(self) -> Path | None:
-        """Where a training may keep its state from epoch to epoch; here: nowhere."""
+    def checkpoint(self, ratio: float) -> Path | None:  # noqa: ARG002  this one keeps nothing
+        """Where the training for a budget may keep its state from epoch to epoch; here: nowhere."""
         return None
 
     def _write(self, key: str, values: list[float]) -> None:
@@ -59,7 +65,7 @@ class RunDir(Memo):
         if resume:
             self._load()
         else:
-            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+            forget(self.folder)
 
     def _load(self) -> None:
         where = f"--resume {self.folder}"
@@ -82,10 +88,10 @@ class RunDir(Memo):
                 fix="give the same command as before, or leave --resume out to begin anew",
             )
 
-    def checkpoint(self) -> Path:
+    def checkpoint(self, ratio: float) -> Path:
         """A file in the run directory, which from now on can be resumed."""
         self._append([])
-        return self.folder / CHECKPOINT
+        return self.folder / CHECKPOINT.format(ratio)
 
     def _write(self, key: str, values: list[float]) -> None:
         self._append([{"key": key, "values": values}])

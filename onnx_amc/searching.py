@@ -216,6 +216,10 @@ class Search:
         """The refitted model of these counts, if the finals have just built it."""
         return self.ready[1] if self.ready is not None and self.ready[0].key == key_of(counts) else None
 
+    def model_of(self, counts: np.ndarray) -> onnx.ModelProto:
+        """The refitted model of a plan."""
+        return self.ready_for(counts) or self.builder.refined(self.builder.kept(counts))
+
     def within(self, counts: np.ndarray) -> np.ndarray:
         """These counts, or others whose finished model costs no more than was asked for.
 

@@ -105,7 +105,7 @@ def test_a_plan_replays_its_training(tmp_path: Path) -> None:
     assert main(["compress", str(MLP), *SHORT, "-o", str(out), "--quiet"]) == 0
     plan = json.loads((tmp_path / "a.run" / "plan.json").read_text())
     assert len(plan["recover"]["shares"]) >= 1
-    assert not (tmp_path / "a.run" / "recovery.npz").exists()
+    assert not (tmp_path / "a.run" / "recovery-0.5.npz").exists()
     assert main(["apply", str(MLP), str(tmp_path / "a.run" / "plan.json"), "-o", str(again)]) == 0
     assert again.read_bytes() == out.read_bytes()
     plan["recover"]["shares"] = "all"
@@ -130,7 +130,7 @@ def test_a_run_interrupted_in_its_recovery_goes_on_there(
     monkeypatch.setattr(Display, "advance", torn)
     assert main([*command, str(out)]) == 130
     assert not out.exists()
-    assert (tmp_path / "run" / "recovery.npz").exists()
+    assert (tmp_path / "run" / "recovery-0.5.npz").exists()
     monkeypatch.setattr(Display, "advance", advance)
     capsys.readouterr()
     assert main([*command, str(out), "--resume"]) == 0
@@ -143,10 +143,10 @@ def test_a_run_interrupted_in_its_recovery_goes_on_there(
 def test_a_run_begun_anew_forgets_an_old_training(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "recovery.npz").write_bytes(b"of another run")
+    (run / "recovery-0.5.npz").write_bytes(b"of another run")
     command = ["compress", str(MLP), "--channels", "0.5", "--no-refit", "--run-dir", str(run), "--quiet"]
     assert main([*command, "-o", str(tmp_path / "out.onnx")]) == 0
-    assert not (run / "recovery.npz").exists()
+    assert not (run / "recovery-0.5.npz").exists()
 
 
 def test_an_operator_that_torch_lacks_is_named_and_the_model_delivered_untrained() -> None:

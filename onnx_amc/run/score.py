@@ -6,6 +6,7 @@ import importlib
 import sys
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +133,17 @@ class Scorer:
         self.seconds = 0.0
         self.reference: Outputs = self.outputs(original)
         self.original = self._score(self.reference)
+
+    def on(self, index: np.ndarray) -> Scorer:
+        """The same on some of its samples; nothing is run for that."""
+        other = copy(self)
+        places = np.searchsorted(self.index, index)
+        other.index, other.seconds = index, 0.0
+        other.parts = self.parts if len(index) >= SMALLEST * self.parts else 0
+        other.labels = None if self.labels is None else self.labels[places]
+        other.reference = [z[places] for z in self.reference]
+        other.original = other._score(other.reference)  # noqa: SLF001  its own copy
+        return other
 
     def outputs(self, model: onnx.ModelProto) -> Outputs:
         """Return every output of the model over the samples, float16 and up, first axis the samples."""

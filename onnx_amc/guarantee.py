@@ -1,0 +1,188 @@
+"""The smallest network that stays within a drop of the score (AMC section 3.3, accuracy-guaranteed compression)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from scipy.stats import t as student
+
+from onnx_amc.compression import Compression
+from onnx_amc.config import Budget
+from onnx_amc.delivery import Result
+from onnx_amc.run.score import Score, Scorer
+from onnx_amc.search.loop import CLOSED
+
+HALVINGS = 6
+"""Steps of the bisection by which the smallest plan in closed form is found: to a hundredth of the original."""
+
+STEP = 0.95
+"""What the search is to save from round to round, as long as that holds."""
+
+ROUNDS = 3
+"""Rounds of the search, between which its episodes are shared out."""
+
+SHRINK = 0.75
+"""Where training follows, the first step below what holds without."""
+
+TRAININGS = 3
+"""Networks that are trained at most."""
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What a network loses against the original.
+
+    Args:
+        points: Of the score, in hundredths.
+        low: Lower end of the confidence interval.
+        high: Its upper end.
+        samples: By which it was measured.
+
+    """
+
+    points: float
+    low: float
+    high: float
+    samples: int
+
+    def __str__(self) -> str:
+        """As a reader wants it."""
+        return f"{self.points:+.2f} points lost ({self.low:+.2f} to {self.high:+.2f})"
+
+
+def drop_of(found: Score, original: Score, samples: int) -> Drop:
+    """The drop, with an interval from the paired differences on the parts of the samples (Student's t)."""
+    each = 100 * (np.array(original.parts[::2]) - np.array(found.parts[::2]))
+    points = 100 * (original.value - found.value)
+    if len(each) < 2:
+        return Drop(points, -np.inf, np.inf, samples)
+    reach = float(student.ppf((1 + CONFIDENCE) / 2, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each)))
+    return Drop(points, points - reach, points + reach, samples)
+
+
+class Guarantee:
+    """Looks for the smallest network whose score on held-out samples has dropped by no more than was allowed.
+
+    First the smallest plan in closed form is found by bisection, then the search is asked for ever smaller ones. Where training
+    follows, networks below that are trained and held to the drop afterwards.
+
+    Args:
+        first: A run whose budget's kind says what is to become small.
+        allowed: The drop, in hundredths of the score.
+
+    """
+
+    def __init__(self, first: Compression, allowed: float) -> None:
+        self.first, self.allowed = first, allowed
+        self.judge = _judge(first)
+        space = first.search.space
+        self.least = float(np.nextafter(space.price(space.smallest) / max(space.price(space.full), 1), 2))
+        self.best: tuple[float, Compression, np.ndarray, Drop] | None = None
+
+    def result(self) -> Result:
+        """Find it, and deliver it as any other run does."""
+        first, kind = self.first, self.first.settings.budget.kind
+        if self.judge is None or not len(first.search.space):
+            return self._told(first.deliver(first.search.space.full), Drop(0.0, 0.0, 0.0, 0), None)
+        even = self._smallest(lambda ratio: self._closed(ratio, "uniform"))
+        ratio = self._smallest(lambda ratio: self._closed(ratio, "knapsack" if first.settings.refit else "uniform"))
+        if first.settings.policy not in CLOSED:
+            ratio = ratio if self.best is None else self.best[0]
+            for _ in range(ROUNDS):
+                if ratio * STEP < self.least or not self._searched(ratio * STEP):
+                    break
+                ratio *= STEP
+        if first.trained is not None:
+            trained = self._trained(ratio)
+            if trained is not None:
+                return self._told(*trained, even)
+        if self.best is None:
+            whole = first.again(budget=Budget(kind, 1.0), recover=False)
+            return self._told(whole.deliver(whole.search.space.full), Drop(0.0, 0.0, 0.0, len(self.judge.index)), even)
+        _, run, counts, drop = self.best
+        return self._told(run.deliver(counts), drop, even)
+
+    def _smallest(self, holds: Callable[[float], bool]) -> float:
+        """The smallest ratio that holds, by bisection; 1 where none does."""
+        low, high = self.least, 1.0
+        for step in range(HALVINGS):
+            self.first.listener.stage(f"bisection {step + 1} of {HALVINGS}", None)
+            middle = (low + high) / 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        return high
+
+    def _closed(self, ratio: float, policy: str) -> bool:
+        return self._holds(ratio, self.first.again(budget=self._budget(ratio), policy=policy, recover=False))
+
+    def _searched(self, ratio: float) -> bool:
+        episodes = max(1, self.first.settings.episodes // ROUNDS)
+        reward = self.first.settings.reward
+        reward = self.first.settings.budget.kind if reward == "error" else reward
+        return self._holds(
+            ratio, self.first.again(budget=self._budget(ratio), episodes=episodes, reward=reward, recover=False)
+        )
+
+    def _budget(self, ratio: float) -> Budget:
+        return Budget(self.first.settings.budget.kind, ratio)
+
+    def _holds(self, ratio: float, run: Compression) -> bool:
+        """Whether the best plan of a run stays within the drop; the smallest that does is kept in mind."""
+        counts = run.choose()
+        drop = self._drop(run.search.model_of(counts))
+        self.first.listener.note(f"{ratio:.1%} by {run.settings.policy}: {drop}")
+        holds = drop.points <= self.allowed
+        if holds and (self.best is None or ratio < self.best[0]):
+            self.best = ratio, run, counts, drop
+        return holds
+
+    def _drop(self, model: onnx.ModelProto) -> Drop:
+        if self.judge is None:
+            raise RuntimeError("a run without data measures no drop")
+        return drop_of(self.judge(model), self.judge.original, len(self.judge.index))
+
+    def _trained(self, ratio: float) -> tuple[Result, Drop] | None:
+        """The smallest network that is within the drop after training; None where none below the given ratio is."""
+        best: tuple[Result, Drop] | None = None
+        low, high, wanted = self.least, ratio, max(ratio * SHRINK, self.least)
+        for _ in range(TRAININGS):
+            if not low <= wanted < high:
+                break
+            run = self.first.again(budget=self._budget(wanted))
+            result = run.deliver(run.choose())
+            drop = self._drop(result.model)
+            self.first.listener.note(f"{wanted:.1%}, trained: {drop}")
+            if drop.points <= self.allowed:
+                best, high = (result, drop), wanted
+                wanted = max(wanted * SHRINK, (low + high) / 2 if low > self.least else self.least)
+            else:
+                low, wanted = wanted, (wanted + high) / 2
+        return best
+
+    def _told(self, result: Result, drop: Drop, even: float | None) -> Result:
+        """The result, its record saying what was asked for and what holds."""
+        told: dict[str, Any] = {
+            "allowed": self.allowed,
+            "points": drop.points,
+            "interval": [drop.low, drop.high],
+            "confidence": CONFIDENCE,
+            "samples": drop.samples,
+            "uniform": even,
+        }
+        return replace(result, record=result.record | {"max_drop": told})
+
+
+def _judge(first: Compression) -> Scorer | None:
+    """Scores on the held-out samples that the search does not see, if they are at least half of all; else on all."""
+    scorer, trial = first.scorer, first.trial
+    if scorer is None or trial is None:
+        return None
+    rest = np.setdiff1d(scorer.index, trial.index)
+    if 2 * len(rest) < len(scorer.index):
+        return scorer
+    return scorer.on(rest)

@@ -1,0 +1,133 @@
+"""A drop that is guaranteed, and several budgets from one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from scipy import stats
+
+import onnx_amc
+from onnx_amc import guarantee
+from onnx_amc.cli import main
+from onnx_amc.compression import Compression
+from onnx_amc.config import Budget, Settings
+from onnx_amc.errors import OptionError
+from onnx_amc.guarantee import drop_of
+from onnx_amc.listener import Listener
+from onnx_amc.run.score import Score
+
+MODELS = Path(__file__).parents[1] / "models"
+RESNET, MLP = (MODELS / f"digits_{name}.onnx" for name in ("resnet", "mlp"))
+
+
+def scored(*values: float) -> Score:
+    return Score(float(np.mean(values)), 0.0, tuple(v for value in values for v in (value, 0.0)))
+
+
+def test_the_interval_is_that_of_the_paired_differences() -> None:
+    before, after = [0.9, 0.8, 0.85, 0.95], [0.88, 0.79, 0.85, 0.9]
+    drop = drop_of(scored(*after), scored(*before), 40)
+    wanted = stats.ttest_rel(before, after).confidence_interval(0.95)
+    assert (drop.low, drop.high) == pytest.approx((100 * wanted.low, 100 * wanted.high))
+    assert drop.points == pytest.approx(2.0)
+    assert drop_of(Score(0.5, 0.0), Score(0.6, 0.0), 3).high == np.inf, "without parts nothing is known of it"
+
+
+@pytest.mark.parametrize("reduce", ["flops", "params"])
+def test_the_smallest_network_within_the_drop(reduce: str) -> None:
+    result = onnx_amc.compress(MLP, max_drop=1.5, reduce=reduce, episodes=6, recover=False)
+    record = result.record
+    told, measure = record["max_drop"], {"flops": "macs", "params": "params"}[reduce]
+    assert told["points"] <= 1.5
+    assert told["interval"][0] <= told["points"] <= told["interval"][1]
+    assert record["compressed"][measure] <= told["uniform"] * record["original"][measure]
+    assert record["compressed"][measure] < 0.9 * record["original"][measure]
+
+
+def test_the_drop_is_measured_where_the_search_does_not_look() -> None:
+    settings = Settings(Budget("flops", 1.0), max_drop=1.0, recover=False, trial=60)
+    run = Compression(RESNET, None, settings, Listener())
+    found = guarantee.Guarantee(run, 1.0).judge
+    assert run.scorer is not None
+    assert run.trial is not None
+    assert found is not None
+    assert not set(found.index) & set(run.trial.index)
+    assert set(found.index) | set(run.trial.index) == set(run.scorer.index)
+    fresh = type(run.scorer)(
+        run.model.original, run.scorer.data, found.index, run.scorer.metric, run.scorer.name, parts=run.scorer.parts
+    )
+    assert found.original == fresh.original, "what it takes from the other scorer is what it would have found itself"
+
+
+def test_no_drop_at_all_may_leave_the_network_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarantee.Guarantee, "_holds", lambda *_: False)
+    result = onnx_amc.compress(MLP, max_drop=0.0, episodes=3, recover=False)
+    assert result.record["compressed"]["macs"] == result.record["original"]["macs"]
+    assert result.record["max_drop"]["points"] == 0
+
+
+def test_with_training_the_drop_is_that_of_the_trained_network(tmp_path: Path) -> None:
+    for name in ("digits_mlp.onnx", "digits_mlp.npz"):
+        (tmp_path / name).write_bytes((MODELS / name).read_bytes())
+    model = tmp_path / "digits_mlp.onnx"
+    options = ["--max-drop", "2", "--episodes", "3", "--recover-epochs", "2", "--quiet"]
+    assert main(["compress", str(model), *options]) == 0
+    record = json.loads((tmp_path / "digits_mlp.amc.run" / "record.json").read_text())
+    assert record["recover"]["epochs"] == 2
+    assert record["max_drop"]["points"] <= 2
+    again = tmp_path / "again.onnx"
+    assert main(["apply", str(model), str(tmp_path / "digits_mlp.amc.run" / "plan.json"), "-o", str(again)]) == 0
+    assert again.read_bytes() == (tmp_path / "digits_mlp.amc.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_drop": -1.0}, {"max_drop": 100.0}, {"max_drop": 1.0, "flops": 0.5}, {"max_drop": 1.0, "reduce": "time"}],
+)
+def test_impossible_drops(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError):
+        onnx_amc.compress(MLP, **wrong)
+
+
+# ---- several budgets ------------------------------------------------------------------------------------------------
+
+
+def test_several_budgets_from_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("digits_mlp.onnx", "digits_mlp.npz"):
+        (tmp_path / name).write_bytes((MODELS / name).read_bytes())
+    model, told = tmp_path / "digits_mlp.onnx", tmp_path / "told.json"
+    options = ["--flops", "0.3,0.6", "--episodes", "4", "--no-recover", "--json", str(told)]
+    assert main(["compress", str(model), *options]) == 0
+    assert capsys.readouterr().err.count("calibrate ...") == 1, "one calibration serves both"
+    record = json.loads(told.read_text())
+    assert [r["budget"]["ratio"] for r in record["budgets"]] == [0.6, 0.3]
+    for one in record["budgets"]:
+        ratio = one["budget"]["ratio"]
+        assert one["compressed"]["macs"] <= ratio * one["original"]["macs"]
+        file = tmp_path / f"digits_mlp.amc-{ratio:g}.onnx"
+        onnx.checker.check_model(onnx.load(file))
+        assert one["out"] == str(file)
+        alone = onnx_amc.compress(model, flops=ratio, episodes=4, recover=False)
+        assert alone.model.SerializeToString(deterministic=True) == file.read_bytes(), "each is what it is alone"
+    costs, scores = ([p[key] for p in record["front"]] for key in ("ratio", "score"))
+    assert costs == sorted(costs)
+    assert scores == sorted(set(scores)), "each point of the front is better than all that cost less"
+    best = max(r["compressed"]["score"] for r in record["budgets"])
+    assert scores[-1] >= best - 0.05
+
+
+def test_several_budgets_in_python() -> None:
+    results = onnx_amc.pareto(MLP, params=[0.4, 0.7], policy="uniform", refit=False)
+    assert [r.record["budget"]["ratio"] for r in results] == [0.7, 0.4]
+    assert results[0].record["compressed"]["params"] > results[1].record["compressed"]["params"]
+
+
+@pytest.mark.parametrize("text", ["0.5,x", "", "0.5,,0.3", "0.5,2"])
+def test_budgets_that_are_none(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compress", str(MLP), "--flops", text, "-o", str(tmp_path / "o.onnx")]) == 2
+    assert "--flops" in capsys.readouterr().err
