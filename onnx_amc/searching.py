@@ -231,7 +231,7 @@ class Search:
             return counts
         limit, space = self.space.limit, self.space
         for _ in range(TRIES):
-            over = self.actual(self._finished(counts)) / limit
+            over = self.actual(self.finished(counts)) / limit
             if over <= 1.0:
                 return counts
             space = replace(space, limit=int(min(space.limit / over, space.price(counts) - 1)))
@@ -242,7 +242,7 @@ class Search:
             fix="ask for a larger fraction",
         )
 
-    def _finished(self, counts: np.ndarray) -> onnx.ModelProto:
+    def finished(self, counts: np.ndarray) -> onnx.ModelProto:
         """The model of a plan as it would be delivered; what is ready stays as it is."""
         ready, copied = self.ready_for(counts), onnx.ModelProto()
         if ready is not None:
