@@ -2,9 +2,9 @@
 
     python benchmarks/weights.py [--shared ../shared] [--only resnet56] [--policies uniform ...] [--seeds 0 1 2] [--out FILE.md]
 
-Each run searches and refits on the `search` data as `compress --granularity weight --params R` does, without labels in any fit. What
-it delivers is scored on the `test` data, which nothing was tuned on. `magnitude` prunes uniformly by magnitude, and refits the same.
-Policies of one seed share the calibration. Runs that are in the log already are not repeated.
+Each run searches and refits on the `search` data as `compress --granularity weight --params R` does, without labels in any fit.
+What it delivers is scored on the `test` data, which nothing was tuned on. `magnitude` prunes uniformly by magnitude, and refits
+the same. Policies of one seed share the calibration. Runs that are in the log already are not repeated.
 """
 
 from __future__ import annotations
