@@ -40,12 +40,55 @@ def cut(
     """
     source = proto or analysis.model.proto
     keep = analysis.keeper(kept)
-    result = _shortened(analysis, keep, source, values or {})
+    result = _shortened(_cuts(analysis, keep), source, values or {})
     _follow(analysis, keep, result)
     _add_biases(result, biases or {})
     list_stored(result)
     del result.graph.value_info[:]
     return result
+
+
+class Cut:
+    """A cut model whose weights change one after the other, without being cut anew each time.
+
+    Args:
+        analysis: Of the model to cut.
+        kept: The channels that each group keeps.
+        values: New contents of initializers, in their original shape.
+        biases: Of contractions that have none, by the node's first output.
+        proto: A graph with the same names to cut instead of the model's own.
+
+    Attributes:
+        model: What `cut` gives for the contents of now.
+
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        kept: Mapping[str, Sequence[int]],
+        values: Arrays,
+        biases: Arrays,
+        proto: onnx.ModelProto,
+    ) -> None:
+        self.model = cut(analysis, kept, values, biases, proto)
+        self._cuts = _cuts(analysis, analysis.keeper(kept))
+        self._places = {t.name: i for i, t in enumerate(self.model.graph.initializer)}
+
+    def write(self, values: Arrays, biases: Arrays) -> None:
+        """Give these initializers, and these contractions that have no bias of their own, other contents."""
+        held = self.model.graph.initializer
+        for name, array in values.items():
+            tensor = held[self._places[name]]
+            tensor.CopyFrom(_tensor(tensor, _taken(array, self._cuts.get(name, {}))))
+        added = {output: bias for output, bias in biases.items() if _bias_name(output) not in self._places}
+        for output in biases.keys() - added.keys():
+            tensor = held[self._places[_bias_name(output)]]
+            tensor.CopyFrom(_tensor(tensor, biases[output]))
+        if added:
+            _add_biases(self.model, added)
+            list_stored(self.model)
+            self._places = {t.name: i for i, t in enumerate(held)}
 
 
 def finish(analysis: Analysis, result: onnx.ModelProto) -> onnx.ModelProto:
@@ -120,28 +163,45 @@ def _holders(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return found
 
 
-def _shortened(analysis: Analysis, keep: Keep, source: onnx.ModelProto, values: Arrays) -> onnx.ModelProto:
-    """A copy with shorter and with new weights; the old ones are never copied whole."""
-    cuts: dict[str, dict[int, np.ndarray]] = {}
+Cuts = dict[str, dict[int, np.ndarray]]
+"""By initializer and axis the positions that stay."""
+
+
+def _cuts(analysis: Analysis, keep: Keep) -> Cuts:
+    cuts: Cuts = {}
     for owner, start, end in analysis.ledger.spans():
         if owner.axis >= 0:
             alive = keep(np.arange(start, end))
             if not alive.all():
                 cuts.setdefault(owner.tensor, {})[owner.axis] = np.flatnonzero(alive)
+    return cuts
+
+
+def _shortened(cuts: Cuts, source: onnx.ModelProto, values: Arrays) -> onnx.ModelProto:
+    """A copy with shorter and with new weights; the old ones are never copied whole."""
     result, _ = stripped(source, lambda _: True)
     for tensor in source.graph.initializer:
         if tensor.name not in cuts and tensor.name not in values:
             result.graph.initializer.append(tensor)
             continue
         array = values[tensor.name] if tensor.name in values else numpy_helper.to_array(tensor)
-        for axis, index in cuts.get(tensor.name, {}).items():
-            array = np.take(array, index, axis=axis)
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        new = numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype, copy=False)), tensor.name)
-        if tensor.HasField("doc_string"):
-            new.doc_string = tensor.doc_string
-        result.graph.initializer.append(new)
+        result.graph.initializer.append(_tensor(tensor, _taken(array, cuts.get(tensor.name, {}))))
     return result
+
+
+def _taken(array: np.ndarray, stay: Mapping[int, np.ndarray]) -> np.ndarray:
+    for axis, index in stay.items():
+        array = np.take(array, index, axis=axis)
+    return array
+
+
+def _tensor(like: onnx.TensorProto, array: np.ndarray) -> onnx.TensorProto:
+    """A tensor of the same name and type with other contents."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(like.data_type)
+    new = numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype, copy=False)), like.name)
+    if like.HasField("doc_string"):
+        new.doc_string = like.doc_string
+    return new
 
 
 def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
@@ -197,11 +257,15 @@ def _set_attribute(node: onnx.NodeProto, name: str, value: np.ndarray | None) ->
         node.attribute.append(onnx.helper.make_attribute(name, value.tolist()))
 
 
+def _bias_name(output: str) -> str:
+    return f"{output}/bias"
+
+
 def _add_biases(result: onnx.ModelProto, biases: Arrays) -> None:
     nodes = {n.output[0]: n for n in result.graph.node}
     kinds = {t.name: t.data_type for t in result.graph.initializer}
     for output, bias in biases.items():
-        node, name = nodes[output], f"{output}/bias"
+        node, name = nodes[output], _bias_name(output)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kinds.get(node.input[1], onnx.TensorProto.FLOAT))
         result.graph.initializer.append(numpy_helper.from_array(bias.astype(dtype), name))
         while len(node.input) < 3:

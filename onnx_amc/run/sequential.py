@@ -22,7 +22,7 @@ from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.proto import names_read
 from onnx_amc.prune.layers import WIDEST, Layer
 from onnx_amc.prune.refit import Values, read, write
-from onnx_amc.prune.surgery import cut
+from onnx_amc.prune.surgery import Cut
 from onnx_amc.run.capture import free_batch
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.stages import Stages, live_bytes
@@ -151,10 +151,14 @@ class Sequential:
         ours = self._stages(name for spot in todo for name in (spot.layer.x, *spot.beside))
         missing = [spot for spot in todo if spot.layer.node not in self._goals]
         theirs = self._stages(name for spot in missing for name in (spot.layer.output, *spot.beside))
+        student = Cut(self.analysis, kept, values, biases, self._original)
+        free_batch(student.model, self.analysis.model)
         for spot in todo:
-            proto = free_batch(cut(self.analysis, kept, values, biases, self._original), self.analysis.model)
-            found = ours.until(proto, spot.layer.node, [spot.layer.x, *spot.beside])
-            self._refit(spot, keep, found, self._goal(spot, theirs), values, biases, masks.get(spot.layer.node))
+            layer = spot.layer
+            found = ours.until(student.model, layer.node, [layer.x, *spot.beside])
+            self._refit(spot, keep, found, self._goal(spot, theirs), values, biases, masks.get(layer.node))
+            written = [layer.weight.name, *([layer.bias.name] if layer.bias else [])]
+            student.write({name: values[name] for name in written}, {n: biases[n] for n in [layer.node] if n in biases})
         return values, biases
 
     def _goal(self, spot: _Spot, theirs: Stages) -> dict[str, np.ndarray]:
