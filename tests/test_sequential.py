@@ -15,7 +15,7 @@ from onnx_amc.fit.rows import Bounds, Rows, fit
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
 from onnx_amc.prune.layers import find_layers
-from onnx_amc.prune.surgery import cut
+from onnx_amc.prune.surgery import Cut, cut
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.sequential import Effort, Sequential
 from onnx_amc.run.stages import Stages, live_bytes
@@ -263,3 +263,23 @@ def test_a_plan_is_refined_the_same_whatever_came_before() -> None:
     for one, other in zip(fresh, used.refine(kept, values, biases), strict=True):
         assert one.keys() == other.keys()
         assert all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def test_weights_written_one_by_one_give_the_model_that_is_cut_with_all_of_them() -> None:
+    analysis = analyse(load(MODELS / "digits_resnet.onnx"))
+    kept = {g.name: tuple(range(g.channels // 2)) for g in analysis.groups}
+    layers = [layer for layer in find_layers(analysis)[0] if layer.can_add_bias or layer.bias is not None]
+    rng = np.random.default_rng(0)
+    values: dict[str, np.ndarray] = {}
+    biases: dict[str, np.ndarray] = {}
+    model = analysis.model.proto
+    written = Cut(analysis, kept, values, biases, model)
+    for layer in layers:
+        new = {layer.weight.name: rng.normal(size=analysis.model.value(layer.weight.name).shape).astype(np.float32)}
+        added = {} if layer.bias is not None else {layer.node: np.ones(5, np.float32)}
+        written.write(new, {n: np.zeros(5, np.float32) for n in added})
+        written.write({}, added)
+        values |= new
+        biases |= added
+    anew = cut(analysis, kept, values, biases, model)
+    assert written.model.SerializeToString(deterministic=True) == anew.SerializeToString(deterministic=True)
