@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,6 +74,20 @@ def params(analysis: Analysis) -> Price:
             mine = axes.get(name, {})
             rest = int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
             entries.append((name, rest, list(mine.values())))
+    return _price(analysis, entries)
+
+
+def elements(analysis: Analysis, tensors: Sequence[str]) -> Price:
+    """Elements of each of these tensors for one sample, one term a tensor; 0 for one of unknown shape."""
+    entries: list[tuple[str, int, Sequence[Tokens]]] = []
+    for name in tensors:
+        shape = analysis.model.shapes.get(name)
+        if shape is None:
+            entries.append((name, 0, []))
+            continue
+        axes = analysis.axes.get(name) or ()
+        live = {i: tokens for i, tokens in enumerate(axes) if tokens is not None} if len(axes) == len(shape) else {}
+        entries.append((name, math.prod(d for i, d in enumerate(shape) if i not in live), list(live.values())))
     return _price(analysis, entries)
 
 
