@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from zoo import weights_of
 
 from onnx_amc.builder import Builder
 from onnx_amc.config import Budget, Settings
@@ -26,7 +27,6 @@ from onnx_amc.delivery import one_feed
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
-from onnx_amc.intake import load_model
 from onnx_amc.prune.surgery import finish
 from onnx_amc.run.clock import Effort, measure_table, measure_table_by_command, probe_plans
 from onnx_amc.run.kernels import in_turn
@@ -44,8 +44,8 @@ HEAD = (
 class Case:
     """A network, how it is cut, and at which levels."""
 
-    def __init__(self, path: Path) -> None:
-        self.analysis: Analysis = analyse(load_model(str(path)))
+    def __init__(self, model: str | onnx.ModelProto) -> None:
+        self.analysis: Analysis = analyse(load(model))
         self.builder = Builder(self.analysis, Settings(Budget("flops", 0.5), refit=False), None, np.zeros(0, int))
         self.levels = [levels_of(g.channels, None, 0.2, g.lanes) for g in self.analysis.groups]
         self.full = np.array([lv[-1] for lv in self.levels], dtype=np.int64)
@@ -84,9 +84,9 @@ class Case:
         return measure_table_by_command(self.analysis, self.build, self.levels, command)
 
 
-def row(path: Path, by: str, threads: int, count: int, seconds: float) -> str:
+def row(name: str, model: str | onnx.ModelProto, by: str, threads: int, count: int, seconds: float) -> str:
     """Learn a table of one network, and hold it against fresh plans."""
-    case = Case(path)
+    case = Case(model)
     begun = time.monotonic()
     table = case.table(by, threads)
     spent = time.monotonic() - begun
@@ -99,7 +99,7 @@ def row(path: Path, by: str, threads: int, count: int, seconds: float) -> str:
             cells.append(f"{np.median(errors):.1%} / {errors.max():.1%}")
     apart = np.abs(found[0] / found[1] - 1)
     probes = len(probe_plans(case.levels, Effort().random, 0))
-    start = [path.stem, by, table.basis, str(probes), f"{spent:.0f}", f"{table.error:.1%} / {table.worst:.1%}"]
+    start = [name, by, table.basis, str(probes), f"{spent:.0f}", f"{table.error:.1%} / {table.worst:.1%}"]
     return "| " + " | ".join([*start, *cells, f"{np.median(apart):.1%} / {apart.max():.1%}"]) + " |"
 
 
@@ -127,9 +127,11 @@ def main() -> int:
         return 0
     lines = [HEAD]
     print(HEAD, flush=True)
-    for path in sorted((args.shared / "models").glob("*.onnx")):
+    drawn = weights_of(args.shared)
+    for path in [*sorted((args.shared / "models").glob("*.onnx")), *sorted((args.shared / "zoo").glob("*.onnx"))]:
         for by in args.by if any(part in path.name for part in args.only) else ():
-            lines.append(row(path, by, args.threads, args.plans, args.seconds))
+            model = drawn(path) if path.parent.name == "zoo" else str(path)
+            lines.append(row(path.stem, model, by, args.threads, args.plans, args.seconds))
             print(lines[-1], flush=True)
     if args.out:
         args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -27,7 +28,7 @@ from onnx_amc.graph.load import load
 from onnx_amc.prune.surgery import cut, finish
 from onnx_amc.run import clock
 from onnx_amc.run.clock import Effort, measure_by_command, measure_table, measure_table_by_command, probe_plans
-from onnx_amc.run.kernels import Kernel, in_turn, profile, read_profile
+from onnx_amc.run.kernels import CPU, Kernel, in_turn, profile, read_profile, stopwatch
 from onnx_amc.run.learn import Anchors, Probe, common_anchors, learn
 from onnx_amc.run.table import LatencyTable, assembled
 from onnx_amc.search.space import Space, levels_of
@@ -142,6 +143,13 @@ def test_the_whole_network_is_predicted_to_take_what_it_took() -> None:
     analysis = network()
     probes = [p._replace(milliseconds=7.0) for p in probed(analysis, 8, kernels=True, noise=0.05)]
     assert learn(analysis, probes).many(whole(analysis)[None])[0] == pytest.approx(7.0, rel=0.02)
+
+
+def test_where_nothing_can_be_cut_it_is_what_was_measured() -> None:
+    analysis = network()
+    table = learn(analysis, [Probe(tuple(whole(analysis).tolist()), 1.0, ms) for ms in (3.0, 5.0, 4.0)])
+    assert table.many(np.array([whole(analysis), whole(analysis) - 1])).tolist() == pytest.approx([4.0, 4.0], rel=1e-3)
+    assert math.isnan(table.error)
 
 
 @pytest.mark.parametrize("kernels", [True, False])
@@ -302,6 +310,15 @@ def test_models_run_in_turn_are_told_apart() -> None:
     assert [[k.op for k in found] for found in kernels] == [["Expand", "MatMul", "ReduceMax"]] * 2
     assert kernels[0][1].microseconds > 5 * max(kernels[1][1].microseconds, 1)
     assert in_turn([product(16)], feed, threads=1, runs=4, watch=False)[1] == [()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its processor time moves in steps of 16 ms")
+def test_one_thread_is_timed_without_what_others_do_meanwhile() -> None:
+    clocks = stopwatch(1, CPU), stopwatch(2, CPU), stopwatch(1, "CUDAExecutionProvider")
+    before = [c() for c in clocks]
+    time.sleep(0.2)
+    slept = [c() - b for c, b in zip(clocks, before, strict=True)]
+    assert slept[0] < 0.1 <= min(slept[1:])
 
 
 def test_a_provider_that_is_not_there_is_refused() -> None:

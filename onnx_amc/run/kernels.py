@@ -92,7 +92,7 @@ def in_turn(
         for session in plain:
             run_session(session, None, feed, where="latency")
         fed = [{i.name: feed[i.name] for i in s.get_inputs()} for s in plain]
-        clock, rows = _clock(threads, provider), list[list[float]]()
+        clock, rows = stopwatch(threads, provider), list[list[float]]()
         end = time.monotonic() + seconds
         while len(rows) < WARM + LEAST or (len(rows) < WARM + runs and time.monotonic() < end):
             rows.append([])
@@ -106,8 +106,8 @@ def in_turn(
     return np.array(rows[WARM:]), [read_profile(t) for t in texts] or [() for _ in models]
 
 
-def _clock(threads: int, provider: str) -> Callable[[], float]:
-    """What time is taken by.
+def stopwatch(threads: int, provider: str) -> Callable[[], float]:
+    """Return what time is taken by: calls give seconds.
 
     A single thread computes in the one that calls, and its processor time is what the wall clock would show on a machine that
     does nothing else: other processes disturb it little. (On Windows it moves in steps of 16 ms.)
