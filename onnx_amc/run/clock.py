@@ -150,6 +150,9 @@ def measure_table(
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\b(?:nan|inf)\b", re.IGNORECASE)
 OPTION = "--latency-command"
 
+EVERY = 4
+"""Plans after which a command measures the original again."""
+
 
 def measure_by_command(command: str, path: str | os.PathLike[str], *, timeout: float = 600.0) -> float:
     """Milliseconds that a command says a model takes: the last number on the last line of its standard output.
@@ -209,8 +212,8 @@ def measure_table_by_command(
 ) -> LatencyTable:  # fmt: skip
     """Let a command measure some plans on a device elsewhere, and learn from them how long any other takes there.
 
-    There are times of whole networks only. The whole network is measured at the beginning, in the middle and at the end of
-    each round.
+    There are times of whole networks only. The original is measured before every fourth plan and at the end: a plan's time is
+    put in relation to what the original would have taken at that moment, by a straight line between its neighbours.
 
     Args:
         analysis: Of the whole network.
@@ -231,17 +234,18 @@ def measure_table_by_command(
     key = {**_identity(analysis, levels, seed, probes), "command": command}
 
     def measure() -> Iterator[Probe]:
-        times: list[tuple[int, float]] = []
-        for turn in range(probes.rounds):
-            others = 1 + np.random.default_rng([seed, turn]).permutation(len(plans) - 1)
-            order = [0, *others[: len(others) // 2], 0, *others[len(others) // 2 :], 0]
-            for i in order:
-                with tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder:
-                    path = _written(build(plans[i]) if i else analysis.model.original, Path(folder))
-                    times.append((int(i), measure_by_command(command, path, timeout=timeout)))
-                progress(len(times), len(order) * probes.rounds)
-        whole = float(np.median([t for i, t in times if i == 0]))
-        yield from (Probe(tuple(plans[i].tolist()), t / whole if i else 1.0, whole) for i, t in times)
+        turns = [np.random.default_rng([seed, i]).permutation(len(plans) - 1) + 1 for i in range(probes.rounds)]
+        order = [*np.insert(others := np.concatenate(turns), np.arange(0, len(others), EVERY), 0).tolist(), 0]
+        times: list[float] = []
+        for i in order:
+            with tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder:
+                path = _written(build(plans[i]) if i else analysis.model.original, Path(folder))
+                times.append(measure_by_command(command, path, timeout=timeout))
+            progress(len(times), len(order))
+        originals = np.flatnonzero(np.array(order) == 0)
+        whole = np.interp(np.arange(len(order)), originals, np.array(times)[originals])
+        for i, milliseconds, usual in zip(order, times, whole.tolist(), strict=True):
+            yield Probe(tuple(plans[i].tolist()), milliseconds / usual, usual)
 
     return learn(analysis, _remembered(cache, key, plans, measure))
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import onnx
 from scipy.optimize import nnls
 
 from onnx_amc.graph.groups import Analysis
-from onnx_amc.graph.proto import key_of
+from onnx_amc.graph.proto import attributes, key_of
 from onnx_amc.run.kernels import Kernel
 from onnx_amc.run.table import LatencyTable, Work
 
@@ -18,8 +19,9 @@ BLOCKS = ((1,), (8,), (16,), (1, 8, 32), (1, 16, 64))
 """To which multiples axis lengths are rounded up, each a candidate: a vector of AVX2 holds 8 floats, one of AVX-512 holds 16, and
 the kernels take up to 4 of them at a time."""
 
-RIDGE = 0.3
-"""How firmly the weights of whole networks are held down, relative to one measurement: there are more of them than plans."""
+RIDGE, APART = 0.1, 3.0
+"""How firmly what is learnt from whole networks is held down, relative to one measurement, there being more weights than plans: the
+weights of all parts of a kind, and what the parts of one size take more."""
 
 ANCHORED = 10.0
 """How much more the whole network's time counts than another plan's: all others are in relation to it."""
@@ -215,26 +217,41 @@ class _Kernels(_Way):
 
 
 class _Networks(_Way):
-    """Times of whole networks alone; the parts are the nodes."""
+    """Times of whole networks alone; the parts are the nodes, and those of a kind are alike but for a little."""
 
     def __init__(self, analysis: Analysis, probes: Sequence[Probe]) -> None:
         nodes = analysis.model.proto.graph.node
-        super().__init__(analysis, probes, {key_of(n): (n.op_type,) for n in nodes if key_of(n)})
+        super().__init__(analysis, probes, {key_of(n): _kind(n) for n in nodes if key_of(n)})
 
     def fit(self, blocks: Sequence[int], known: np.ndarray) -> LatencyTable:
         """Fit all laws at once, with a pull towards nothing."""
         shares, scales, laws = self.features(blocks)
+        kinds: dict[tuple[str, ...], list[int]] = {}
+        for members in laws:
+            kinds.setdefault(self.work.units[members[0]].kind, []).extend(members)
+        parts, pulls = [np.ones((len(self.plans), 1))], [np.full(1, RIDGE)]
+        sizes: list[tuple[list[int], np.ndarray]] = []
+        for pull, members in [(RIDGE, m) for m in kinds.values()] + [(APART, m) for m in laws]:
+            size = np.sum([scales[u] * (shares[u].max(axis=0) > 0) for u in members], axis=0)
+            sizes.append((members, np.where(size > 0, size, 1.0)))
+            parts.append(np.sum([shares[u] * scales[u] for u in members], axis=0) / sizes[-1][1])
+            pulls.append(np.full(len(size), pull))
         trust = self.trust(known)
-        means = [np.mean([shares[u][known] for u in members], axis=0) for members in laws]
-        columns = np.concatenate([np.ones((len(trust), 1)), *means], axis=1)
-        pull = RIDGE * np.eye(columns.shape[1])
-        goal = np.append(self.ratio[known] * trust, np.zeros(len(pull)))
-        found = _positive(np.vstack([columns * trust[:, None], pull]), goal) * self.milliseconds
+        rows = np.concatenate(parts, axis=1)[known] * trust[:, None]
+        pulled = np.diag(np.concatenate(pulls))
+        goal = np.append(self.ratio[known] * trust, np.zeros(len(pulled)))
+        found = _positive(np.vstack([rows, pulled]), goal) * self.milliseconds
         slopes = [np.zeros_like(s) for s in scales]
-        for members, slope in zip(laws, found[1:].reshape(len(laws), len(scales[0])), strict=True):
+        for (members, size), slope in zip(sizes, found[1:].reshape(len(sizes), len(scales[0])), strict=True):
             for u in members:
-                slopes[u] = slope / scales[u] / len(members)
+                slopes[u] += slope / size
         return self.work.table(blocks, float(found[0]), slopes)
+
+
+def _kind(node: onnx.NodeProto) -> tuple[str, ...]:
+    """What nodes have in common that take equally long for equal work: operator, kernel, and whether it has groups."""
+    attrs = attributes(node)
+    return node.op_type, str(attrs.get("kernel_shape")), str(attrs.get("group", 1) != 1)
 
 
 def _positive(rows: np.ndarray, goal: np.ndarray) -> np.ndarray:
