@@ -41,6 +41,7 @@ def compress(
     flops: float | None = None,
     params: float | None = None,
     size: float | None = None,
+    latency: float | None = None,
     channels: float | None = None,
     max_drop: float | None = None,
     reduce: str = "flops",
@@ -56,9 +57,10 @@ def compress(
         flops: Fraction of the multiply-accumulates to be left, in (0, 1].
         params: Fraction of the parameters to be left, in (0, 1]; of single weights, of those that are not zero.
         size: Fraction of the file's bytes to be left, in (0, 1].
+        latency: Fraction of the latency to be left, in (0, 1], measured in onnxruntime with batch 1.
         channels: Fraction of every group's channels to keep, in place of a budget.
         max_drop: Points of the score, in hundredths, that may be lost, in place of a budget.
-        reduce: What is to become small then: `flops`, `params` or `size`.
+        reduce: What is to become small then: `flops`, `params`, `size` or `latency`.
         listener: Hears how the run goes.
         settings: Any field of `onnx_amc.config.Settings`: granularity, policy, episodes, seed, round_to (None is auto), min_keep,
             keep, approximate, refit, metric, provider, recover and what limits it.
@@ -73,7 +75,7 @@ def compress(
     from onnx_amc.config import Settings, choose_budget  # noqa: PLC0415  keeps the import of the package light
     from onnx_amc.pipeline import compress as run  # noqa: PLC0415
 
-    given = {"flops": flops, "params": params, "size": size, "channels": channels}
+    given = {"flops": flops, "params": params, "size": size, "latency": latency, "channels": channels}
     if max_drop is not None and not any(given.values()):
         given = {reduce: 1.0}
     elif max_drop is not None:
@@ -88,6 +90,7 @@ def pareto(
     flops: Sequence[float] | None = None,
     params: Sequence[float] | None = None,
     size: Sequence[float] | None = None,
+    latency: Sequence[float] | None = None,
     listener: Listener | None = None,
     **settings: Any,
 ) -> list[Result]:
@@ -99,6 +102,7 @@ def pareto(
         flops: Fractions of the multiply-accumulates to be left, each in (0, 1].
         params: Fractions of the parameters.
         size: Fractions of the file's bytes.
+        latency: Fractions of the measured latency.
         listener: Hears how the run goes.
         settings: As for `compress`.
 
@@ -106,7 +110,7 @@ def pareto(
     from onnx_amc.config import Settings, choose_budgets  # noqa: PLC0415
     from onnx_amc.pipeline import pareto as run  # noqa: PLC0415
 
-    given = {"flops": flops, "params": params, "size": size}
+    given = {"flops": flops, "params": params, "size": size, "latency": latency}
     budgets = choose_budgets(**{k: None if v is None else ",".join(map(str, v)) for k, v in given.items()})
     return run(model, data, Settings(budget=budgets[0], **settings), budgets, listener)
 

@@ -152,9 +152,16 @@ def _budget_options(one: argparse.ArgumentParser) -> None:
         help="in place of a budget: the smallest that loses no more of the score",
     )
     budget.add_argument(
-        "--reduce", default="flops", metavar="KIND", help="what --max-drop makes small: flops (default), params or size"
+        "--reduce",
+        default="flops",
+        metavar="KIND",
+        help="what --max-drop makes small: flops (default), params, size or latency",
     )
-    budget.add_argument("--latency", help=argparse.SUPPRESS)
+    budget.add_argument("--latency", metavar="R[,R...]", help="of the latency, measured in onnxruntime, batch 1")
+    budget.add_argument(
+        "--latency-command", metavar="CMD", help="times a model elsewhere: it gets a path and prints milliseconds"
+    )
+    budget.add_argument("--cache", metavar="DIR", help="where measured latencies are kept (the user's cache folder)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -243,7 +250,7 @@ def _settings(args: argparse.Namespace, budget: Budget) -> Settings:
     same = (
         "max_drop", "granularity", "policy", "episodes", "seed", "min_keep", "approximate", "refit", "criterion", "metric",
         "reward", "agent", "save_agent", "tensorboard", "provider", "recover", "recover_epochs", "recover_minutes",
-        "recover_labels", "recover_flip",
+        "recover_labels", "recover_flip", "latency_command", "cache",
     )  # fmt: skip
     return Settings(
         budget=budget,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
@@ -18,7 +18,7 @@ from onnx_amc.builder import Builder, Kept
 from onnx_amc.config import Settings
 from onnx_amc.delivery import Result, actual_cost, check_feed, class_count, figures, one_feed, outcome
 from onnx_amc.errors import BudgetError, SelfCheckError
-from onnx_amc.granularity import units_of
+from onnx_amc.granularity import Units, units_of
 from onnx_amc.graph import light
 from onnx_amc.graph.groups import analyse
 from onnx_amc.intake import DataSource, ModelSource, find_data, load_model, sidecar
@@ -27,11 +27,13 @@ from onnx_amc.prune.plan import Plan
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.latency import measure
 from onnx_amc.run.score import Scorer, find_metric
+from onnx_amc.run.table import LatencyTable
 from onnx_amc.rundir import Memo, RunDir
 from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.loop import CLOSED
 from onnx_amc.searching import Search
 from onnx_amc.thinner import Thinner
+from onnx_amc.timing import ratio_of, table_of
 from onnx_amc.training import course_of, parts_of, train
 
 PARTS = 8
@@ -67,7 +69,8 @@ class Compression:
             self.listener.stage("analyse", None)
             self.analysis = analyse(load_model(model), approximate=settings.approximate)
             self.model = self.analysis.model
-            self.units = units_of(self.analysis, settings)
+            self.table: LatencyTable | None = None
+            self.units = self._units()
             if all(len(lv) == 1 for lv in self.units.levels):
                 self._remark_whole()
             space = self.units.space(settings)
@@ -79,6 +82,13 @@ class Compression:
             self._calibrate()
         self.search = self._search()
 
+    def _units(self) -> Units:
+        return units_of(self.analysis, self.settings, self._clock if self.settings.timed else None)
+
+    def _clock(self, levels: Sequence[np.ndarray]) -> LatencyTable:
+        self.table = self.table or table_of(self.analysis, self.settings, levels, self.listener)
+        return self.table
+
     def _begin(self) -> None:
         self.started = time.perf_counter()
         self.seconds = dict.fromkeys(("analyse", "calibrate", "search", "search_onnxruntime", "recover", "total"), 0.0)
@@ -86,6 +96,9 @@ class Compression:
     def _search(self) -> Search:
         scorers = None if self.scorer is None or self.trial is None else (self.scorer, self.trial)
         actual = actual_cost(self.settings.budget.kind, self.settings.granularity)
+        if self.settings.budget.kind == "latency":
+            ratio, whole = ratio_of(self.analysis, self.settings), self.units.wholes["latency"]
+            actual = lambda model: ratio(model) * whole  # noqa: E731
         space = self.units.space(self.settings)
         return Search(self.units, space, self.builder, scorers, self.memo, self.settings, self.listener, actual)
 
@@ -101,7 +114,7 @@ class Compression:
         if other.settings.recover is False:
             other.trained = None
         other._begin()  # noqa: SLF001  its own copy
-        other.units = units_of(self.analysis, other.settings)
+        other.units = other._units()  # noqa: SLF001
         other.search = other._search()  # noqa: SLF001
         return other
 
@@ -265,7 +278,9 @@ class Compression:
                 where=self.model.source,
                 fix="nothing was written; please report the model's graph as a bug",
             )
-        spent = space.price(counts) if self.search.actual is None else self.search.actual(model)
+        spent: float = space.price(counts)
+        if self.search.actual is not None and self.settings.budget.kind != "latency":  # measured anew, it would differ
+            spent = self.search.actual(model)
         if spent > space.limit:
             raise BudgetError(
                 f"the plan costs {spent} {space.unit}, more than {space.limit}",

@@ -12,8 +12,7 @@ from onnx_amc.prune.criteria import CRITERIA
 from onnx_amc.search.loop import AGENTS, POLICIES
 from onnx_amc.search.reward import REWARDS
 
-LATER = ("latency",)
-REDUCED = ("flops", "params", "size")
+REDUCED = ("flops", "params", "size", "latency")
 """What a network may be made small in."""
 LEAST = {"channel": 0.2, "weight": 0.03}
 """Smallest fraction of a group's channels, or of a layer's weights, that is kept."""
@@ -28,7 +27,8 @@ class Budget:
 
     Args:
         kind: `flops` (multiply-accumulates), `params` (elements of float initializers; of single weights, those that are not
-            zero), `size` (bytes of the file), or `channels` (no budget: this fraction of every group's channels).
+            zero), `size` (bytes of the file), `latency` (measured, batch 1), or `channels` (no budget: this fraction of every
+            group's channels).
         ratio: The fraction that is left, in (0, 1].
 
     """
@@ -70,6 +70,8 @@ class Settings:
         judged: Samples that plans are scored on, at most; none of them is a calibration sample.
         agent: A trained agent to begin with, as `save_agent` has written it; None for an untrained one.
         save_agent: Where the agent goes when the search is done; None for nowhere.
+        latency_command: Program that times a model on a device elsewhere: it gets a path and prints milliseconds; None times here.
+        cache: Folder in which measured latencies are kept; None for the user's cache folder.
         tensorboard: Folder that the agent logs its training to; None for none.
         rows: Rows of each layer's least squares (AMC: about 30,000).
         ridge: Pull of the refit towards the original weights, relative to the inputs' mean variance.
@@ -112,6 +114,8 @@ class Settings:
     agent: str | None = None
     save_agent: str | None = None
     tensorboard: str | None = None
+    latency_command: str | None = None
+    cache: str | None = None
     rows: int = 40_000
     ridge: float = 1e-4
     correction: int = 512
@@ -182,6 +186,11 @@ class Settings:
         return LEAST[self.granularity] if self.min_keep is None else self.min_keep
 
     @property
+    def timed(self) -> bool:
+        """Whether plans need a price in time."""
+        return self.budget.kind == "latency" or self.reward == "latency"
+
+    @property
     def blind(self) -> bool:
         """Whether the run needs no data at all."""
         return (
@@ -195,7 +204,7 @@ def choose_budget(**given: float | None) -> Budget:
     """Return the one budget that was given.
 
     Raises:
-        OptionError: None, several, or one that this version does not offer.
+        OptionError: None, or several.
 
     """
     kind, ratio = _only(given)
@@ -226,12 +235,6 @@ def _only(given: Mapping[str, Given | None]) -> tuple[str, Given]:
     if not named:
         raise OptionError("no budget", where="options", fix="say how much is to be left, for example --flops 0.5")
     kind, value = next(iter(named.items()))
-    if kind in LATER:
-        raise OptionError(
-            f"the budget {options} is not available in this version",
-            where=options,
-            fix="use --flops, --params or --size",
-        )
     return kind, value
 
 

@@ -68,6 +68,7 @@ def pruning(
     flops: float | None = None,
     params: float | None = None,
     size: float | None = None,
+    latency: float | None = None,
     run: Compression | None = None,
     listener: Listener | None = None,
     render_mode: str | None = None,
@@ -82,6 +83,7 @@ def pruning(
         flops: Fraction of the multiply-accumulates to be left.
         params: Fraction of the parameters to be left.
         size: Fraction of the file's bytes to be left.
+        latency: Fraction of the measured latency to be left.
         run: That of another environment, in place of all of these.
         listener: Hears of every evaluation.
         render_mode: None, "ansi" or "rgb_array".
@@ -91,7 +93,7 @@ def pruning(
     if run is None:
         if model is None:
             raise TypeError("give a model, or the run of another environment")
-        budget = choose_budget(flops=flops, params=params, size=size)
+        budget = choose_budget(flops=flops, params=params, size=size, latency=latency)
         wanted = Settings(**{"budget": budget, "granularity": granularity, "recover": False, **settings})
         run = Compression(model, data, wanted, listener or Listener())
     return ModelEnv(run, render_mode)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from onnx_amc.graph.groups import Analysis
 from onnx_amc.inspection import facts_of, matching, protected, shape_facts
 from onnx_amc.prune.layers import Layer, find_layers
 from onnx_amc.prune.sparse import bytes_left
+from onnx_amc.run.table import LatencyTable
 from onnx_amc.search.space import Prices, Space, levels_of
 from onnx_amc.search.state import LayerFacts
 
@@ -25,7 +26,10 @@ GRAIN = 1.15
 NARROW = 12
 """Inputs of an output below which single weights stay: a 3 x 3 depthwise kernel."""
 
-UNITS = {"flops": "MACs", "params": "parameters", "size": "bytes"}
+UNITS = {"flops": "MACs", "params": "parameters", "size": "bytes", "latency": "latency"}
+
+Clock = Callable[[Sequence[np.ndarray]], LatencyTable]
+"""Levels of the groups -> what plans take in time."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,8 @@ class Units:
         ]
 
 
-def channels_of(analysis: Analysis, settings: Settings) -> Units:
-    """The groups of channels."""
+def channels_of(analysis: Analysis, settings: Settings, clock: Clock | None = None) -> Units:
+    """The groups of channels; plans have a price in time where there is a clock."""
     groups = analysis.groups
     whole = protected(analysis, settings.keep)
     levels = tuple(
@@ -99,13 +103,18 @@ def channels_of(analysis: Analysis, settings: Settings) -> Units:
         for g, keep in zip(groups, whole, strict=True)
     )
     full = np.array([g.channels for g in groups], dtype=np.int64)
-    prices = {"flops": cost.macs(analysis), "params": cost.params(analysis), "size": cost.size(analysis)}
+    known = {"flops": cost.macs(analysis), "params": cost.params(analysis), "size": cost.size(analysis)}
+    prices: dict[str, Prices] = {kind: price.many for kind, price in known.items()}
+    wholes = {kind: price(full) for kind, price in known.items()} | {"size": analysis.model.bytes}
+    if clock is not None:
+        prices["latency"] = clock(levels).nanoseconds
+        wholes["latency"] = int(prices["latency"](full[None])[0])
     return Units(
         tuple(g.name for g in groups),
         levels,
         tuple(facts_of(analysis)),
-        {kind: price.many for kind, price in prices.items()},
-        {kind: price(full) for kind, price in prices.items()} | {"size": analysis.model.bytes},
+        prices,
+        wholes,
         tuple(f"{g.name} ({g.reason})" for g in analysis.fixed),
         cost.macs(analysis),
         tuple(g.doubt for g in groups),
@@ -190,6 +199,15 @@ def _itemsize(tensor: onnx.TensorProto) -> int:
     return int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
-def units_of(analysis: Analysis, settings: Settings) -> Units:
-    """What the walk of a run decides, step by step."""
-    return weights_of(analysis, settings) if settings.granularity == "weight" else channels_of(analysis, settings)
+def units_of(analysis: Analysis, settings: Settings, clock: Clock | None = None) -> Units:
+    """What the walk of a run decides, step by step.
+
+    Args:
+        analysis: Of the network.
+        settings: Of the run.
+        clock: Makes a table of latencies for these levels; None where time does not count.
+
+    """
+    if settings.granularity == "weight":
+        return weights_of(analysis, settings)
+    return channels_of(analysis, settings, clock)

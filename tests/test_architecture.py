@@ -28,8 +28,9 @@ MAY = {
 }
 """What each package may import besides itself."""
 
-ORDER = ["config", "rundir", "inspection", "granularity", "delivery", "intake", "listener", "builder", "thinner", "training",
-         "searching", "compression", "guarantee", "pipeline", "envs", "__init__", "display", "cli", "__main__"]  # fmt: skip
+ORDER = ["config", "rundir", "inspection", "granularity", "delivery", "intake", "listener", "builder", "thinner", "timing",
+         "training", "searching", "compression", "guarantee", "pipeline", "envs", "__init__", "display", "cli",
+         "__main__"]  # fmt: skip
 """The modules above the packages: each may import all packages, and of these those before it."""
 
 DOORS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,6 +97,20 @@ def _axes(analysis: Analysis) -> dict[str, dict[int, Tokens]]:
     for owner, start, end in analysis.ledger.spans():
         axes.setdefault(owner.tensor, {})[owner.axis] = np.arange(start, end)
     return axes
+
+
+def elements(analysis: Analysis, tensors: Sequence[str]) -> Price:
+    """Elements of each of these tensors for one sample, one term a tensor; 0 for one of unknown shape."""
+    entries: list[tuple[str, int, Sequence[Tokens]]] = []
+    for name in tensors:
+        shape = analysis.model.shapes.get(name)
+        if shape is None:
+            entries.append((name, 0, []))
+            continue
+        axes = analysis.axes.get(name) or ()
+        live = {i: tokens for i, tokens in enumerate(axes) if tokens is not None} if len(axes) == len(shape) else {}
+        entries.append((name, math.prod(d for i, d in enumerate(shape) if i not in live), list(live.values())))
+    return _price(analysis, entries)
 
 
 def _price(analysis: Analysis, entries: Sequence[tuple[str, int, Sequence[Tokens]]]) -> Price:

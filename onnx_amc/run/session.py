@@ -13,8 +13,9 @@ from onnx_amc.graph.light import session
 
 
 def open_session(
-    model: onnx.ModelProto | str, *, threads: int = 0, provider: str = "CPUExecutionProvider", where: str = "model"
-) -> ort.InferenceSession:
+    model: onnx.ModelProto | str, *, threads: int = 0, provider: str = "CPUExecutionProvider", where: str = "model",
+    profile: str | None = None,
+) -> ort.InferenceSession:  # fmt: skip
     """Build an inference session at full graph optimisation (the fast kernels need it).
 
     Args:
@@ -22,6 +23,7 @@ def open_session(
         threads: Threads within an operator; 0 takes all cores.
         provider: Execution provider.
         where: What to call the model in messages.
+        profile: Where onnxruntime's own profile goes, a path that it adds a time and `.json` to; None takes none.
 
     Raises:
         ModelError: onnxruntime refuses the model or does not have the provider.
@@ -30,6 +32,8 @@ def open_session(
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     known = ort.get_available_providers()
     if provider not in known:
         raise ModelError(

@@ -1,0 +1,155 @@
+"""How long kernels and whole networks take in onnxruntime, several models in turn."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+
+from onnx_amc.graph.proto import key_of
+from onnx_amc.run.session import open_session, run_session
+
+Feed = Mapping[str, np.ndarray]
+
+CPU = "CPUExecutionProvider"
+"""The only provider whose kernels are timed: elsewhere onnxruntime's profile does not wait for the device."""
+
+WARM = 2
+"""Runs of each session that do not count."""
+
+LEAST = 4
+"""Runs that count, at least."""
+
+SUFFIX = "_kernel_time"
+
+
+class Kernel(NamedTuple):
+    """One kernel that onnxruntime ran: its name, its operator and its microseconds."""
+
+    name: str
+    op: str
+    microseconds: float
+
+
+Kernels = tuple[Kernel, ...]
+"""In the order in which they run."""
+
+
+def profile(model: onnx.ModelProto, feed: Feed, *, threads: int = 0, provider: str = CPU, runs: int = 20) -> Kernels:
+    """Time of each kernel, from onnxruntime's own profile.
+
+    Args:
+        model: The model; a node without a name of its own goes by its first output's.
+        feed: Input of one run.
+        threads: Within an operator; 0 takes all cores.
+        provider: Execution provider.
+        runs: Runs that count, at least 4; the time is the mean of the faster half of them.
+
+    Raises:
+        ModelError: onnxruntime refuses the model or does not have the provider.
+        DataError: It cannot run the model on this input.
+
+    """
+    return in_turn([model], feed, threads=threads, provider=provider, runs=runs)[1][0]
+
+
+def in_turn(
+    models: Sequence[onnx.ModelProto], feed: Feed, *, threads: int = 0, provider: str = CPU, runs: int = 20,
+    seconds: float = math.inf, watch: bool = True,
+) -> tuple[np.ndarray, list[Kernels]]:  # fmt: skip
+    """Seconds of each run, (runs, models), and the kernels of each model; the models are run in turn.
+
+    Each model has a session that is timed, and one that is profiled: profiling takes time itself.
+
+    Args:
+        models: The models.
+        feed: Input of one run.
+        threads: Within an operator; 0 takes all cores.
+        provider: Execution provider.
+        runs: Runs of each session, at least 4, besides two that do not count.
+        seconds: After which fewer runs must do.
+        watch: Whether kernels are timed.
+
+    Raises:
+        ModelError: onnxruntime refuses a model or does not have the provider.
+        DataError: It cannot run a model on this input.
+
+    """
+    with tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder:
+        named = [_named(m) for m in models]
+        plain = [open_session(m, threads=threads, provider=provider) for m in named]
+        paths = [str(Path(folder) / str(i)) for i in range(len(named))] if watch else []
+        pairs = zip(named, paths, strict=False)
+        watched = [open_session(m, threads=threads, provider=provider, profile=p) for m, p in pairs]
+        for session in plain:
+            run_session(session, None, feed, where="latency")
+        fed = [{i.name: feed[i.name] for i in s.get_inputs()} for s in plain]
+        clock, rows = stopwatch(threads, provider), list[list[float]]()
+        end = time.monotonic() + seconds
+        while len(rows) < WARM + LEAST or (len(rows) < WARM + runs and time.monotonic() < end):
+            rows.append([])
+            for i, session in enumerate(plain):
+                if watch:
+                    watched[i].run(None, fed[i])
+                start = clock()
+                session.run(None, fed[i])
+                rows[-1].append(clock() - start)
+        texts = [Path(s.end_profiling()).read_text(encoding="utf-8", errors="replace") for s in watched]
+    return np.array(rows[WARM:]), [read_profile(t) for t in texts] or [() for _ in models]
+
+
+def stopwatch(threads: int, provider: str) -> Callable[[], float]:
+    """Return what time is taken by: calls give seconds.
+
+    A single thread computes in the one that calls, and its processor time is what the wall clock would show on a machine that
+    does nothing else: other processes disturb it little. (On Windows it moves in steps of 16 ms.)
+    """
+    return time.thread_time if threads == 1 and provider == CPU and sys.platform != "win32" else time.perf_counter
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with a name of its own for every node: a copy, where any has none."""
+    names = [n.name for n in model.graph.node]
+    if all(names) and len(set(names)) == len(names):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    taken: set[str] = set()
+    for node in copy.graph.node:
+        if not node.name or node.name in taken:
+            node.name = key_of(node)
+        taken.add(node.name)
+    return copy
+
+
+def read_profile(text: str) -> Kernels:
+    """Read a profile: kernels in the order of their first run; nothing where it cannot be read.
+
+    What runs inside another kernel (a loop's body) counts for that one. Times are whole microseconds, hence a mean.
+    """
+    try:
+        events = json.loads(text)
+    except ValueError:  # onnxruntime writes names as they are, quotes and all
+        return ()
+    starts = np.sort([e["ts"] for e in events if e.get("name") == "model_run"])
+    if len(starts) <= WARM:
+        return ()
+    times: dict[tuple[str, str], np.ndarray] = {}
+    end = -math.inf
+    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(SUFFIX)]
+    for event in sorted(nodes, key=lambda e: (e["ts"], -e["dur"])):
+        run = int(np.searchsorted(starts, event["ts"], side="right")) - 1
+        if event["ts"] >= end and run >= 0:
+            end = event["ts"] + event["dur"]
+            key = event["name"].removesuffix(SUFFIX), event["args"].get("op_name", "")
+            times.setdefault(key, np.zeros(len(starts)))[run] += event["dur"]
+    half = math.ceil((len(starts) - WARM) / 2)
+    return tuple(Kernel(*key, float(np.sort(t[WARM:])[:half].mean())) for key, t in times.items())

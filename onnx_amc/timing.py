@@ -1,0 +1,74 @@
+"""What plans take in time: a table of predictions, and measurements of the models that are made of them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnx_amc.config import Settings
+from onnx_amc.delivery import one_feed, write_model
+from onnx_amc.graph.groups import Analysis
+from onnx_amc.listener import Listener
+from onnx_amc.prune.surgery import cut, finish
+from onnx_amc.run.clock import measure_by_command, measure_table, measure_table_by_command
+from onnx_amc.run.latency import measure
+from onnx_amc.run.table import LatencyTable
+
+ROUNDS = 5
+"""Times that a command measures the original and a model in turn."""
+
+
+def table_of(analysis: Analysis, settings: Settings, levels: Sequence[np.ndarray], listener: Listener) -> LatencyTable:
+    """Measure some cut networks, on this machine or by the user's command, and predict all others from them."""
+
+    def build(counts: np.ndarray) -> onnx.ModelProto:
+        kept = {g.name: range(n) for g, n in zip(analysis.groups, counts.tolist(), strict=True) if n < g.channels}
+        return finish(analysis, cut(analysis, kept))
+
+    def progress(done: int, total: int) -> None:
+        listener.advance(done, total=total)
+
+    cache = Path(settings.cache) if settings.cache else _usual_cache()
+    listener.stage("latency table", None)
+    if settings.latency_command is not None:
+        table = measure_table_by_command(
+            analysis, build, levels, settings.latency_command, seed=settings.seed, cache=cache, progress=progress
+        )
+    else:
+        table = measure_table(
+            analysis, build, levels, one_feed(analysis.model), provider=settings.provider, seed=settings.seed,
+            cache=cache, progress=progress,
+        )  # fmt: skip
+    listener.note(
+        f"latency table: on plans that it was not learnt from it is {table.error:.1%} off (median), {table.worst:.1%} at worst"
+    )
+    return table
+
+
+def ratio_of(analysis: Analysis, settings: Settings) -> Callable[[onnx.ModelProto], float]:
+    """What measures a finished model's latency relative to the original's, in turn with it."""
+    original = analysis.model.original
+
+    def here(model: onnx.ModelProto) -> float:
+        return measure([original, model], one_feed(analysis.model), provider=settings.provider)[1].ratio
+
+    def elsewhere(model: onnx.ModelProto) -> float:
+        with tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder:
+            paths = [Path(folder) / name for name in ("original.onnx", "compressed.onnx")]
+            for path, proto in zip(paths, (original, model), strict=True):
+                write_model(proto, path)
+            command = settings.latency_command or ""
+            times = [[measure_by_command(command, path) for path in paths] for _ in range(ROUNDS)]
+        return float(np.median([small / large for large, small in times]))
+
+    return here if settings.latency_command is None else elsewhere
+
+
+def _usual_cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "onnx-amc"

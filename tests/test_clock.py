@@ -1,0 +1,504 @@
+"""Latency learnt from a few plans: the law against invented machines, the measuring against onnxruntime and real commands."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_amc.delivery import one_feed
+from onnx_amc.errors import ModelError, OptionError
+from onnx_amc.graph import cost, light
+from onnx_amc.graph.groups import Analysis, analyse
+from onnx_amc.graph.load import load
+from onnx_amc.prune.surgery import cut, finish
+from onnx_amc.run import clock
+from onnx_amc.run.clock import Effort, measure_by_command, measure_table, measure_table_by_command, probe_plans
+from onnx_amc.run.kernels import CPU, Kernel, in_turn, profile, read_profile, stopwatch
+from onnx_amc.run.learn import Anchors, Probe, common_anchors, learn
+from onnx_amc.run.table import LatencyTable, assembled
+from onnx_amc.search.space import Space, levels_of
+
+MODELS = Path(__file__).parents[1] / "models"
+QUICK = Effort(random=6, rounds=1, runs=4, seconds=1.0)
+
+
+@cache
+def network(name: str = "digits_resnet") -> Analysis:
+    return analyse(load(MODELS / f"{name}.onnx"))
+
+
+def levels(analysis: Analysis) -> list[np.ndarray]:
+    return [levels_of(g.channels, None, 0.2, g.lanes) for g in analysis.groups]
+
+
+def whole(analysis: Analysis) -> np.ndarray:
+    return np.array([g.channels for g in analysis.groups], dtype=np.int64)
+
+
+def built(analysis: Analysis, counts: np.ndarray) -> onnx.ModelProto:
+    """The first channels of each group."""
+    pairs = zip(analysis.groups, counts.tolist(), strict=True)
+    return finish(analysis, cut(analysis, {g.name: tuple(range(n)) for g, n in pairs if n < g.channels}))
+
+
+def up(lengths: np.ndarray, block: int) -> np.ndarray:
+    return -(-lengths // block) * block
+
+
+# ---- the law, on machines that are known exactly ------------------------------------------------------------------
+
+
+def machine(analysis: Analysis, block: int) -> Callable[[np.ndarray], tuple[float, tuple[Kernel, ...]]]:
+    """A machine that takes 3 us per kernel, 1 ns per MAC and 2 ns per element written, all in whole blocks.
+
+    Each convolution is a kernel, named as onnxruntime names them, and each is followed by a reordering that has no name of its own.
+    """
+    price = cost.macs(analysis)
+    made = cost.elements(analysis, price.names)
+    anchors = common_anchors(analysis, [Probe((), 1, 1, 1, profile(analysis.model.original, one_feed(analysis.model)))])
+    last = {n.output[0]: a for a in anchors for n in analysis.model.proto.graph.node if a in n.output}
+
+    def run(counts: np.ndarray) -> tuple[float, tuple[Kernel, ...]]:
+        kernels: list[Kernel] = []
+        for i, name in enumerate(price.names):
+            macs, elements = (
+                float(
+                    p.constant[i]
+                    * np.prod(np.where(p.share[i].any(1), up(p.base[i] + p.share[i] @ counts, block), p.base[i]))
+                )
+                for p in (price, made)
+            )
+            kernels.append(Kernel(f"{last.get(name, name)}_nchwc", "Conv", 3 + 1e-3 * macs))
+            kernels.append(Kernel(f"ReorderOutput_token_{i}", "ReorderOutput", 2e-3 * elements))
+        return sum(k.microseconds for k in kernels) / 1e3, tuple(kernels)
+
+    return run
+
+
+def probed(analysis: Analysis, block: int, *, kernels: bool, count: int = 24, noise: float = 0.0) -> list[Probe]:
+    """What such a machine shows; a slow hour changes all times alike."""
+    run, rng = machine(analysis, block), np.random.default_rng(0)
+    original, reference = run(whole(analysis))
+    probes = []
+    for counts in probe_plans(levels(analysis), count, 0):
+        found, seen = run(counts)
+        slow = rng.uniform(1, 1.5)
+        ratio = found / original * float(np.exp(noise * rng.normal()))
+        seen = tuple(k._replace(microseconds=k.microseconds * slow) for k in seen)
+        total = slow * sum(k.microseconds for k in reference)
+        probes.append(Probe(tuple(counts.tolist()), ratio, original, *((total, seen) if kernels else ())))
+    return probes
+
+
+def wrong(analysis: Analysis, table: LatencyTable, block: int) -> float:
+    """Largest relative error on fresh plans."""
+    run, plans = machine(analysis, block), probe_plans(levels(analysis), 20, 5)[6:]
+    truth = np.array([run(p)[0] for p in plans])
+    return float(np.abs(table.many(plans) / truth - 1).max())
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", "digits_mobilenet"])
+@pytest.mark.parametrize("block", [1, 8, 16])
+def test_kernels_show_a_law_exactly(name: str, block: int) -> None:
+    analysis = network(name)
+    table = learn(analysis, probed(analysis, block, kernels=True, noise=0.02))
+    assert table.basis == "kernels"
+    assert wrong(analysis, table, block) < 0.03
+
+
+@pytest.mark.parametrize("block", [1, 8])
+def test_whole_networks_show_it_nearly(block: int) -> None:
+    analysis = network()
+    table = learn(analysis, probed(analysis, block, kernels=False))
+    assert table.basis == "networks"
+    assert wrong(analysis, table, block) < 0.05
+    assert table.error < 0.03
+
+
+def test_a_table_that_learnt_nonsense_says_so() -> None:
+    analysis = network()
+    probes = probed(analysis, 8, kernels=True)
+    ratios = np.random.default_rng(1).permutation([p.ratio for p in probes])
+    table = learn(analysis, [p._replace(ratio=float(r)) for p, r in zip(probes, ratios, strict=True)])
+    assert table.error > 0.1
+    assert wrong(analysis, table, 8) > 0.1
+
+
+def test_the_whole_network_is_predicted_to_take_what_it_took() -> None:
+    analysis = network()
+    probes = [p._replace(milliseconds=7.0) for p in probed(analysis, 8, kernels=True, noise=0.05)]
+    assert learn(analysis, probes).many(whole(analysis)[None])[0] == pytest.approx(7.0, rel=0.02)
+
+
+def test_where_nothing_can_be_cut_it_is_what_was_measured() -> None:
+    analysis = network()
+    table = learn(analysis, [Probe(tuple(whole(analysis).tolist()), 1.0, ms) for ms in (3.0, 5.0, 4.0)])
+    assert table.many(np.array([whole(analysis), whole(analysis) - 1])).tolist() == pytest.approx([4.0, 4.0], rel=1e-3)
+    assert math.isnan(table.error)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_who_keeps_less_never_takes_longer(*, kernels: bool) -> None:
+    analysis = network("digits_mobilenet")
+    table = learn(analysis, probed(analysis, 8, kernels=kernels, noise=0.2))
+    rng = np.random.default_rng(0)
+    plans = rng.integers(1, whole(analysis) + 1, (500, len(analysis.groups)))
+    less = np.maximum(plans - rng.integers(0, 9, plans.shape), 1)
+    before, after = table.many(plans), table.many(less)
+    assert (after <= before * (1 + 1e-12)).all()
+    assert (after < before).any()
+    assert (table.many(np.zeros_like(plans)) >= 0).all()
+
+
+def test_the_search_takes_it_as_a_price() -> None:
+    analysis = network()
+    table = learn(analysis, probed(analysis, 8, kernels=True))
+    full = int(table.nanoseconds(whole(analysis)[None])[0])
+    names = tuple(g.name for g in analysis.groups)
+    space = Space(names, tuple(levels(analysis)), table.nanoseconds, full * 6 // 10, "ns")
+    plan = space.largest(lambda r: np.full(len(space), r))
+    assert 0.4 < space.price(plan) / full <= 0.6
+
+
+def test_the_sum_of_terms_is_the_formula() -> None:
+    analysis, rng = network(), np.random.default_rng(3)
+    price = cost.macs(analysis)
+    weights = {block: rng.random(len(price.names)) * (rng.random(len(price.names)) < 0.7) for block in (1, 8)}
+    table = assembled([(price, block, w) for block, w in weights.items()], 0.25)
+    for counts in probe_plans(levels(analysis), 5, 1):
+        wanted = 0.25
+        for block, w in weights.items():
+            for i in range(len(price.names)):
+                lengths = price.base[i] + price.share[i] @ counts
+                rounded = [
+                    up(n, block) if s.any() else n for n, s in zip(lengths.tolist(), price.share[i], strict=True)
+                ]
+                wanted += w[i] * price.constant[i] * math.prod(rounded)
+        assert table.many(counts[None])[0] == pytest.approx(wanted)
+
+
+def test_elements_are_those_of_the_cut_model() -> None:
+    analysis = network()
+    for counts in probe_plans(levels(analysis), 3, 2):
+        model = load(built(analysis, counts))
+        names = [o for n in analysis.model.proto.graph.node for o in n.output]
+        found = cost.elements(analysis, names).terms(counts).tolist()
+        assert found == [math.prod(model.shapes[n]) for n in names]
+    assert cost.elements(analysis, ["no such tensor"])(counts) == 0
+
+
+# ---- probes -------------------------------------------------------------------------------------------------------
+
+
+def test_probes_show_every_group_at_all_its_levels() -> None:
+    steps = [np.array([2, 4, 8]), np.arange(1, 13), np.array([5])]
+    plans = probe_plans(steps, 24, 0)
+    assert plans[0].tolist() == [8, 12, 5]
+    assert plans[1].tolist() == [2, 1, 5]
+    assert len({tuple(p) for p in plans.tolist()}) == len(plans)
+    for mine, column in zip(steps, plans.T, strict=True):
+        assert set(column.tolist()) == set(mine.tolist())
+    assert np.array_equal(plans, probe_plans(steps, 24, 0))
+    assert not np.array_equal(plans, probe_plans(steps, 24, 1))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "tensor"),
+    [("/1/Relu_output_0_nchwc", "/1/Relu_output_0"), ("fused /1/Conv", None), ("/7/7.2/Gemm", "logits"),
+     ("/7/7.2/Gemm/MatMulAddFusion", "logits"), ("ReorderOutput_token_3", None), ("/7/7.2/Gemmer", None)],
+)  # fmt: skip
+def test_a_kernel_is_known_by_the_name_it_got(kernel: str, tensor: str | None) -> None:
+    analysis = network()
+    outputs = {"logits": analysis.model.proto.graph.output[0].name}
+    found = Anchors(analysis).find(kernel)
+    assert found == (outputs.get(tensor, tensor) if tensor else None)
+
+
+def test_kernels_without_a_name_go_with_their_neighbours() -> None:
+    anchors = Anchors(network())
+    first, second = "/1/Relu_output_0", "/2/body/body.1/Relu_output_0"
+    ran = [("ReorderInput", "ReorderInput"), (first, "Conv"), ("ReorderOutput_7", "ReorderOutput"), ("new", "Cast"),
+           (second, "Conv"), ("end", "Cast")]  # fmt: skip
+    kernels = [Kernel(name, op, 1.0) for name, op in ran]
+    found = {a: [k.name for k in ks] for a, ks in anchors.grouped(kernels).items()}
+    assert found == {first: ["ReorderInput", first, "ReorderOutput_7"], second: ["new", second, "end"]}
+    assert list(anchors.grouped(kernels, frozenset({second}))) == [second]
+    assert len(anchors.grouped(kernels, frozenset({second}))[second]) == len(kernels)
+
+
+# ---- onnxruntime's profile -------------------------------------------------------------------------------------------
+
+
+def event(name: str, start: int, length: int, kind: str = "Node") -> dict[str, object]:
+    return {"cat": kind, "name": name, "ts": start, "dur": length, "args": {"op_name": "Op"}}
+
+
+def test_a_profile_is_read_without_its_first_runs_and_without_what_runs_inside_a_loop() -> None:
+    events: list[dict[str, object]] = []
+    for i, length in enumerate([900, 800, 10, 30, 20, 1000]):
+        at = 10_000 * i
+        events += [
+            event("model_run", at, 5000, "Session"),
+            event("loop_kernel_time", at + 1, length),
+            event("body_kernel_time", at + 2, length - 5),
+            event("body_kernel_time", at + 3, 1),
+            event("after_kernel_time", at + 1 + length, 2 + i),
+            event("after_fence_before", at + 1 + length, 7),
+        ]
+    found = read_profile(json.dumps(events))
+    assert found == (Kernel("loop", "Op", 15.0), Kernel("after", "Op", 4.5))
+
+
+@pytest.mark.parametrize("text", ['[{"name": "it\'s "quoted"" }]', "[]", json.dumps([event("a_kernel_time", 1, 1)])])
+def test_a_profile_that_cannot_be_read_is_none(text: str) -> None:
+    assert read_profile(text) == ()
+
+
+def test_kernels_of_a_real_network_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    analysis = network()
+    nameless = onnx.ModelProto()
+    nameless.CopyFrom(analysis.model.original)
+    for node in nameless.graph.node:
+        node.name = ""
+    feed = one_feed(analysis.model)
+    for model in (analysis.model.original, nameless):
+        found = profile(model, feed, threads=1, runs=5)
+        assert sum(k.op == "Conv" for k in found) == sum(n.op_type == "Conv" for n in model.graph.node)
+        assert all(0 <= k.microseconds < 1e5 for k in found)
+        assert sum(k.microseconds for k in found) > 0
+        anchors = Anchors(analysis)
+        assert {anchors.find(k.name) for k in found if k.op == "Conv"} <= set(analysis.model.shapes)
+    assert list(tmp_path.iterdir()) == []
+    assert not nameless.graph.node[0].name
+
+
+def test_models_run_in_turn_are_told_apart() -> None:
+    def product(size: int) -> onnx.ModelProto:
+        weight = numpy_helper.from_array(np.ones((size, size), np.float32), "w")
+        nodes = [
+            helper.make_node("Expand", ["x", "n"], ["y"]),
+            helper.make_node("MatMul", ["y", "w"], ["z"]),
+            helper.make_node("ReduceMax", ["z"], ["r"], keepdims=0),
+        ]
+        shape = numpy_helper.from_array(np.array([size, size]), "n")
+        graph = helper.make_graph(
+            nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1])],
+            [helper.make_tensor_value_info("r", TensorProto.FLOAT, [])], [weight, shape],
+        )  # fmt: skip
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    feed = {"x": np.ones((1, 1), np.float32)}
+    laps, kernels = in_turn([product(256), product(16)], feed, threads=1, runs=6)
+    assert laps.shape == (6, 2)
+    assert np.median(laps[:, 0]) > 5 * np.median(laps[:, 1])
+    assert [[k.op for k in found] for found in kernels] == [["Expand", "MatMul", "ReduceMax"]] * 2
+    assert kernels[0][1].microseconds > 5 * max(kernels[1][1].microseconds, 1)
+    assert in_turn([product(16)], feed, threads=1, runs=4, watch=False)[1] == [()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its processor time moves in steps of 16 ms")
+def test_one_thread_is_timed_without_what_others_do_meanwhile() -> None:
+    clocks = stopwatch(1, CPU), stopwatch(2, CPU), stopwatch(1, "CUDAExecutionProvider")
+    before = [c() for c in clocks]
+    time.sleep(0.2)
+    slept = [c() - b for c, b in zip(clocks, before, strict=True)]
+    assert slept[0] < 0.1 <= min(slept[1:])
+
+
+def test_a_provider_that_is_not_there_is_refused() -> None:
+    analysis = network()
+    with pytest.raises(ModelError, match="no provider 'NoSuchProvider'"):
+        profile(analysis.model.original, one_feed(analysis.model), provider="NoSuchProvider")
+
+
+# ---- measuring and remembering ---------------------------------------------------------------------------------------
+
+
+def measured(
+    folder: Path | None, *, threads: int = 1, seed: int = 0, effort: Effort = QUICK
+) -> tuple[LatencyTable, int]:
+    """A table of the small network, and how many models were built for it."""
+    analysis, calls = network(), itertools.count()
+
+    def build(counts: np.ndarray) -> onnx.ModelProto:
+        next(calls)
+        return built(analysis, counts)
+
+    table = measure_table(
+        analysis, build, levels(analysis), one_feed(analysis.model), threads=threads, seed=seed, probes=effort,
+        cache=folder,
+    )  # fmt: skip
+    return table, next(calls)
+
+
+def test_a_real_network_is_measured_once(tmp_path: Path) -> None:
+    analysis = network()
+    table, calls = measured(tmp_path)
+    assert calls == len(probe_plans(levels(analysis), QUICK.random, 0))
+    full, least = table.many(np.array([whole(analysis), [lv[0] for lv in levels(analysis)]]))
+    assert 0.005 < full < 100
+    assert least < full
+    again, calls = measured(tmp_path)
+    assert calls == 0
+    assert (again.constant, again.weight.tolist()) == (table.constant, table.weight.tolist())
+    assert [p.suffix for p in tmp_path.iterdir()] == [".json"]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is run, all take a second."""
+
+    def timed(models: list[object], *_: object, **__: object) -> tuple[np.ndarray, list[tuple[Kernel, ...]]]:
+        return np.ones((5, len(models))), [() for _ in models]
+
+    monkeypatch.setattr(clock, "in_turn", timed)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_was_measured_otherwise_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured(tmp_path)[1] > 0
+    assert measured(tmp_path, threads=2)[1] > 0
+    assert measured(tmp_path, seed=1)[1] > 0
+    assert measured(tmp_path, effort=replace(QUICK, runs=5))[1] > 0
+    monkeypatch.setattr(platform, "node", lambda: "another host")
+    assert measured(tmp_path)[1] > 0
+    assert measured(None)[1] > 0
+    assert measured(tmp_path)[1] == 0
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: json.dumps({"key": json.loads(text)["key"], "probes": []}),
+        lambda text: json.dumps(json.loads(text) | {"key": "another"}),
+        lambda text: json.dumps(json.loads(text) | {"probes": [[*p[:1], -1.0, *p[2:]] for p in json.loads(text)["probes"]]}),
+        lambda text: json.dumps(json.loads(text) | {"probes": [p[:4] for p in json.loads(text)["probes"]]}),
+    ],
+    ids=["cut off", "a list", "no probes", "other key", "negative", "short"],
+)  # fmt: skip
+def test_a_damaged_cache_is_measured_again(tmp_path: Path, spoil: Callable[[str], str]) -> None:
+    assert measured(tmp_path)[1] > 0
+    (file,) = tmp_path.iterdir()
+    kept = file.read_text(encoding="utf-8")
+    assert measured(tmp_path)[1] == 0
+    file.write_text(spoil(kept), encoding="utf-8")
+    assert measured(tmp_path)[1] > 0
+    assert file.read_text(encoding="utf-8") == kept
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.write_text("not a folder", encoding="utf-8")
+    with pytest.raises(OptionError, match="measurements cannot be kept") as caught:
+        clock._write(place / "latency.json", "key", [])
+    assert str(place) in str(caught.value)
+
+
+# ---- a command ------------------------------------------------------------------------------------------------------
+
+
+def script(folder: Path, text: str) -> str:
+    """A command that runs this Python text; the model's path is its last argument."""
+    path = folder / "a script.py"
+    path.write_text(f"import os, sys, time\n{text}\n", encoding="utf-8")
+    return shlex.join([sys.executable, "-S", str(path), "--device", "a b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("print('99\\nlatency: 12.5 ms\\n\\n')", 12.5),
+        ("print('mean 3 median', '1.5e-2')", 0.015),
+        ("print('.5ms', end='')", 0.5),
+        ("print(os.path.getsize(sys.argv[-1]), 'ms'); print('done', file=sys.stderr)", 5.0),
+        ("print(len(sys.argv), sys.argv[2] == 'a b', 4)", 4.0),
+    ],
+)
+def test_a_command_tells_the_milliseconds_last(tmp_path: Path, text: str, wanted: float) -> None:
+    model = tmp_path / "some model.onnx"
+    model.write_bytes(b"12345")
+    assert measure_by_command(script(tmp_path, text), model) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("print(7); sys.exit('no\\nboard is connected')", "failed with exit code 1: board is connected"),
+        ("os._exit(3)", "failed with exit code 3: it said nothing"),
+        ("time.sleep(60)", "took longer than 0.5 s"),
+        ("print('5 ms'); print('finished')", "printed no number on its last line: 'finished'"),
+        ("pass", "printed no number on its last line: ''"),
+        ("print(-2.5)", "printed -2.5, which is not a positive number"),
+        ("print('0.0 ms')", "printed 0.0, which is not a positive number"),
+        ("print('nan')", "printed nan, which is not a positive number"),
+        ("print('inf')", "printed inf, which is not a positive number"),
+        ("print('1e999')", "printed 1e999, which is not a positive number"),
+    ],
+)
+def test_a_command_that_fails_says_how(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        measure_by_command(script(tmp_path, text), tmp_path / "m.onnx", timeout=0.5 if "sleep" in text else 60)
+    assert message in caught.value.what
+    assert caught.value.where == "--latency-command"
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [("", "it is empty"), ("time 'model", "No closing quotation"), ("/no/such/program -x", "cannot be run")],
+)
+def test_a_command_that_is_none_is_refused(command: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        measure_by_command(command, "m.onnx")
+
+
+def test_a_table_is_learnt_from_a_command(tmp_path: Path) -> None:
+    analysis, seen = network("digits_mlp"), list[tuple[int, int]]()
+    command = script(tmp_path, "print(os.path.getsize(sys.argv[-1]) / 1e4)")
+    effort = Effort(random=12, rounds=1)
+
+    def learnt() -> LatencyTable:
+        return measure_table_by_command(
+            analysis, lambda c: built(analysis, c), levels(analysis), command, probes=effort, cache=tmp_path / "kept",
+            progress=lambda done, total: seen.append((done, total)),
+        )  # fmt: skip
+
+    table = learnt()
+    assert table.basis == "networks"
+    plans = probe_plans(levels(analysis), 10, 9)
+    truth = [len(built(analysis, p).SerializeToString()) / 1e4 for p in plans]
+    assert np.abs(table.many(plans) / truth - 1).max() < 0.05
+    assert seen[-1] == (len(seen), len(seen))
+    before = len(seen)
+    assert learnt().many(plans).tolist() == table.many(plans).tolist()
+    assert len(seen) == before
+
+
+def test_a_model_too_large_for_one_file_is_handed_over_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis = network()
+    monkeypatch.setattr(light, "LARGEST", 10_000)
+    path = clock._written(analysis.model.original, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert path.stat().st_size < light.size(analysis.model.original) / 2
+    kept = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    for tensor in analysis.model.original.graph.initializer:
+        assert np.array_equal(kept[tensor.name], numpy_helper.to_array(tensor))
