@@ -1,0 +1,103 @@
+"""Budgets on measured latency, here and by a command, through whole runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnx_amc
+from onnx_amc.cli import main
+from onnx_amc.compression import Compression
+from onnx_amc.config import Budget, Settings
+from onnx_amc.errors import BudgetError, OptionError
+from onnx_amc.listener import Listener
+
+MODELS = Path(__file__).parents[1] / "models"
+RESNET, MLP = (MODELS / f"digits_{name}.onnx" for name in ("resnet", "mlp"))
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> str:
+    """A device on which a model takes as many milliseconds as its file has thousands of bytes; it counts how often it is asked."""
+    script, asked = tmp_path / "device.py", tmp_path / "asked"
+    script.write_text(
+        "import os, sys\n"
+        f"open({str(asked)!r}, 'a').write('x')\n"
+        "print('warming up')\n"
+        "print(os.path.getsize(sys.argv[1]) / 1000)\n"
+    )
+    return f"{sys.executable} {script}"
+
+
+def times_asked(tmp_path: Path) -> int:
+    return len((tmp_path / "asked").read_text())
+
+
+def test_a_budget_in_time_on_a_device_elsewhere(device: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"latency": 0.6, "latency_command": device, "cache": str(tmp_path / "cache")}
+    result = onnx_amc.compress(RESNET, episodes=4, recover=False, **options)
+    original = RESNET.stat().st_size
+    assert len(result.model.SerializeToString()) <= 0.6 * original, "on that device bytes are time"
+    assert len(result.model.SerializeToString()) >= 0.4 * original, "and the budget is made use of"
+    first = times_asked(tmp_path)
+    onnx_amc.compress(RESNET, policy="uniform", refit=False, **options)
+    assert times_asked(tmp_path) - first < 0.5 * first, "the table is kept; only what is delivered is measured anew"
+
+
+def test_a_device_that_is_faster_with_nothing_cannot_be_pleased(tmp_path: Path) -> None:
+    script = tmp_path / "stubborn.py"
+    script.write_text("print(5.0)\n")
+    with pytest.raises(BudgetError, match="latency"):
+        onnx_amc.compress(
+            MLP,
+            latency=0.5,
+            latency_command=f"{sys.executable} {script}",
+            cache=str(tmp_path),
+            policy="uniform",
+            refit=False,
+        )
+
+
+def test_what_the_command_says_wrong_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.onnx"
+    command = ["compress", str(MLP), "--latency", "0.5", "-o", str(out), "--cache", str(tmp_path)]
+    assert main([*command, "--latency-command", "no-such-program"]) == 2
+    message = capsys.readouterr().err
+    assert "no-such-program" in message
+    assert "Traceback" not in message
+    assert not out.exists()
+
+
+def test_latency_here_is_measured_and_foretold(tmp_path: Path) -> None:
+    settings = Settings(Budget("latency", 0.8), policy="uniform", refit=False, cache=str(tmp_path))
+    run = Compression(RESNET, None, settings, Listener())
+    space = run.search.space
+    assert run.table is not None
+    assert space.price(space.smallest) < 0.8 * space.price(space.full), "a fifth of the channels takes less time"
+    assert (np.diff([space.price(space.counts(np.minimum(i, space.indices(space.full)))) for i in range(8)]) >= 0).all()
+    assert len(list(tmp_path.glob("latency-*.json"))) == 1
+    again = run.again(budget=Budget("latency", 0.9))
+    assert again.table is run.table
+    result = again.deliver(again.choose())
+    onnx.checker.check_model(result.model)
+    assert result.record["compressed"]["latency_ratio"] < 1.0
+
+
+def test_the_reward_can_count_time(tmp_path: Path, device: str) -> None:
+    settings = Settings(
+        Budget("flops", 0.5), reward="latency", latency_command=device, cache=str(tmp_path), recover=False
+    )
+    run = Compression(MLP, None, settings, Listener())
+    counts = run.search.space.at(0.4)
+    tried = run.search.journal.ask(counts, "test")
+    assert tried.reward == pytest.approx(-tried.error * np.log(run.units.prices["latency"](counts[None])[0]))
+
+
+def test_zeros_save_no_time() -> None:
+    with pytest.raises(OptionError, match="multiplies by zeros too"):
+        onnx_amc.compress(MLP, latency=0.5, granularity="weight")
