@@ -194,6 +194,7 @@ class Compression:
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "checks": checks,
             "recover": told or None,
+            **self._foretold(counts),
             **outcome(self.search.journal, self.settings.policy, self.units, counts),
         }
         s = self.settings
@@ -253,6 +254,13 @@ class Compression:
         for table, taken in zip(tables, times, strict=True):
             table["latency_ms"], table["latency_ratio"] = taken.milliseconds, taken.ratio
         return found
+
+    def _foretold(self, counts: np.ndarray) -> dict[str, Any]:
+        """What the table of latencies says of a plan, and how far it may be believed."""
+        if self.table is None:
+            return {}
+        ratio = float(self.units.prices["latency"](counts[None])[0] / self.units.wholes["latency"])
+        return {"latency_table": {"ratio": ratio, "error": self.table.error, "worst": self.table.worst}}
 
     def _asked(self) -> dict[str, Any]:
         settings = self.settings

@@ -117,6 +117,17 @@ class Display(Listener):
                 f"recovered: {trained['before']:.4f} -> {trained['after']:.4f} on samples not trained on; "
                 f"{trained['epochs']} epochs of {trained['samples']} samples, {seconds['recover']:.0f} s"
             )
+        if drop := record.get("max_drop"):
+            low, high = drop["interval"]
+            self._out.print(
+                f"lost: {drop['points']:+.2f} points of {drop['allowed']:g} allowed, {low:+.2f} to {high:+.2f} with a confidence of "
+                f"{drop['confidence']:.0%}, on {drop['samples']} samples"
+                + ("" if drop["uniform"] is None else f"; uniform needs {drop['uniform']:.1%}")
+            )
+        if foretold := record.get("latency_table"):
+            self._out.print(
+                f"latency foretold: {foretold['ratio']:.2f}x; the table is {foretold['error']:.1%} off on other plans (median)"
+            )
         loose = [g["name"] for g in record["groups"] if "approximate" in g and g["kept"] < g["channels"]]
         if loose:
             self._out.print(

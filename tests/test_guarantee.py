@@ -71,12 +71,15 @@ def test_no_drop_at_all_may_leave_the_network_whole(monkeypatch: pytest.MonkeyPa
     assert result.record["max_drop"]["points"] == 0
 
 
-def test_with_training_the_drop_is_that_of_the_trained_network(tmp_path: Path) -> None:
+def test_with_training_the_drop_is_that_of_the_trained_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("digits_mlp.onnx", "digits_mlp.npz"):
         (tmp_path / name).write_bytes((MODELS / name).read_bytes())
     model = tmp_path / "digits_mlp.onnx"
-    options = ["--max-drop", "2", "--episodes", "3", "--recover-epochs", "2", "--quiet"]
+    options = ["--max-drop", "2", "--episodes", "3", "--recover-epochs", "2"]
     assert main(["compress", str(model), *options]) == 0
+    assert "points of 2 allowed" in capsys.readouterr().out
     record = json.loads((tmp_path / "digits_mlp.amc.run" / "record.json").read_text())
     assert record["recover"]["epochs"] == 2
     assert record["max_drop"]["points"] <= 2

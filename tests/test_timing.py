@@ -86,6 +86,7 @@ def test_latency_here_is_measured_and_foretold(tmp_path: Path) -> None:
     result = again.deliver(again.choose())
     onnx.checker.check_model(result.model)
     assert result.record["compressed"]["latency_ratio"] < 1.0
+    assert result.record["latency_table"]["ratio"] <= 0.9
 
 
 def test_the_reward_can_count_time(tmp_path: Path, device: str) -> None:
