@@ -120,7 +120,7 @@ class Display(Listener):
         if drop := record.get("max_drop"):
             low, high = drop["interval"]
             self._out.print(
-                f"lost: {drop['points']:+.2f} points of {drop['allowed']:g} allowed, {low:+.2f} to {high:+.2f} with a confidence of "
+                f"lost: {drop['points']:+.2f} points of {drop['allowed']:g} allowed, {low:+.2f} to {high:+.2f} with confidence "
                 f"{drop['confidence']:.0%}, on {drop['samples']} samples"
                 + ("" if drop["uniform"] is None else f"; uniform needs {drop['uniform']:.1%}")
             )
