@@ -132,9 +132,9 @@ class Settings:
     probe: int = 256
 
     def __post_init__(self) -> None:
+        self._check_names()
         _fraction(self.budget.ratio, f"--{self.budget.kind}")
         _fraction(self.least, "--min-keep")
-        self._check_names()
         self._check_combinations()
         for name, least in (("episodes", 1), ("seed", 0)):
             value = getattr(self, name)
