@@ -207,7 +207,7 @@ def measure_by_command(command: str, path: str | os.PathLike[str], *, timeout: f
 
 def measure_table_by_command(
     analysis: Analysis, build: Build, levels: Sequence[np.ndarray], command: str, *, seed: int = 0,
-    probes: Effort = Effort(rounds=1), timeout: float = 600.0, cache: Path | None = None,
+    probes: Effort = Effort(rounds=2), timeout: float = 600.0, cache: Path | None = None,
     progress: Progress = lambda _done, _total: None,
 ) -> LatencyTable:  # fmt: skip
     """Let a command measure some plans on a device elsewhere, and learn from them how long any other takes there.

@@ -23,6 +23,9 @@ RIDGE, APART = 0.1, 3.0
 """How firmly what is learnt from whole networks is held down, relative to one measurement, there being more weights than plans: the
 weights of all parts of a kind, and what the parts of one size take more."""
 
+DOUBTS, USUAL = 4, 1.5
+"""How often whole networks are fitted, each time with less belief in what was far off, and how far is usual, in median errors."""
+
 ANCHORED = 10.0
 """How much more the whole network's time counts than another plan's: all others are in relation to it."""
 
@@ -64,7 +67,7 @@ def learn(analysis: Analysis, probes: Sequence[Probe]) -> LatencyTable:
     if anchors:
         ways.insert(0, _Kernels(analysis, probes, anchors))
     found = [(way, blocks, way.held_out(blocks)) for way in ways for blocks in BLOCKS]
-    way, blocks, errors = min(found, key=lambda f: float(np.square(f[2]).sum()))
+    way, blocks, errors = min(found, key=lambda f: float(f[2].sum()))
     table = way.fit(blocks, np.ones(len(probes), dtype=bool))
     if not len(errors):
         return table
@@ -216,36 +219,83 @@ class _Kernels(_Way):
         return replace(self.work.table(blocks, float(rest), [s * stretch / total for s in slopes]), basis="kernels")
 
 
+_Cause = tuple[list[int], int, float]
+"""Parts, one of their features, and how much of it they have together in the whole network."""
+
+
 class _Networks(_Way):
     """Times of whole networks alone; the parts are the nodes, and those of a kind are alike but for a little."""
 
     def __init__(self, analysis: Analysis, probes: Sequence[Probe]) -> None:
         nodes = analysis.model.proto.graph.node
         super().__init__(analysis, probes, {key_of(n): _kind(n) for n in nodes if key_of(n)})
+        self._causes: dict[Sequence[int], tuple[list[_Cause], np.ndarray, np.ndarray]] = {}
 
     def fit(self, blocks: Sequence[int], known: np.ndarray) -> LatencyTable:
         """Fit all laws at once, with a pull towards nothing."""
-        shares, scales, laws = self.features(blocks)
-        kinds: dict[tuple[str, ...], list[int]] = {}
-        for members in laws:
-            kinds.setdefault(self.work.units[members[0]].kind, []).extend(members)
-        parts, pulls = [np.ones((len(self.plans), 1))], [np.full(1, RIDGE)]
-        sizes: list[tuple[list[int], np.ndarray]] = []
-        for pull, members in [(RIDGE, m) for m in kinds.values()] + [(APART, m) for m in laws]:
-            size = np.sum([scales[u] * (shares[u].max(axis=0) > 0) for u in members], axis=0)
-            sizes.append((members, np.where(size > 0, size, 1.0)))
-            parts.append(np.sum([shares[u] * scales[u] for u in members], axis=0) / sizes[-1][1])
-            pulls.append(np.full(len(size), pull))
+        _, scales, _ = self.features(blocks)
+        causes, columns, pulls = self.causes(blocks)
         trust = self.trust(known)
-        rows = np.concatenate(parts, axis=1)[known] * trust[:, None]
-        pulled = np.diag(np.concatenate(pulls))
-        goal = np.append(self.ratio[known] * trust, np.zeros(len(pulled)))
-        found = _positive(np.vstack([rows, pulled]), goal) * self.milliseconds
+        rows = np.insert(columns[known], 0, 1, axis=1) * trust[:, None]
+        found = (
+            _believed(rows, self.ratio[known] * trust, np.append(RIDGE, pulls), self.whole[known]) * self.milliseconds
+        )
         slopes = [np.zeros_like(s) for s in scales]
-        for (members, size), slope in zip(sizes, found[1:].reshape(len(sizes), len(scales[0])), strict=True):
+        for (members, feature, size), slope in zip(causes, found[1:], strict=True):
             for u in members:
-                slopes[u] += slope / size
+                slopes[u][feature] += slope / size
         return self.work.table(blocks, float(found[0]), slopes)
+
+    def causes(self, blocks: Sequence[int]) -> tuple[list[_Cause], np.ndarray, np.ndarray]:
+        """What time may be due to, (plans, causes) how much of it there is, and (causes,) how firmly its weight is held down.
+
+        Each feature of all parts of a kind; and what all parts of one size multiply, or else write. Of those that cannot be
+        told apart, the first.
+        """
+        if blocks not in self._causes:
+            shares, scales, laws = self.features(blocks)
+            kinds: dict[tuple[str, ...], list[int]] = {}
+            for members in laws:
+                kinds.setdefault(self.work.units[members[0]].kind, []).extend(members)
+            wanted = [(members, f, RIDGE) for members in kinds.values() for f in range(len(scales[0]))]
+            for members in laws:
+                multiplied = bool(self.work.units[members[0]].macs)
+                wanted.append((members, len(blocks) // 2 if multiplied else len(blocks) + 1, APART))
+            causes: list[_Cause] = []
+            columns, pulls, known = list[np.ndarray](), list[float](), set[bytes]()
+            for members, f, pull in wanted:
+                size = sum(float(scales[u][f]) for u in members)
+                column = np.sum([shares[u][:, f] * scales[u][f] for u in members], axis=0) / size
+                key = np.round(column, 9).tobytes()
+                if np.ptp(column) > 0 and key not in known:
+                    known.add(key)
+                    causes.append((members, f, size))
+                    columns.append(column)
+                    pulls.append(pull)
+            matrix = np.array(columns).reshape(len(causes), len(self.plans)).T
+            self._causes[blocks] = causes, matrix, np.array(pulls)
+        return self._causes[blocks]
+
+
+def _believed(rows: np.ndarray, goal: np.ndarray, pulls: np.ndarray, sure: np.ndarray) -> np.ndarray:
+    """Solve for x >= 0 by least squares with a pull towards 0; rows far off are believed less (Huber's weights).
+
+    Args:
+        rows: (measurements, unknowns).
+        goal: (measurements,).
+        pulls: (unknowns,).
+        sure: bool (measurements,), which are believed in any case.
+
+    """
+    weight = np.ones(len(rows))
+    for _ in range(DOUBTS):
+        found = _positive(
+            np.vstack([rows * weight[:, None], np.diag(pulls)]), np.append(goal * weight, np.zeros(len(pulls)))
+        )
+        wrong = np.abs(rows @ found - goal)
+        usual = USUAL * float(np.median(wrong))
+        weight = np.where(sure, 1, np.sqrt(np.minimum(1, usual / np.maximum(wrong, 1e-12))))
+    return found
 
 
 def _kind(node: onnx.NodeProto) -> tuple[str, ...]:
