@@ -29,7 +29,8 @@ from onnx_amc.recover.course import Task
 from onnx_amc.run.check import gap, self_check
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.latency import measure
-from onnx_amc.run.score import Scorer, find_metric
+from onnx_amc.run.metrics import find_metric, shown
+from onnx_amc.run.score import Scorer
 from onnx_amc.rundir import Memo, RunDir
 from onnx_amc.search.env import ChannelPruningEnv
 from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Tried, key_of, propose, reward_of, search, second_pass
@@ -93,6 +94,7 @@ class Compression:
         other = copy(self)
         other.settings = replace(self.settings, policy=policy, episodes=episodes)
         other._begin()  # noqa: SLF001  its own copy
+        other.journal.scale = self.journal.scale
         return other
 
     @contextmanager
@@ -120,7 +122,7 @@ class Compression:
             how = (metric, name, settings.provider, self.model.source)
             self.scorer = Scorer(self.model.original, data, reward, *how, parts=PARTS)
             few = np.sort(np.random.default_rng(settings.seed).permutation(reward)[: settings.trial])
-            self.trial = self.scorer
+            self.trial, self.journal.scale = self.scorer, self.scorer.scale
             if len(few) < len(reward):
                 self.trial = Scorer(self.model.original, data, few, *how, parts=PARTS)
         self.listener.stage("calibrate", len(parts.calibration) or None)
@@ -186,7 +188,7 @@ class Compression:
         done = sum(t.source == tried.source for t in self.journal.trials)
         ratio = self.space.price(tried.counts) / self.space.price(self.space.full)
         best = self.journal.best.score
-        self.listener.advance(done, f"{tried.source}: {tried.score:.4f} at {ratio:.1%}, best {best:.4f}")
+        self.listener.advance(done, f"{tried.source}: {shown(tried.score)} at {ratio:.1%}, best {shown(best)}")
 
     def choose(self) -> np.ndarray:
         """Return the counts to deliver: the best plan seen, or the very one that was asked for."""
@@ -254,7 +256,7 @@ class Compression:
         for done, tried in enumerate(chosen, start=1):
             found = self._refined(tried)
             self.finals.append(found)
-            self.listener.advance(done, f"{found.source}: {tried.score:.4f}, refitted {found.score:.4f}")
+            self.listener.advance(done, f"{found.source}: {shown(tried.score)}, refitted {shown(found.score)}")
         return max(self.finals, key=lambda t: t.reward)
 
     def _refined(self, tried: Tried) -> Tried:
@@ -323,7 +325,7 @@ class Compression:
 
         def judge(model: onnx.ModelProto) -> tuple[float, float]:
             found = scorer(model)
-            return found.value, reward_of(found.value, found.loss, self.journal.shaping)
+            return found.value, reward_of(found.value, found.loss, self.journal.shaping, scorer.scale)
 
         start = ready or self.builder.refined(kept)
         with self._timed("recover"):

@@ -676,7 +676,7 @@ def test_no_such_module_or_function(write: Write) -> None:
         ("def f(): return [({'a': [[1], [1, 2]]}, None)]", ("batch 0, 'a'", "no array")),
         ("def f(): return [({'b': np.ones((9, 5))}, None)]", ("no array for the model's input 'a'", "rename 'b'")),
         ("def f(): return [({'a': np.full((9, 5), np.nan)}, None)]", ("45 values", "nan")),
-        ("def f(): return [(np.ones((9, 5)), np.ones((9, 2), int))]", ("labels of shape (9, 2)",)),
+        ("def f(): return [(np.ones((9, 5)), np.ones((8, 2), int))]", ("labels of shape (8, 2)", "9 samples")),
     ],
 )
 def test_wrong_functions(write: Write, body: str, words: tuple[str, ...]) -> None:

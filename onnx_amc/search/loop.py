@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_amc.search import baselines, local
 from onnx_amc.search.env import ChannelPruningEnv
-from onnx_amc.search.shaping import SHAPING, weight_of
+from onnx_amc.search.shaping import SHAPING, SHARE, Scale, weight_of
 from onnx_amc.search.space import Space
 from onnx_amc.search.state import LayerFacts
 
@@ -35,9 +35,14 @@ PATIENCE = 20
 """Draws in which a plan that nobody has tried is looked for."""
 
 
-def reward_of(score: float, loss: float, shaping: float = SHAPING) -> float:
-    """AMC's R_err = -Error, the error being what is missing to a score of 1, less the weighted loss (see `search.shaping`)."""
-    return score - 1.0 - shaping * min(loss, 1.0)
+def reward_of(score: float, loss: float, shaping: float = SHAPING, scale: Scale = SHARE) -> float:
+    """AMC's R_err = -Error, the error being what is missing to the best score, less the weighted loss (see `search.shaping`).
+
+    The error counts in units of the score's scale, for agents and weights are made for shares, from 0 to 1: a score in decibels
+    would outweigh every loss, one in squared millimetres none. For a share the error is what is missing to 1.
+    """
+    best, unit = scale
+    return (score - best) / unit - shaping * min(loss, 1.0)
 
 
 def key_of(counts: np.ndarray) -> bytes:
@@ -56,6 +61,7 @@ class Tried:
         source: Who proposed it: a baseline's name or the policy's.
         parts: Score and loss on each of several parts of the samples, in turn.
         shaping: What a unit of loss counts for in the reward.
+        scale: Of the score.
 
     """
 
@@ -65,6 +71,7 @@ class Tried:
     source: str
     parts: tuple[float, ...] = ()
     shaping: float = SHAPING
+    scale: Scale = SHARE
 
     @property
     def key(self) -> bytes:
@@ -74,7 +81,7 @@ class Tried:
     @property
     def reward(self) -> float:
         """What the search makes of it."""
-        return reward_of(self.score, self.loss, self.shaping)
+        return reward_of(self.score, self.loss, self.shaping, self.scale)
 
 
 @dataclass
@@ -85,6 +92,7 @@ class Journal:
         evaluate: What to ask.
         on_trial: Told of every trial.
         shaping: What a unit of loss counts for in the reward of what is tried from now on.
+        scale: Of the scores.
 
     """
 
@@ -93,6 +101,7 @@ class Journal:
     trials: list[Tried] = field(default_factory=list)
     seen: dict[bytes, Sequence[float]] = field(default_factory=dict)
     shaping: float = SHAPING
+    scale: Scale = SHARE
 
     def ask(self, counts: np.ndarray, source: str) -> Tried:
         """Score a plan and write it down."""
@@ -100,7 +109,7 @@ class Journal:
         if key not in self.seen:
             self.seen[key] = self.evaluate(counts)
         score, loss, *parts = self.seen[key]
-        tried = Tried(counts.copy(), score, loss, source, tuple(parts), self.shaping)
+        tried = Tried(counts.copy(), score, loss, source, tuple(parts), self.shaping, self.scale)
         self.trials.append(tried)
         self.on_trial(tried)
         return tried
@@ -123,7 +132,7 @@ class Journal:
         told = [t for t in self.distinct if t.parts]
         if told:
             parts = np.array([t.parts for t in told])
-            self.shaping = weight_of(parts[:, ::2], parts[:, 1::2])
+            self.shaping = weight_of(parts[:, ::2] / self.scale[1], parts[:, 1::2])
             self.trials = [replace(t, shaping=self.shaping) for t in self.trials]
 
     @property
