@@ -27,7 +27,8 @@ from onnx_amc.builder import Kept
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
 from onnx_amc.listener import Listener
-from onnx_amc.run.score import Scorer, top1
+from onnx_amc.run.metrics import top1
+from onnx_amc.run.score import Scorer
 from onnx_amc.run.sequential import Effort
 from onnx_amc.rundir import Memo
 from onnx_amc.search import baselines, local

@@ -131,8 +131,10 @@ def apply(model: ModelSource, plan: Any, data: DataSource | None = None) -> onnx
     return run(model, plan, data)
 
 
-def evaluate(model: ModelSource, data: DataSource, *, metric: str | None = None) -> dict[str, Any]:
-    """Score a model on data."""
+def evaluate(
+    model: ModelSource, data: DataSource, *, metric: str | None = None, against: ModelSource | None = None
+) -> dict[str, Any]:
+    """Score a model on data; a metric that looks at the original's outputs finds it in `against`, and else the model itself."""
     from onnx_amc.pipeline import evaluate as run  # noqa: PLC0415
 
-    return run(model, data, metric)
+    return run(model, data, metric, against=against)

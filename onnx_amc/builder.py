@@ -24,7 +24,8 @@ from onnx_amc.run.capture import gather_moments
 from onnx_amc.run.check import gap, self_check
 from onnx_amc.run.correct import Corrector
 from onnx_amc.run.data import Dataset
-from onnx_amc.run.score import Scorer, agreement
+from onnx_amc.run.metrics import agreement
+from onnx_amc.run.score import Scorer
 from onnx_amc.run.sequential import Effort, Sequential
 from onnx_amc.run.worth import worths
 from onnx_amc.rundir import Memo

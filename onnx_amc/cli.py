@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onnx_amc.display import Display
 
 APPROXIMATE = "cut channels under norms and reductions too, where cutting is not quite masking"
+METRIC = "top1, top5, agreement, fidelity, mse, psnr, miou or module:function (what suits data and model)"
 DONE, FAULT, INTERRUPTED = 0, 1, 130
 
 
@@ -47,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("evaluate", help="score a model on data")
     one.add_argument("model", metavar="MODEL")
     one.add_argument("--data", required=True, metavar="DATA")
-    one.add_argument("--metric", metavar="NAME", help="top1, top5, agreement, fidelity or module:function")
+    one.add_argument("--metric", metavar="NAME", help=METRIC)
+    one.add_argument("--against", metavar="ORIGINAL", help="the model that agreement and the like compare with")
     one.add_argument("--json", metavar="FILE", help="write the result as JSON")
     one = commands.add_parser("bench", help="latency side by side: in turn, medians and ratios to the first")
     one.add_argument("models", nargs="+", metavar="MODEL")
@@ -115,7 +117,7 @@ def _compress(one: argparse.ArgumentParser) -> None:
     recover.add_argument("--recover-minutes", type=float, metavar="M", help="wall time of the training, at most")
     recover.add_argument("--recover-labels", action="store_true", help="let labels count too")
     recover.add_argument("--recover-flip", action="store_true", help="images may be mirrored left to right")
-    one.add_argument("--metric", metavar="NAME", help="top1, top5, agreement, fidelity or module:function")
+    one.add_argument("--metric", metavar="NAME", help=METRIC)
     one.add_argument(
         "--reward",
         default="error",
@@ -292,11 +294,12 @@ def apply(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """`onnx-amc evaluate`."""
     from onnx_amc import evaluate as score  # noqa: PLC0415
+    from onnx_amc.run.metrics import shown  # noqa: PLC0415  keeps --help light
 
-    found = score(args.model, args.data, metric=args.metric)
+    found = score(args.model, args.data, metric=args.metric, against=args.against)
     if args.json:
         _save(found, Path(args.json))
-    print(f"{found['metric']} {found['score']:.4f} on {found['samples']} samples")
+    print(f"{found['metric']} {shown(found['score'])} on {found['samples']} samples")
     return DONE
 
 

@@ -26,7 +26,8 @@ from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.latency import measure
-from onnx_amc.run.score import Scorer, find_metric
+from onnx_amc.run.metrics import find_metric
+from onnx_amc.run.score import Scorer
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.rundir import Memo, RunDir
 from onnx_amc.search.env import PruningEnv

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from onnx_amc.listener import Listener
+from onnx_amc.run.metrics import shown
 
 WIDE = 1_000
 """Columns where stdout is no terminal: a group stays on one line, for grep and awk."""
@@ -105,7 +106,7 @@ class Display(Listener):
             "latency, batch 1", *(f"{c['latency_ms']:.3g} ms ({c.get('latency_ratio', 1.0):.2f}x)" for c in columns)
         )
         if record["metric"]:
-            table.add_row(f"score ({record['metric']})", *(f"{c['score']:.4f}" for c in columns))
+            table.add_row(f"score ({record['metric']})", *(shown(c["score"]) for c in columns))
         self._out.print(table)
         seconds, checks = record["seconds"], record["checks"]
         self._out.print(
@@ -114,7 +115,7 @@ class Display(Listener):
         )
         if trained := record["recover"]:
             self._out.print(
-                f"recovered: {trained['before']:.4f} -> {trained['after']:.4f} on samples not trained on; "
+                f"recovered: {shown(trained['before'])} -> {shown(trained['after'])} on samples not trained on; "
                 f"{trained['epochs']} epochs of {trained['samples']} samples, {seconds['recover']:.0f} s"
             )
         if drop := record.get("max_drop"):

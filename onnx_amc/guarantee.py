@@ -56,10 +56,18 @@ class Drop:
         return f"{self.points:+.2f} points lost ({self.low:+.2f} to {self.high:+.2f})"
 
 
-def drop_of(found: Score, original: Score, samples: int) -> Drop:
-    """The drop, with an interval from the paired differences on the parts of the samples (Student's t)."""
-    each = 100 * (np.array(original.parts[::2]) - np.array(found.parts[::2]))
-    points = 100 * (original.value - found.value)
+def drop_of(found: Score, original: Score, samples: int, unit: float = 1.0) -> Drop:
+    """The drop, with an interval from the paired differences on the parts of the samples (Student's t).
+
+    Args:
+        found: Of the compressed network.
+        original: Of the original.
+        samples: By which both were scored.
+        unit: Of the metric, as in `run.metrics.scale_of`: 1 for shares; a decibel is a point.
+
+    """
+    each = 100 * (np.array(original.parts[::2]) - np.array(found.parts[::2])) / unit
+    points = 100 * (original.value - found.value) / unit
     if len(each) < 2:
         return Drop(points, -np.inf, np.inf, samples)
     reach = float(student.ppf((1 + CONFIDENCE) / 2, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each)))
@@ -144,7 +152,7 @@ class Guarantee:
     def _drop(self, model: onnx.ModelProto) -> Drop:
         if self.judge is None:
             raise RuntimeError("a run without data measures no drop")
-        return drop_of(self.judge(model), self.judge.original, len(self.judge.index))
+        return drop_of(self.judge(model), self.judge.original, len(self.judge.index), self.judge.scale[1])
 
     def _trained(self, ratio: float) -> tuple[Result, Drop] | None:
         """The smallest network that is within the drop after training; None where none below the given ratio is."""

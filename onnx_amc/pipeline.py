@@ -25,7 +25,8 @@ from onnx_amc.intake import DataSource, ModelSource, find_data, load_model
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan, parse_plan, read_plan
 from onnx_amc.run import data as sources
-from onnx_amc.run.score import Scorer, find_metric
+from onnx_amc.run.metrics import find_metric
+from onnx_amc.run.score import Scorer
 from onnx_amc.thinner import Thinner
 from onnx_amc.training import parts_of, replay_of, train_again
 
@@ -113,15 +114,18 @@ def apply(
 
 
 def evaluate(
-    model: ModelSource, data: DataSource, metric: str | None = None, provider: str = "CPUExecutionProvider"
-) -> dict[str, Any]:
-    """Score a model on data; the metric is what suits the data unless named."""
+    model: ModelSource, data: DataSource, metric: str | None = None, provider: str = "CPUExecutionProvider",
+    against: ModelSource | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Score a model on data; the metric is what suits the data unless named, the original `against` or else the model itself."""
     loaded = load_model(model)
+    original = loaded if against is None else load_model(against)
     classes = class_count(loaded)
     samples = sources.load(data, input_specs(loaded.proto), classes=classes)
     name, function = find_metric(metric, samples, classes)
-    scorer = Scorer(loaded.original, samples, np.arange(len(samples)), function, name, provider, loaded.source)
-    return {"model": loaded.source, "metric": name, "samples": len(samples), "score": scorer.original.value}
+    scorer = Scorer(original.original, samples, np.arange(len(samples)), function, name, provider, loaded.source)
+    found = scorer.original if against is None else scorer(loaded.original)
+    return {"model": loaded.source, "metric": name, "samples": len(samples), "score": found.value}
 
 
 def inspect(

@@ -14,7 +14,8 @@ from onnx_amc.config import Settings
 from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.granularity import Units
 from onnx_amc.listener import Listener
-from onnx_amc.run.score import Scorer, imported
+from onnx_amc.run.metrics import imported, shown
+from onnx_amc.run.score import Scorer
 from onnx_amc.rundir import Memo
 from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Luggage, Tried, key_of, propose, search, second_pass
@@ -66,16 +67,16 @@ class Search:
 
     def _rule(self) -> Rule:
         """How good a plan is, as the user wants to have it."""
-        name = self.settings.reward
+        name, plain = self.settings.reward, Rule(scale=self.scorers[0].scale) if self.scorers else Rule()
         if name == "error":
-            return Rule()
+            return plain
         if name in REWARDS:
             if name not in self.units.prices:
                 what = f"--granularity {self.settings.granularity} knows no cost '{name}'"
                 raise OptionError(what, where="--reward", fix=f"choose error, {', '.join(self.units.prices)}")
-            return Rule(cost=lambda counts: float(self.units.prices[name](counts[None])[0]))
+            return replace(plain, cost=lambda counts: float(self.units.prices[name](counts[None])[0]))
         function = imported(name, "--reward")
-        return Rule(own=lambda score, loss, counts: self._own(function, score, loss, counts))
+        return replace(plain, own=lambda score, loss, counts: self._own(function, score, loss, counts))
 
     def _own(self, function: Callable[..., float], score: float, loss: float, counts: np.ndarray) -> float:
         """The user's reward.
@@ -141,7 +142,7 @@ class Search:
         ratio = self.space.price(tried.counts) / self.space.price(self.space.full)
         best = self.journal.best.score
         self.listener.tried(tried)
-        self.listener.advance(done, f"{tried.source}: {tried.score:.4f} at {ratio:.1%}, best {best:.4f}")
+        self.listener.advance(done, f"{tried.source}: {shown(tried.score)} at {ratio:.1%}, best {shown(best)}")
 
     def _searched(self) -> np.ndarray:
         settings, space = self.settings, self.space
@@ -195,7 +196,7 @@ class Search:
         for done, tried in enumerate(chosen, start=1):
             found = self._refined(tried)
             self.finals.append(found)
-            self.listener.advance(done, f"{found.source}: {tried.score:.4f}, refitted {found.score:.4f}")
+            self.listener.advance(done, f"{found.source}: {shown(tried.score)}, refitted {shown(found.score)}")
         return max(self.finals, key=lambda t: t.reward)
 
     def _refined(self, tried: Tried) -> Tried:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.config import Settings
-from onnx_amc.errors import ModelError, PlanError
+from onnx_amc.errors import ModelError, OptionError, PlanError
 from onnx_amc.listener import Listener
 from onnx_amc.recover.course import Course, Progress, Replay, Task
 from onnx_amc.run.data import Dataset
@@ -48,9 +48,20 @@ class Parts:
 
 
 def parts_of(data: Dataset | None, settings: Settings) -> Parts:
-    """Split the samples; where most are to be trained on, fewer are left to judge."""
+    """Split the samples; where most are to be trained on, fewer are left to judge.
+
+    Raises:
+        OptionError: Labels are to count in the training, but are no class numbers.
+
+    """
     if data is None:
         return Parts(np.zeros(0, np.int64), np.zeros(0, np.int64), None)
+    if settings.recover_labels and data.labels is not None and data.class_numbers is None:
+        raise OptionError(
+            f"it takes class numbers (N,), the labels are {data.labels.dtype} {data.labels.shape}",
+            where="--recover-labels",
+            fix="leave it out: the training follows the original's outputs",
+        )
     held = min(settings.judged, max(JUDGES, int(HELD_OUT * len(data))), len(data) // 2)
     wanted = settings.recover
     if wanted is None:

@@ -314,6 +314,51 @@ def test_wrong_labels(labels: np.ndarray, words: tuple[str, ...]) -> None:
     refused({**rows(), "labels": labels}, ROWS, "labels", *words, classes=4)
 
 
+@pytest.mark.parametrize(
+    ("labels", "kept"),
+    [
+        (np.zeros((10, 6, 4), np.uint8), np.uint8),
+        (np.full((10, 1, 6, 4), 255, np.int16), np.int16),
+        (np.ones((10, 6, 4), bool), np.uint8),
+        (np.zeros((10, 3, 6, 4), np.float32), np.float32),
+        (np.linspace(-1, 1, 10), np.float64),
+        (np.zeros((10, 7, 5), np.float16), np.float16),
+    ],
+    ids=str,
+)
+def test_maps_and_targets_are_labels_too(labels: np.ndarray, kept: type, tmp_path: Path, write: Write) -> None:
+    """They come back as they are, sample by sample, out of a file and out of batches; the split does not look at them."""
+    np.save(tmp_path / "labels.npy", labels)
+    name = write("""
+        y = np.load("labels.npy")
+        def f():
+            return [(np.ones((5, 5), np.float32), y[:5]), (np.ones((5, 5), np.float32), y[5:])]
+    """)
+    for data in (load(save(tmp_path / "d.npz", {**rows(), "labels": labels}), ROWS), load(f"{name}:f", ROWS)):
+        assert data.labels is not None
+        assert data.labels.dtype == kept
+        np.testing.assert_array_equal(data.labels, labels)
+        assert data.class_numbers is None
+        parts = data.split(0, 4, 4)
+        for part, same in zip(parts, load(rows(), ROWS).split(0, 4, 4), strict=True):
+            np.testing.assert_array_equal(part, same)
+        assert load(data, ROWS) is data
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.zeros((9, 6, 4), int), ("(9, 6, 4) for 10 samples", "(10, ...)")),
+        (np.where(np.eye(10) > 0, np.nan, 0.0), ("10 values are NaN",)),
+        (np.full((10, 2), "a"), ("<U1, not integers",)),
+        (np.zeros((10, 2), complex), ("complex128",)),
+        (np.array(3), ("shape () for 10 samples",)),
+    ],
+)
+def test_wrong_maps_and_targets(labels: np.ndarray, words: tuple[str, ...]) -> None:
+    refused({**rows(), "labels": labels}, ROWS, "labels", *words)
+
+
 def test_labels_are_free_where_the_number_of_classes_is_unknown() -> None:
     assert load({**rows(), "labels": np.arange(10) * 1000}, ROWS).labels is not None
     refused({**rows(), "labels": np.full(10, -3)}, ROWS, "label -3 at index 0", "0 or more")
@@ -676,7 +721,7 @@ def test_no_such_module_or_function(write: Write) -> None:
         ("def f(): return [({'a': [[1], [1, 2]]}, None)]", ("batch 0, 'a'", "no array")),
         ("def f(): return [({'b': np.ones((9, 5))}, None)]", ("no array for the model's input 'a'", "rename 'b'")),
         ("def f(): return [({'a': np.full((9, 5), np.nan)}, None)]", ("45 values", "nan")),
-        ("def f(): return [(np.ones((9, 5)), np.ones((9, 2), int))]", ("labels of shape (9, 2)",)),
+        ("def f(): return [(np.ones((9, 5)), np.ones((8, 2), int))]", ("labels of shape (8, 2)", "9 samples")),
     ],
 )
 def test_wrong_functions(write: Write, body: str, words: tuple[str, ...]) -> None:

@@ -35,6 +35,7 @@ def test_the_interval_is_that_of_the_paired_differences() -> None:
     wanted = stats.ttest_rel(before, after).confidence_interval(0.95)
     assert (drop.low, drop.high) == pytest.approx((100 * wanted.low, 100 * wanted.high))
     assert drop.points == pytest.approx(2.0)
+    assert drop_of(scored(*after), scored(*before), 40, unit=100.0).high == pytest.approx(drop.high / 100)
     assert drop_of(Score(0.5, 0.0), Score(0.6, 0.0), 3).high == np.inf, "without parts nothing is known of it"
 
 

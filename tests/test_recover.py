@@ -24,7 +24,8 @@ from onnx_amc.recover.hints import hints_of
 from onnx_amc.recover.reading import TINY, scale_of
 from onnx_amc.recover.recovery import recovered, repeated, with_values
 from onnx_amc.run import data as sources
-from onnx_amc.run.score import Scorer, fidelity
+from onnx_amc.run.metrics import fidelity
+from onnx_amc.run.score import Scorer
 
 MODELS = Path(__file__).parents[1] / "models"
 Halved = tuple[Task, Scorer]

@@ -26,7 +26,8 @@ from onnx_amc.prune.surgery import cut
 from onnx_amc.run import data as sources
 from onnx_amc.run.capture import gather_moments
 from onnx_amc.run.data import Dataset
-from onnx_amc.run.score import Scorer, top1
+from onnx_amc.run.metrics import top1
+from onnx_amc.run.score import Scorer
 from onnx_amc.run.worth import worths
 
 MODELS = Path(__file__).parents[1] / "models"

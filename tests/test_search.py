@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from onnx_amc.search import baselines, local
 from onnx_amc.search.loop import AGENTS, REFINING, Journal, Tried, search, second_pass, walk
+from onnx_amc.search.reward import Rule
 from onnx_amc.search.shaping import SHAPING, weight_of
 from onnx_amc.search.space import Space, levels_of
 from onnx_amc.search.state import LayerFacts
@@ -66,6 +67,30 @@ def test_a_search_spends_its_episodes_within_the_budget_and_keeps_the_best(polic
     assert all(price(t.counts) <= SPACE.limit for t in journal.trials)
     assert journal.best.reward == max(t.score - 1 - 4 * t.loss for t in journal.trials)
     assert len(np.unique(plans(journal), axis=0)) > 5
+
+
+@pytest.mark.parametrize("scale", [(100.0, 100.0), (0.0, 2.0**10), (0.0, 2.0**-10), (64.0, 64.0)], ids=str)
+def test_a_score_counts_in_units_of_its_scale(scale: tuple[float, float]) -> None:
+    """Decibels, squared errors of any unit, percents: rewards and the weight of the loss are those of the same score as a share."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for n in range(2, 15):
+        error, loss = abs(n - 9) / 20, abs(n - 9) / 20 + rng.uniform(0, 0.1)
+        found[n] = [v for e in (0.0, *rng.normal(0, 0.02, 8)) for v in (1.0 - error + e, loss)]
+
+    def told(counts: np.ndarray, best: float, unit: float) -> list[float]:
+        return [best + unit * (v - 1) if i % 2 == 0 else v for i, v in enumerate(found[int(counts[0])])]
+
+    share = Journal(lambda counts: found[int(counts[0])])
+    other = Journal(lambda counts: told(counts, *scale), rule=Rule(scale=scale))
+    for n in found:
+        share.ask(np.array([n, 16 - n]), "asked")
+        other.ask(np.array([n, 16 - n]), "asked")
+    assert [t.reward for t in other.trials] == pytest.approx([t.reward for t in share.trials])
+    share.weigh()
+    other.weigh()
+    assert 0 < share.rule.shaping == other.rule.shaping < SHAPING
+    assert [t.reward for t in other.trials] == pytest.approx([t.reward for t in share.trials])
 
 
 def test_the_best_has_the_highest_score_less_loss_then_came_first() -> None:

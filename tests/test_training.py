@@ -100,6 +100,15 @@ def test_labels_count_only_when_asked_for() -> None:
     assert one == same != other
 
 
+@pytest.mark.parametrize("labels", [np.zeros((500, 10)), np.zeros((500, 8, 8), np.uint8)], ids=["targets", "maps"])
+def test_only_class_numbers_count_in_the_training(labels: np.ndarray) -> None:
+    with np.load(MODELS / "digits_mlp.npz") as file:
+        known = {**{name: file[name] for name in file.files if name != "y"}, "labels": labels}
+    with pytest.raises(OptionError, match="it takes class numbers") as caught:
+        onnx_amc.compress(MLP, known, **{**CUT, "recover_labels": True})
+    assert caught.value.where == "--recover-labels"
+
+
 def test_a_plan_replays_its_training(tmp_path: Path) -> None:
     out, again = tmp_path / "a.onnx", tmp_path / "b.onnx"
     assert main(["compress", str(MLP), *SHORT, "-o", str(out), "--quiet"]) == 0

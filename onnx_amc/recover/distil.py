@@ -38,6 +38,7 @@ from onnx_amc.recover.course import (
 from onnx_amc.recover.hints import Hint
 from onnx_amc.recover.reading import Reading
 from onnx_amc.run.data import Dataset
+from onnx_amc.run.metrics import shown
 from onnx_amc.run.session import open_session, run_session
 
 Teacher = Callable[[Mapping[str, np.ndarray]], dict[str, Tensor]]
@@ -129,7 +130,8 @@ class Distiller:
                 standing.best, standing.best_epoch, found = score, done + 1, self._copied()
             standing.seconds += time.monotonic() - began
             self._save(checkpoint, standing, found)
-            note = f"loss {loss:.4f}, held-out {score[0]:.4f}, best {standing.best[0]:.4f}, before {standing.before[0]:.4f}"
+            held, best, before = (shown(s) for s in (score[0], standing.best[0], standing.before[0]))
+            note = f"loss {loss:.4f}, held-out {held}, best {best}, before {before}"
             progress(done + 1, done + 1 + self._left(standing), note)
         return found, standing
 

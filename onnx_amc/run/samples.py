@@ -50,7 +50,7 @@ class Dataset:
     Args:
         inputs: What `batch` makes.
         arrays: By input name, samples on the first axis, as they came.
-        labels: int64 (N,), None where there are none.
+        labels: Class numbers int64 (N,), or what else a metric takes, integers or finite floats (N, ...); None without.
         source: Where they came from, for messages.
         synthetic: Whether the samples are made up.
         pixels: How uint8 images (N,H,W,C) of a model's one input are fed; None where arrays are fed as they are.
@@ -80,6 +80,12 @@ class Dataset:
             return self.pixels(array[index])
         return np.array(array[index] if array.ndim else array, spec.dtype, order="C")
 
+    @property
+    def class_numbers(self) -> np.ndarray | None:
+        """The labels where they are one class number per sample, int64 (N,)."""
+        known = self.labels is not None and self.labels.ndim == 1 and self.labels.dtype.kind in "iu"
+        return self.labels if known else None
+
     def split(self, seed: int, calibration: int, reward: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw disjoint calibration and reward parts by `seed`, each with the classes in proportion (to one sample).
 
@@ -105,7 +111,7 @@ class Dataset:
     def _spread(self, rng: np.random.Generator) -> np.ndarray:
         """Shuffle with the classes in proportion in every stretch: the k-th of n goes to (k + u) / n, u ~ U[0, 1)."""
         shuffled = rng.permutation(len(self))
-        classes = np.zeros(len(self), np.int64) if self.labels is None else self.labels[shuffled]
+        classes = np.zeros(len(self), np.int64) if self.class_numbers is None else self.class_numbers[shuffled]
         _, code, size = np.unique(classes, return_inverse=True, return_counts=True)
         rank = np.empty(len(self))
         rank[np.argsort(code, kind="stable")] = np.concatenate([np.arange(s) for s in size])
@@ -113,7 +119,7 @@ class Dataset:
 
 
 def check(data: Dataset, called: Mapping[str, str], classes: int | None) -> Dataset:
-    """Hold what was read, and what the user calls it, against the model; labels become int64."""
+    """Hold what was read, and what the user calls it, against the model; class numbers become int64."""
     for spec in data.inputs:
         array, where = data.arrays[spec.name], f"{data.source}: {called[spec.name]}"
         if data.pixels is None and isinstance(array, np.ndarray):
@@ -224,22 +230,32 @@ def _check_finite(array: np.ndarray, spec: InputSpec, where: str) -> None:
 
 
 def _labels(data: Dataset, classes: int | None) -> np.ndarray | None:
-    """Check the labels and return them as int64 (N,)."""
+    """Check the labels: class numbers (N,) come back as int64, maps and targets (N, ...) as they are."""
     labels, where = data.labels, f"{data.source}: labels"
     if labels is None:
         return None
-    if labels.shape != (len(data),):
+    if labels.shape[:1] != (len(data),) or (classes and labels.ndim == 2 and labels.dtype.kind in "iu"):
         raise DataError(
             what=f"labels of shape {labels.shape} for {len(data)} samples",
             where=where,
-            fix=f"give shape ({len(data)},)",
+            fix=f"give shape ({len(data)},)" + ("" if classes else f", or maps or targets ({len(data)}, ...)"),
         )
-    if labels.dtype.kind not in "iu":
+    if labels.dtype.kind not in "iufb" or (classes and labels.ndim == 1 and labels.dtype.kind not in "iu"):
         raise DataError(
             what=f"labels are {labels.dtype}, not integers",
             where=where,
-            fix="give class numbers as int64, or no labels",
+            fix="give class numbers as int64, targets as floats of the output's shape, or no labels",
         )
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise DataError(
+            what=f"{np.count_nonzero(~np.isfinite(labels))} values are NaN or infinite",
+            where=where,
+            fix="remove these samples or mend what made them",
+        )
+    if labels.dtype.kind == "b":
+        return labels.astype(np.uint8)
+    if labels.ndim > 1 or labels.dtype.kind == "f":
+        return labels
     wrong = np.flatnonzero((labels < 0) | (labels >= (np.inf if classes is None else classes)))
     if len(wrong):
         top = f"0 to {classes - 1}, the model's {classes} classes" if classes else "0 or more"

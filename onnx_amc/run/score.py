@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,15 +13,15 @@ import onnx
 from onnx_amc.errors import OptionError
 from onnx_amc.run.capture import batches
 from onnx_amc.run.data import Dataset
+from onnx_amc.run.metrics import Metric, Outputs, relative, scale_of
 from onnx_amc.run.session import open_session, run_session
-
-Outputs = list[np.ndarray]
-Metric = Callable[[Outputs, np.ndarray | None, Outputs], float]
-"""(outputs, labels or None, the original network's outputs) -> score, higher is better."""
 
 BATCH = 100
 SMALLEST = 10
 """Samples of a part that is scored by itself, at least."""
+
+WORST = 10.0
+"""So many units below the best is a score that is no finite number, where scores are negative; 0 where they are not."""
 
 
 @dataclass(frozen=True)
@@ -43,72 +40,6 @@ class Score:
     parts: tuple[float, ...] = ()
 
 
-def top1(outputs: Outputs, labels: np.ndarray | None, _reference: Outputs) -> float:
-    """Share of samples whose highest output is the label."""
-    return float((_flat(outputs[0]).argmax(axis=1) == labels).mean())
-
-
-def top5(outputs: Outputs, labels: np.ndarray | None, _reference: Outputs) -> float:
-    """Share of samples whose label is among the five highest outputs."""
-    best = np.argsort(-_flat(outputs[0]), axis=1, kind="stable")[:, :5]
-    return float((best == np.asarray(labels)[:, None]).any(axis=1).mean())
-
-
-def agreement(outputs: Outputs, _labels: np.ndarray | None, reference: Outputs) -> float:
-    """Share of samples whose highest output is the original's."""
-    return float((_flat(outputs[0]).argmax(axis=1) == _flat(reference[0]).argmax(axis=1)).mean())
-
-
-def fidelity(outputs: Outputs, _labels: np.ndarray | None, reference: Outputs) -> float:
-    """1 - |z - z0|^2 / |z0 - mean z0|^2 over all float outputs, averaged; 1 is a perfect copy."""
-    found = [1.0 - _relative(z, z0) for z, z0 in zip(outputs, reference, strict=True) if z0.dtype.kind == "f"]
-    return float(np.mean(found)) if found else 0.0
-
-
-METRICS: dict[str, Metric] = {"top1": top1, "top5": top5, "agreement": agreement, "fidelity": fidelity}
-
-
-def find_metric(name: str | None, data: Dataset, classes: int | None) -> tuple[str, Metric]:
-    """Return the metric asked for, or what suits: top1 with labels, agreement for a classifier without, fidelity otherwise.
-
-    Raises:
-        OptionError: Unknown name, a function that does not exist, or labels wanted where there are none.
-
-    """
-    if name is None:
-        name = "fidelity" if classes is None else "top1" if data.labels is not None else "agreement"
-    if name in {"top1", "top5"} and data.labels is None:
-        raise OptionError(
-            f"metric '{name}' needs labels", where="--metric", fix="give labels, or take --metric agreement"
-        )
-    if name in METRICS:
-        return name, METRICS[name]
-    if ":" not in name:
-        raise OptionError(
-            f"unknown metric '{name}'", where="--metric", fix=f"choose {', '.join(METRICS)}, or module:function"
-        )
-    return name, imported(name, "--metric")
-
-
-def imported(name: str, where: str) -> Callable[..., float]:
-    """The function that `module:function` names; modules are also looked for in the working folder.
-
-    Raises:
-        OptionError: It cannot be imported.
-
-    """
-    module, _, function = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Callable[..., float] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise OptionError(
-            f"cannot import '{name}': {error}", where=where, fix="check the module's and function's names"
-        ) from error
-    return found
-
-
 class Scorer:
     """Scores networks on one set of samples; remembers what the original gave.
 
@@ -119,6 +50,9 @@ class Scorer:
         metric: What to compute; the scorer's name for it is `name`.
         name: Of the metric.
         parts: Into how many parts the samples are split, each to be scored by itself as well; 0 for none.
+
+    Raises:
+        OptionError: The metric cannot be had of these outputs and labels, or is no finite number for the original.
 
     """
 
@@ -132,6 +66,16 @@ class Scorer:
         self.labels = None if data.labels is None else data.labels[index]
         self.seconds = 0.0
         self.reference: Outputs = self.outputs(original)
+        known = self._value(self.reference, slice(None))
+        if not np.isfinite(known):
+            raise OptionError(
+                f"the original itself scores {known}",
+                where=f"--metric {name}",
+                fix="check the function, the data, and that what the model computes on them is finite",
+            )
+        self.scale = scale_of(metric, self.labels, self.reference, known)
+        best, unit = self.scale
+        self.worst = 0.0 if best > 0 else best - WORST * unit
         self.original = self._score(self.reference)
 
     def on(self, index: np.ndarray) -> Scorer:
@@ -171,24 +115,15 @@ class Scorer:
 
     def _both(self, outputs: Outputs, part: slice) -> tuple[float, float]:
         """Score and loss on some of the samples."""
-        found, reference = [z[part] for z in outputs], [z[part] for z in self.reference]
-        value = float(self.metric(found, None if self.labels is None else self.labels[part], reference))
-        return value if np.isfinite(value) else 0.0, _loss(found, reference)
+        value = self._value(outputs, part)
+        loss = _loss([z[part] for z in outputs], [z[part] for z in self.reference])
+        return value if np.isfinite(value) else self.worst, loss
+
+    def _value(self, outputs: Outputs, part: slice) -> float:
+        labels = None if self.labels is None else self.labels[part]
+        return float(self.metric([z[part] for z in outputs], labels, [z[part] for z in self.reference]))
 
 
 def _loss(outputs: Outputs, reference: Outputs) -> float:
-    losses = [_relative(z, z0) for z, z0 in zip(outputs, reference, strict=True) if z0.dtype.kind == "f"]
+    losses = [relative(z, z0) for z, z0 in zip(outputs, reference, strict=True) if z0.dtype.kind == "f"]
     return float(np.mean(losses)) if losses else 0.0
-
-
-def _flat(z: np.ndarray) -> np.ndarray:
-    return z.reshape(len(z), -1) if z.ndim != 3 else z[:, -1]
-
-
-def _relative(z: np.ndarray, z0: np.ndarray) -> float:
-    """E|z - z0|^2 relative to the variance of z0; 1e6 where z is not finite."""
-    power = float(np.mean(np.square(z0 - z0.mean(axis=0, keepdims=True), dtype=np.float64))) or float(
-        np.mean(np.square(z0, dtype=np.float64))
-    )
-    gap = float(np.mean(np.square(np.subtract(z, z0, dtype=np.float64))))
-    return gap / max(power, 1e-300) if np.isfinite(gap) else 1e6

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_amc.search.shaping import SHAPING
+from onnx_amc.search.shaping import SHAPING, SHARE, Scale
 
 REWARDS = ("error", "flops", "params", "size", "latency")
 """R_err = -Error, and with something else R = -Error log(cost) (AMC section 3.3)."""
@@ -20,18 +20,22 @@ class Rule:
 
     Args:
         shaping: What a unit of the outputs' error counts for beside a unit of the score (see `search.shaping`).
+        scale: Of the score; the error counts in its units, for agents and weights are made for shares: a score in decibels would
+            outweigh every loss, one in squared millimetres none.
         cost: What stands in the logarithm, as a function of the counts; None for R_err.
         own: The user's function of score, loss and counts, in place of all that.
 
     """
 
     shaping: float = SHAPING
+    scale: Scale = SHARE
     cost: Callable[[np.ndarray], float] | None = None
     own: Callable[[float, float, np.ndarray], float] | None = None
 
     def short(self, score: float, loss: float) -> float:
-        """R_err: what is missing to a score of 1, below zero, less the weighted loss."""
-        return score - 1.0 - self.shaping * min(loss, 1.0)
+        """R_err: what is missing to the best score, below zero, less the weighted loss."""
+        best, unit = self.scale
+        return (score - best) / unit - self.shaping * min(loss, 1.0)
 
     def __call__(self, score: float, loss: float, counts: np.ndarray) -> float:
         """Return the reward of a plan."""

@@ -12,6 +12,11 @@ from itertools import combinations
 
 import numpy as np
 
+Scale = tuple[float, float]
+"""Of a score: the best one, and the difference that counts as much as that between a share of 0 and one of 1."""
+
+SHARE: Scale = (1.0, 1.0)
+
 SHAPING = 4.0
 """The weight where there is nothing to choose it by."""
 
@@ -28,7 +33,7 @@ def weight_of(scores: np.ndarray, losses: np.ndarray) -> float:
     """Return the weight of the loss that predicts the score on other samples best.
 
     Args:
-        scores: (plans, parts), the score of each plan on each of several parts of the samples.
+        scores: (plans, parts), the score of each plan on each of several parts of the samples, in units of its scale.
         losses: (plans, parts), its loss there.
 
     """

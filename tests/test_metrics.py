@@ -1,0 +1,543 @@
+"""Metrics: each against figures worked out by hand, on any part of the samples; what does not fit, what users' functions may do."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from shared_nets import SHARED, needs_shared
+from sklearn.metrics import jaccard_score
+
+import onnx_amc
+from onnx_amc.cli import main
+from onnx_amc.errors import OptionError
+from onnx_amc.run.metrics import (
+    METRICS,
+    SHARE,
+    Metric,
+    Outputs,
+    agreement,
+    fidelity,
+    find_metric,
+    miou,
+    mse,
+    psnr,
+    scale_of,
+    shown,
+    top1,
+    top5,
+)
+from onnx_amc.run.samples import Dataset, InputSpec
+from onnx_amc.run.score import WORST, Scorer
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # examples are no part of the package
+from examples import detection as det  # noqa: E402
+
+MLP = ROOT / "models" / "digits_mlp.onnx"
+SIDECAR = MLP.with_suffix(".npz")
+F32 = np.dtype(np.float32)
+
+# ---- by hand -------------------------------------------------------------------------------------------------------
+
+PAIRS = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+TARGET = np.array([[1.0, 0.0], [3.0, 8.0]])
+"""Errors of PAIRS: 0, 2, 0 and 4, mean square 5; range 8."""
+
+
+def test_mse_is_minus_the_mean_squared_error() -> None:
+    assert mse([PAIRS], TARGET, [PAIRS]) == -5.0
+    assert mse([PAIRS], None, [TARGET.astype(np.float32)]) == -5.0, "without labels the original is the target"
+    assert mse([PAIRS], np.array([0, 1]), [TARGET.astype(np.float32)]) == -5.0, "class numbers are no target"
+    assert str(mse([PAIRS], PAIRS, [TARGET])) == "0.0", "and not -0.0"
+
+
+def test_targets_may_lack_axes_of_length_1() -> None:
+    assert mse([np.array([[1.0], [2.0]])], np.array([1.0, 4.0]), [PAIRS]) == -2.0
+    assert mse([np.array([[1.0], [2.0]])], np.array([1, 4]), [PAIRS]) == -2.0, "one number per sample is a target here"
+    assert mse([np.zeros((2, 1, 3, 3))], np.ones((2, 3, 3), np.uint8), [PAIRS]) == -1.0
+
+
+def test_psnr_is_in_decibels_of_the_targets_range() -> None:
+    assert psnr([PAIRS], TARGET, [PAIRS]) == pytest.approx(10 * np.log10(64 / 5))
+    assert psnr([PAIRS], None, [TARGET]) == pytest.approx(10 * np.log10(64 / 5))
+    assert psnr([1000 * PAIRS], 1000 * TARGET, [PAIRS]) == pytest.approx(psnr([PAIRS], TARGET, [PAIRS]))
+    image = np.array([[[[0, 255]]]], np.uint8)
+    assert psnr([image + np.float32(2.55)], image, [PAIRS]) == pytest.approx(40.0, abs=1e-4)
+
+
+def test_psnr_is_always_finite() -> None:
+    assert psnr([PAIRS], PAIRS, [PAIRS]) == 100.0
+    assert psnr([TARGET + 1e-9], TARGET, [PAIRS]) == 100.0
+    assert psnr([np.full((2, 2), np.nan)], TARGET, [PAIRS]) == psnr([1e12 * PAIRS], TARGET, [PAIRS]) == -100.0
+    assert psnr([np.full((2, 2), 0.1)], np.zeros((2, 2)), [PAIRS]) == pytest.approx(20.0), "the peak of a constant is 1"
+
+
+def logits(classes: np.ndarray, count: int) -> np.ndarray:
+    """Float32 (N,C,H,W) that are highest at the classes (N,H,W)."""
+    return np.moveaxis(np.eye(count, dtype=np.float32)[classes], 3, 1)
+
+
+FOUND = np.array([[[0, 0], [1, 1]], [[2, 2], [1, 0]]])
+GOAL = np.array([[[0, 1], [1, 1]], [[2, 255], [1, 1]]])
+"""Of 5 classes. Class 0: 1 of 3 pixels; 1: 3 of 5; 2: 1 of 1, the other one found does not count; 3 and 4 occur in neither."""
+
+
+def test_miou_is_the_mean_over_the_classes_that_occur() -> None:
+    assert miou([logits(FOUND, 5)], GOAL, []) == pytest.approx((1 / 3 + 3 / 5 + 1) / 3)
+    assert miou([FOUND.astype(np.int32)], GOAL[:, None].astype(np.uint8), []) == pytest.approx((1 / 3 + 3 / 5 + 1) / 3)
+    assert miou([logits(GOAL % 5, 5)], GOAL, []) == 1.0
+    assert miou([logits(FOUND, 5)], np.full_like(GOAL, 255), []) == 0.0, "nothing is left"
+
+
+def test_miou_without_maps_is_against_the_original() -> None:
+    other = np.where(GOAL == 255, 2, GOAL)
+    for labels in (None, np.array([0, 1])):
+        assert miou([logits(FOUND, 5)], labels, [logits(other, 5)]) == pytest.approx((1 / 3 + 3 / 5 + 1) / 3)
+
+
+def test_255_is_a_class_where_there_are_as_many() -> None:
+    goal = np.full((1, 1, 2), 255)
+    assert miou([logits(goal, 256)], goal, []) == 1.0
+    assert miou([logits(np.array([[[255, 3]]]), 256)], goal, []) == pytest.approx(1 / 4)
+
+
+def test_miou_agrees_with_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((6, 7, 5, 4)).astype(np.float32)
+    goal = rng.integers(0, 6, (6, 5, 4))
+    found = z.argmax(axis=1).ravel()
+    seen = np.union1d(found, goal)
+    assert miou([z], goal, []) == pytest.approx(jaccard_score(goal.ravel(), found, labels=seen, average="macro"))
+
+
+def test_shares() -> None:
+    z = np.array([[3.0, 2, 1, 0, 5, 4], [1, 2, 3, 4, 5, 6]])
+    assert top1([z], np.array([4, 0]), []) == 0.5
+    assert top5([z], np.array([1, 0]), []) == 0.5
+    assert agreement([z], None, [z[::-1]]) == 0.0
+    assert fidelity([PAIRS + 1], None, [PAIRS]) == 0.0, "the variance from sample to sample is 1"
+
+
+# ---- any part of the samples ---------------------------------------------------------------------------------------
+
+rng = np.random.default_rng(0)
+IMAGES = rng.standard_normal((24, 4, 6, 6)).astype(np.float32)
+SMALL: dict[str, tuple[np.ndarray, np.ndarray | None]] = {
+    "top1": (rng.standard_normal((24, 9)), rng.integers(0, 9, 24)),
+    "top5": (rng.standard_normal((24, 9)), rng.integers(0, 9, 24)),
+    "agreement": (rng.standard_normal((24, 9)), None),
+    "fidelity": (rng.standard_normal((24, 9)), None),
+    "mse": (IMAGES, IMAGES + 0.1),
+    "psnr": (IMAGES, IMAGES + 0.1),
+    "miou": (IMAGES, np.repeat(np.arange(24) % 4, 36).reshape(24, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_takes_any_part(name: str) -> None:
+    """Thirds score much as the whole does (a part's own range, hence its decibels, may differ); a single sample has a score."""
+    z, labels = SMALL[name]
+    original = z + 0.5 * np.random.default_rng(1).standard_normal(z.shape)
+    parts = [slice(None), *(slice(k, None, 3) for k in range(3)), slice(5, 6)]
+    found = [METRICS[name]([z[p]], None if labels is None else labels[p], [original[p]]) for p in parts]
+    assert np.isfinite(found).all()
+    assert all(isinstance(f, float) for f in found)
+    if name in {"top1", "top5", "agreement", "mse"}:
+        assert found[0] == pytest.approx(np.mean(found[1:4])), "a mean over samples"
+    else:
+        slack = 1.0 if name == "psnr" else 0.2
+        assert min(found[1:4]) - slack <= found[0] <= max(found[1:4]) + slack
+
+
+# ---- what does not fit ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "z", "labels", "words"),
+    [
+        ("top1", np.ones((3, 4)), np.ones((3, 4)), ("float64 (N, 4)", "one class number", "mse or psnr")),
+        ("top5", np.ones((3, 4)), np.ones((3, 2, 2), int), ("labels are int64 (N, 2, 2)", "miou for class maps")),
+        ("mse", np.ones((3, 4)), np.ones((3, 5)), ("output is float64 (N, 4)", "target float64 (N, 5)", "the output's shape")),
+        ("mse", np.ones((3, 4)), np.ones(3), ("target float64 (N)",)),
+        ("psnr", np.ones((3, 3, 8, 8)), np.ones((3, 3, 4, 4)), ("(N, 3, 8, 8)", "(N, 3, 4, 4)")),
+        ("mse", np.full((3, 4), "a"), None, ("<U1 (N, 4)",)),
+        ("miou", np.ones((3, 4)), None, ("output is float64 (N, 4)", "logits (N, C, H, W)", "module:function")),
+        ("miou", np.ones((3, 1, 4, 4)), np.ones((3, 4, 4), int), ("(N, 1, 4, 4)", "two classes or more")),
+        ("miou", np.full((3, 4, 4), -1), np.ones((3, 4, 4), int), ("values from -1", "from 0")),
+        ("miou", np.ones((3, 2, 4, 4)), np.ones((3, 8, 8), int), ("labels are int64 (N, 8, 8)", "height and width")),
+        ("miou", np.ones((3, 2, 4, 4)), np.ones((3, 4, 4)), ("labels are float64", "mse or psnr")),
+        ("miou", np.ones((3, 2, 4, 4)), np.full((3, 4, 4), 2), ("label 2 (48 such pixels); 2 classes", "255")),
+        ("miou", np.ones((3, 2, 4, 4)), np.full((3, 4, 4), -1), ("label -1",)),
+    ],
+)  # fmt: skip
+def test_shapes_that_do_not_fit(name: str, z: np.ndarray, labels: np.ndarray | None, words: tuple[str, ...]) -> None:
+    with pytest.raises(OptionError) as caught:
+        METRICS[name]([z], labels, [z])
+    assert caught.value.where == f"--metric {name}"
+    for word in words:
+        assert word in str(caught.value), f"{word!r} is not in: {caught.value}"
+
+
+# ---- which one -----------------------------------------------------------------------------------------------------
+
+
+def dataset(labels: np.ndarray | None, n: int = 24) -> Dataset:
+    spec = InputSpec("x", F32, (None, 3, 6, 6))
+    return Dataset((spec,), {"x": np.random.default_rng(0).standard_normal((n, 3, 6, 6), F32)}, labels, "test")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "name"),
+    [
+        (None, None, "fidelity"),
+        (None, 10, "agreement"),
+        (np.zeros(24, int), 10, "top1"),
+        (np.zeros(24, int), None, "fidelity"),
+        (np.zeros((24, 6, 6), int), None, "miou"),
+        (np.zeros((24, 1, 6, 6), np.uint8), None, "miou"),
+        (np.zeros(24), None, "mse"),
+        (np.zeros((24, 10)), 10, "mse"),
+        (np.zeros((24, 3, 6, 6), np.float32), None, "mse"),
+    ],
+)
+def test_what_suits_the_data(labels: np.ndarray | None, classes: int | None, name: str) -> None:
+    assert find_metric(None, dataset(labels), classes) == (name, METRICS[name])
+
+
+def test_labels_that_suit_nothing_need_a_function() -> None:
+    with pytest.raises(OptionError, match=r"int64 \(N, 5\) suit no metric by themselves"):
+        find_metric(None, dataset(np.zeros((24, 5), int)), None)
+    assert find_metric("fidelity", dataset(np.zeros((24, 5), int)), None)[1] is fidelity
+
+
+def test_scales() -> None:
+    z = [np.array([[0.0, 0.0], [2.0, 4.0]])]
+    assert [scale_of(METRICS[n], None, z, 0.3) for n in ("top1", "top5", "agreement", "fidelity", "miou")] == [
+        SHARE
+    ] * 5
+    assert scale_of(mse, None, z, 0.0) == (0.0, 2.5), "the mean of the variances 1 and 4"
+    assert scale_of(mse, 10 * z[0], z, -7.0) == (0.0, 250.0)
+    assert scale_of(mse, np.zeros((2, 2)), z, -7.0) == (0.0, 1.0)
+    assert scale_of(psnr, None, z, 100.0) == (100.0, 100.0)
+
+    def own(*_given: object) -> float:
+        raise AssertionError("only the original's score counts")
+
+    known = {0.7: SHARE, 1.0: SHARE, 74.0: (74.0, 74.0), 0.0: (0.0, 1.0), -0.2: (0.0, 1.0), -500.0: (0.0, 500.0)}
+    assert {score: scale_of(own, None, z, score) for score in known} == known
+
+
+@pytest.mark.parametrize(
+    ("score", "text"), [(0.98765, "0.9877"), (0.0, "0.0000"), (-123.4, "-123.4000"), (-3.857e-8, "-3.86e-08")]
+)
+def test_small_scores_are_not_hidden(score: float, text: str) -> None:
+    assert shown(score) == text
+
+
+# ---- toy networks --------------------------------------------------------------------------------------------------
+
+
+def segmenter() -> onnx.ModelProto:
+    """Two convolutions, (N,3,6,6) -> logits (N,4,6,6)."""
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal(s).astype(np.float32) / 3 for s in ((16, 3, 3, 3), (4, 16, 1, 1))]
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["h"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Conv", ["r", "b"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(n, 1, ["N", c, 6, 6]) for n, c in (("x", 3), ("y", 4)))
+    named = [numpy_helper.from_array(w, n) for w, n in zip(weights, "ab", strict=True)]
+    opsets = [helper.make_opsetid("", 17)]
+    return helper.make_model(helper.make_graph(nodes, "g", [x], [y], named), opset_imports=opsets, ir_version=9)
+
+
+def regressor(unit: float = 1.0) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """The shipped MLP with a random projection of its classes to four numbers behind it, and the targets of its sidecar."""
+    model, data = onnx.load(MLP), dict(np.load(SIDECAR))
+    projection = unit * np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(projection, "projection"))
+    graph.node.append(helper.make_node("Softmax", [graph.output[0].name], ["share"], axis=-1))
+    graph.node.append(helper.make_node("MatMul", ["share", "projection"], ["target"]))
+    graph.output[0].CopyFrom(helper.make_tensor_value_info("target", 1, ["N", 4]))
+    data["labels"] = projection[data.pop("y")]
+    return model, data
+
+
+def test_class_maps_come_in_an_npz(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(segmenter(), tmp_path / "s.onnx")
+    x = np.random.default_rng(1).standard_normal((40, 3, 6, 6)).astype(np.float32)
+    goal = np.random.default_rng(2).integers(0, 4, (40, 6, 6))
+
+    def evaluated(labels: np.ndarray, code: int = 0) -> str:
+        np.savez(tmp_path / "s.npz", x=x, labels=labels)
+        assert main(["evaluate", str(tmp_path / "s.onnx"), "--data", str(tmp_path / "s.npz")]) == code
+        shown = capsys.readouterr()
+        return shown.out + shown.err
+
+    score = float(evaluated(goal).split()[1])
+    assert 0 < score < 0.3
+    for dtype in (np.uint8, np.int32):
+        assert evaluated(goal.astype(dtype)) == f"miou {score:.4f} on 40 samples\n"
+    assert evaluated(np.where(goal == 3, 255, goal)).startswith("miou")
+    assert "label 4" in evaluated(goal + 1, code=2)
+    assert "height and width" in evaluated(goal[:, :3], code=2)
+    assert evaluated(x[:, :1].repeat(4, axis=1)).startswith("mse -")
+
+
+def test_a_segmenter_is_compressed_by_miou(tmp_path: Path) -> None:
+    x = np.random.default_rng(1).standard_normal((160, 3, 6, 6)).astype(np.float32)
+    found = onnx_amc.compress(
+        segmenter(), {"x": x}, flops=0.5, policy="knapsack", metric="miou", round_to=1, recover=False
+    )
+    assert found.record["original"]["score"] == 1.0
+    assert 0.2 < found.record["compressed"]["score"] < 1.0
+    onnx.save(found.model, tmp_path / "small.onnx")
+    alone, against = (
+        onnx_amc.evaluate(found.model, {"x": x}, metric="miou", **k)["score"] for k in ({}, {"against": segmenter()})
+    )
+    assert alone == 1.0, "against itself"
+    assert against == pytest.approx(found.record["compressed"]["score"], abs=0.1)
+
+
+def test_evaluate_compares_with_the_original(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = tmp_path / "small.onnx"
+    command = ["compress", str(MLP), "--channels", "0.3", "--no-refit", "--no-recover", "--quiet", "-o", str(small)]
+    assert main(command) == 0
+    same = ["evaluate", str(small), "--data", str(SIDECAR), "--metric", "psnr"]
+    assert main(same) == main([*same, "--against", str(MLP), "--json", str(tmp_path / "e.json")]) == 0
+    alone, against = capsys.readouterr().out.splitlines()
+    assert alone == "psnr 100.0000 on 500 samples"
+    score = json.loads((tmp_path / "e.json").read_text())["score"]
+    assert against == f"psnr {score:.4f} on 500 samples"
+    assert 5 < score < 40
+
+
+@pytest.mark.parametrize(("metric", "units"), [("psnr", [1.0]), ("mse", [1.0, 2.0**12])])
+def test_a_search_by_decibels_and_by_squared_errors(metric: str, units: list[float]) -> None:
+    """What counts is how well the targets are met, whatever their unit: those scaled by a power of two give the same plan."""
+    plans = []
+    for unit in units:
+        model, data = regressor(unit)
+        how: dict[str, Any] = {"metric": metric, "episodes": 8, "round_to": 1, "recover": False}
+        found = onnx_amc.compress(model, data, flops=0.25, **how)
+        record = found.record
+        assert record["compressed"]["macs"] <= 0.25 * record["original"]["macs"]
+        assert record["compressed"]["score"] > record["baselines"]["uniform"]["score"]
+        assert -6 < min(record["rewards"]) < max(record["rewards"]) < 0, "the agent's rewards are those of a share"
+        plans.append(found.plan.kept)
+    assert plans[0] == plans[-1]
+
+
+# ---- the user's function -------------------------------------------------------------------------------------------
+
+Evaluated = Callable[[str, int], str]
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Evaluated:
+    """Evaluate the MLP by a function `f` of a module with this body; return what is printed, or the message."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def run(body: str, code: int) -> str:
+        name = f"metric_{tmp_path.name}"
+        sys.modules.pop(name, None)
+        Path(f"{name}.py").write_text("import numpy as np\n" + textwrap.dedent(body))
+        assert main(["evaluate", str(MLP), "--data", str(SIDECAR), "--metric", f"{name}:f"]) == code
+        said = capsys.readouterr()
+        if code:
+            assert f"--metric {name}:f" in said.err or f"'{name}:f'" in said.err
+            assert "->" in said.err
+            assert "Traceback" not in said.err
+        return (said.err if code else said.out).replace(name, "NAME")
+
+    return run
+
+
+@pytest.mark.parametrize("form", ["float(v)", "v", "np.asarray(v)", "np.float32(v)", "int(v > 0.5)", "bool(v > 0.5)"])
+def test_a_function_is_given_raw_outputs(evaluated: Evaluated, form: str) -> None:
+    told = evaluated(
+        f"""
+        def f(outputs, labels, reference):
+            assert outputs[0].shape == reference[0].shape == (len(labels), 10)
+            v = (outputs[0].argmax(axis=1) == labels).mean()
+            return {form}
+        """,
+        0,
+    )
+    score = onnx_amc.evaluate(MLP, SIDECAR, metric="top1")["score"]
+    assert told == f"NAME:f {score if '0.5' not in form else 1:.4f} on 500 samples\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("def f(z, y, z0): return 1 / 0", ("raised ZeroDivisionError: division by zero", "correct the function", "(N, 10)")),
+        ("def f(z, y, z0): raise SystemExit(3)", ("raised SystemExit: 3",)),
+        ("def f(z): return 1.0", ("raised TypeError", "takes 1 positional", "(outputs, labels or None, the original's outputs)")),
+        ("def f(z, y, z0): z[0][:] = 0", ("raised ValueError", "read-only")),
+        ("def f(z, y, z0): z0[0] *= 2", ("raised ", "read-only")),
+        ("def f(z, y, z0): pass", ("returned None (NoneType), no number", "return one float")),
+        ("def f(z, y, z0): return '0.5'", ("returned '0.5' (str)",)),
+        ("def f(z, y, z0): return [1.0]", ("returned [1.0] (list)",)),
+        ("def f(z, y, z0): return z[0].mean(axis=1)", ("(ndarray), no number",)),
+        ("def f(z, y, z0): return 1j", ("returned 1j (complex)",)),
+        ("def f(z, y, z0): return float('nan')", ("the original itself scores nan", "check the function")),
+        ("def g(): pass", ("cannot import", "AttributeError", "no attribute 'f'")),
+        ("f = 3", ("'NAME:f' is a int", "name a function")),
+        ("def f(:", ("cannot import", "SyntaxError")),
+        ("raise RuntimeError('no GPU')", ("cannot import", "RuntimeError: no GPU")),
+        ("import no_such_thing", ("cannot import", "ModuleNotFoundError", "no_such_thing")),
+    ],
+)  # fmt: skip
+def test_a_function_may_fail(evaluated: Evaluated, body: str, words: tuple[str, ...]) -> None:
+    said = evaluated(body, 2)
+    for word in words:
+        assert word in said, f"{word!r} is not in: {said}"
+
+
+@pytest.mark.parametrize(("whole", "scale", "worst"), [(0.9, SHARE, 0.0), (-3.0, (0.0, 3.0), -3 * WORST)])
+def test_a_network_without_a_score_is_the_worst(whole: float, scale: tuple[float, float], worst: float) -> None:
+    """A cut network may blow up; that must not look like a good score where good scores are near 0."""
+
+    def own(outputs: Outputs, _labels: np.ndarray | None, reference: Outputs) -> float:
+        return whole if np.array_equal(outputs[0], reference[0]) else float("nan")
+
+    other = segmenter()
+    other.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((16, 3, 3, 3), np.float32), "a"))
+    scorer = Scorer(segmenter(), dataset(None), np.arange(24), own, "own")
+    assert scorer.original.value == whole
+    assert scorer.scale == scale
+    assert scorer(other).value == worst < whole
+
+
+def test_parts_are_scored_by_themselves() -> None:
+    goal = np.random.default_rng(2).integers(0, 4, (24, 6, 6))
+    scorer = Scorer(segmenter(), dataset(goal), np.arange(24), miou, "miou", parts=2)
+    expected = [miou([z[k::2] for z in scorer.reference], goal[k::2], []) for k in range(2)]
+    assert list(scorer.original.parts[::2]) == expected
+    assert expected[0] != expected[1]
+
+
+# ---- the example: detection ----------------------------------------------------------------------------------------
+
+FACES = np.array([[0.1, 0.1, 0.3, 0.4], [0.5, 0.5, 0.9, 0.9], [0.2, 0.6, 0.4, 0.8]])
+SCORES = np.array([0.9, 0.8, 0.7])
+
+
+def faces(corners: np.ndarray, scores: np.ndarray, images: int = 2) -> Outputs:
+    """UltraFace's outputs with the same boxes in every image, and one that is none."""
+    shares = np.append(scores, 0.06)[None, :, None].repeat(images, axis=0)
+    boxes = np.vstack([corners, [0, 0, 1, 1]])[None].repeat(images, axis=0)
+    return [np.concatenate([1 - shares, shares], axis=2).astype(F32), boxes.astype(F32)]
+
+
+def scored(corners: np.ndarray, scores: np.ndarray = SCORES) -> float:
+    return det.mean_average_precision(faces(corners, scores), None, faces(FACES, SCORES))
+
+
+def test_the_originals_own_boxes_are_perfect() -> None:
+    assert scored(FACES) == 1.0
+    assert scored(FACES, SCORES[::-1]) == 1.0, "no box is wrong, so their order does not matter"
+    assert scored(FACES + 0.01) == 1.0
+    doubtful = np.append(SCORES, 0.4)
+    doubted = faces(np.vstack([FACES, [0.7, 0.1, 0.8, 0.2]]), doubtful)
+    assert det.mean_average_precision(doubted, None, doubted) == 1.0
+
+
+def test_boxes_that_overlap_by_less_than_half_find_nothing() -> None:
+    wide = FACES[:, 2] - FACES[:, 0]
+    shift = np.zeros((3, 4))
+    for share, overlap, found in ((0.30, 0.7 / 1.3, 1.0), (0.36, 0.64 / 1.36, 0.0)):
+        shift[:, 0] = shift[:, 2] = share * wide
+        assert det.overlap(FACES[0] + shift[0], FACES)[0] == pytest.approx(overlap)
+        assert scored(FACES + shift) == found
+
+
+def test_average_precision_by_hand() -> None:
+    """Per image 0.9 right, 0.8 wrong, 0.7 right, one missing: recall 1/3 at precision 1, 2/3 at 2/3, ties taken image by image."""
+    away = FACES.copy()
+    away[1] = [0.0, 0.9, 0.1, 1.0]
+    assert scored(away) == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3)
+    assert scored(FACES[:2], SCORES[:2]) == pytest.approx(2 / 3)
+
+
+def test_a_second_box_on_a_face_is_wrong() -> None:
+    """The one that was there is found first, or last; suppression is not in the way, for the two overlap by 0.4."""
+    boxes = det.Boxes(np.zeros(3, int), np.zeros(3, int), np.array([0.9, 0.8, 0.7]), FACES[[0, 0, 1]])
+    truth = det.Boxes(np.zeros(2, int), np.zeros(2, int), np.ones(2), FACES[:2])
+    assert det.average_precision(boxes, truth) == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
+    last = det.Boxes(boxes.image, boxes.kind, np.array([0.9, 0.6, 0.7]), boxes.corners)
+    assert det.average_precision(last, truth) == 1.0
+    elsewhere = det.Boxes(boxes.image + 1, boxes.kind, boxes.score, boxes.corners)
+    assert det.average_precision(elsewhere, truth) == 0.0, "another image's boxes find nothing"
+
+
+def test_suppression_keeps_the_most_confident_of_a_class_and_image() -> None:
+    near = FACES[0] + [0.01, 0.0, 0.01, 0.0]
+    found = det.detected(faces(np.vstack([FACES, near]), np.append(SCORES, 0.95)))
+    assert found.image.tolist() == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_allclose(found.score[:3], [0.95, 0.8, 0.7], rtol=1e-6)
+    np.testing.assert_allclose(found.corners[0], near, rtol=1e-6)
+
+
+def test_drawn_boxes_are_the_truth_where_there_are_any() -> None:
+    labels = np.full((2, 4, 5), -1.0)
+    labels[:, :3, 0], labels[:, :3, 1:] = 0, FACES
+    nothing = faces(FACES[:0], SCORES[:0])
+    assert det.mean_average_precision(faces(FACES, SCORES), labels, nothing) == 1.0
+    assert det.mean_average_precision(nothing, labels, nothing) == 0.0
+    assert np.isnan(det.mean_average_precision(faces(FACES, SCORES), np.array([1, 2]), nothing)), (
+        "class numbers are none"
+    )
+
+
+def test_fastestdet_is_decoded_by_its_formulas() -> None:
+    z = np.zeros((1, 8, 4, 5), F32)
+    z[0, :, 2, 3] = [0.8, 0.5, -0.25, 0.0, -1.0, 0.1, 0.2, 0.6]
+    found = det.decoded([z])
+    assert (len(found), found.kind[0], found.image[0]) == (1, 2, 0)
+    assert found.score[0] == pytest.approx(0.8**0.6 * 0.6**0.4)
+    x, y, w, h = (3 + np.tanh(0.5)) / 5, (2 + np.tanh(-0.25)) / 4, 0.5, 1 / (1 + np.e)
+    np.testing.assert_allclose(found.corners[0], [x - w / 2, y - h / 2, x + w / 2, y + h / 2], rtol=1e-6)
+    other = z.copy()
+    other[0, 5:, 2, 3] = [0.6, 0.2, 0.1]
+    both = [np.concatenate([z, z])], [np.concatenate([z, other])]
+    assert det.mean_average_precision(both[0], None, both[0]) == 1.0
+    assert det.mean_average_precision(both[0], None, both[1]) == pytest.approx((0.0 + 1.0) / 2), (
+        "the mean of two classes"
+    )
+
+
+def test_other_outputs_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    _, metric = find_metric("examples.detection:mean_average_precision", dataset(None), None)
+    with pytest.raises(OptionError, match="neither UltraFace's") as caught:
+        metric([np.ones((2, 10))], None, [np.ones((2, 10))])
+    assert "examples.detection:mean_average_precision" in caught.value.where
+
+
+@needs_shared
+def test_a_cut_ultraface_finds_fewer_of_the_originals_faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    settings = {"size": 320, "crop": [240, 320], "color": "RGB", "scale": 0.0078125, "mean": 0.9921875}
+    (tmp_path / "preprocess.json").write_text(json.dumps(settings))
+    for photo in sorted((SHARED / "data" / "imagenette" / "search" / "n03394916").iterdir())[:32]:
+        (tmp_path / photo.name).symlink_to(photo)
+    network = SHARED / "models" / "ultraface_rfb_320.onnx"
+    metric: Metric | str = "examples.detection:mean_average_precision"
+    how: dict[str, Any] = {"policy": "uniform", "metric": metric, "recover": False}
+    found = onnx_amc.compress(network, tmp_path, flops=0.9, refit=False, **how).record
+    assert found["original"]["score"] == 1.0
+    assert 0.0 <= found["compressed"]["score"] < 0.9
