@@ -26,7 +26,7 @@ from onnx_amc.prune.surgery import cut
 from onnx_amc.run import data as sources
 from onnx_amc.run.capture import gather_moments
 from onnx_amc.run.data import Dataset
-from onnx_amc.run.metrics import top1
+from onnx_amc.run.metrics import agreement, top1
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.worth import worths
 
@@ -346,7 +346,7 @@ def test_a_readers_worth_is_what_the_output_makes_of_it() -> None:
     u, v = rng.normal(size=(2, 4, 3))
     analysis = net(BRANCHES, u=u, v=v / 100)
     fitter, data = refitter(analysis, noise(analysis), ridge=1e-4), noise(analysis)
-    score = Scorer(analysis.model.original, data, np.arange(SAMPLES), top1, "top1")
+    score = Scorer(analysis.model.original, data, np.arange(SAMPLES), agreement, "agreement")
     found = worths(analysis, fitter, score.loss, seed=0)
     assert set(found) == {"k", "l"}
     assert 4e-4 <= found["l"] / found["k"] < 1e-2  # the floor is a thousandth of the mean, hence half of that of k
