@@ -33,7 +33,9 @@ from onnx_amc.run.kernels import in_turn
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.search.space import levels_of
 
-NETWORKS = ("resnet56_cifar10", "mobilenet_v1_0.75_imagenet", "resnet20_cifar10", "ultraface_rfb_320")
+NETWORKS = (
+    "resnet56_cifar10", "mobilenet_v1_0.75_imagenet", "resnet20_cifar10", "ultraface_rfb_320", "tv_mobilenet_v3", "tv_shufflenet",
+)  # fmt: skip
 UNIFORM = (0.3, 0.42, 0.5, 0.58, 0.72, 0.9)
 HEAD = (
     "| network | by | learnt from | probes | seconds | held out, median / max | random plans, median / max | by MACs | "
