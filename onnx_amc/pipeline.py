@@ -17,8 +17,9 @@ from onnx_amc.builder import Builder
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings, parse_round_to
 from onnx_amc.delivery import Result, check_feed, class_count, input_specs
-from onnx_amc.errors import PlanError
+from onnx_amc.errors import OptionError, PlanError
 from onnx_amc.graph.groups import analyse
+from onnx_amc.graph.load import Model
 from onnx_amc.guarantee import Guarantee
 from onnx_amc.inspection import summary
 from onnx_amc.intake import DataSource, ModelSource, find_data, load_model
@@ -117,15 +118,29 @@ def evaluate(
     model: ModelSource, data: DataSource, metric: str | None = None, provider: str = "CPUExecutionProvider",
     against: ModelSource | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Score a model on data; the metric is what suits the data unless named, the original `against` or else the model itself."""
+    """Score a model on data; the metric is what suits the data unless named, the original `against` or else the model itself.
+
+    Raises:
+        OptionError: The outputs of the two models are not alike, or the metric cannot be had.
+
+    """
     loaded = load_model(model)
-    original = loaded if against is None else load_model(against)
+    base = loaded if against is None else load_model(against)
+    if (mine := _outputs(loaded)) != (theirs := _outputs(base)):
+        what = f"its outputs are {theirs}, those of {loaded.source} {mine}"
+        raise OptionError(what, where=f"--against {base.source}", fix="name the model that this one was made from")
     classes = class_count(loaded)
     samples = sources.load(data, input_specs(loaded.proto), classes=classes)
     name, function = find_metric(metric, samples, classes)
-    scorer = Scorer(original.original, samples, np.arange(len(samples)), function, name, provider, loaded.source)
+    scorer = Scorer(base.original, samples, np.arange(len(samples)), function, name, provider, loaded.source)
     found = scorer.original if against is None else scorer(loaded.original)
     return {"model": loaded.source, "metric": name, "samples": len(samples), "score": found.value}
+
+
+def _outputs(model: Model) -> str:
+    """Names of the outputs and their shapes, the samples as N."""
+    shapes = {o.name: ["N", *map(str, model.shapes.get(o.name, ())[1:])] for o in model.proto.graph.output}
+    return ", ".join(f"'{name}' ({', '.join(shape)})" for name, shape in shapes.items())
 
 
 def inspect(

@@ -321,6 +321,10 @@ def test_evaluate_compares_with_the_original(tmp_path: Path, capsys: pytest.Capt
     score = json.loads((tmp_path / "e.json").read_text())["score"]
     assert against == f"psnr {score:.4f} on 500 samples"
     assert 5 < score < 40
+    assert main(["evaluate", str(small), "--data", str(SIDECAR), "--against", str(tmp_path / "none.onnx")]) == 2
+    onnx.save(segmenter(), tmp_path / "other.onnx")
+    assert main([*same, "--against", str(tmp_path / "other.onnx")]) == 2
+    assert "its outputs are 'y' (N, 4, 6, 6), those of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("metric", "units"), [("psnr", [1.0]), ("mse", [1.0, 2.0**12])])
