@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("bench", help="latency side by side: in turn, medians and ratios to the first")
     one.add_argument("models", nargs="+", metavar="MODEL")
     one.add_argument("--seconds", type=float, default=6.0, help="time to spend (6)")
+    one.add_argument("--threads", type=int, default=0, metavar="N", help="of each session (0: all cores)")
     one.add_argument("--json", metavar="FILE", help="write the result as JSON")
     return top
 
@@ -163,6 +164,9 @@ def _budget_options(one: argparse.ArgumentParser) -> None:
     budget.add_argument(
         "--latency-command", metavar="CMD", help="times a model elsewhere: it gets a path and prints milliseconds"
     )
+    budget.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="of a session whose latency is measured (0: all cores)"
+    )
     budget.add_argument("--cache", metavar="DIR", help="where measured latencies are kept (the user's cache folder)")
 
 
@@ -252,7 +256,7 @@ def _settings(args: argparse.Namespace, budget: Budget) -> Settings:
     same = (
         "max_drop", "granularity", "policy", "episodes", "seed", "min_keep", "approximate", "refit", "criterion", "metric",
         "reward", "agent", "save_agent", "tensorboard", "provider", "recover", "recover_epochs", "recover_minutes",
-        "recover_labels", "recover_flip", "latency_command", "cache",
+        "recover_labels", "recover_flip", "latency_command", "cache", "threads",
     )  # fmt: skip
     return Settings(
         budget=budget,
@@ -310,7 +314,9 @@ def bench(args: argparse.Namespace) -> int:
     from onnx_amc.run.latency import measure  # noqa: PLC0415
 
     models = [load(path) for path in args.models]
-    found = measure([m.original for m in models], one_feed(models[0]), seconds=args.seconds)
+    if args.threads < 0:
+        raise OptionError(f"{args.threads} is below 0", where="--threads", fix="give 0 for all cores, or more")
+    found = measure([m.original for m in models], one_feed(models[0]), seconds=args.seconds, threads=args.threads)
     rows = [
         {"model": p, "latency_ms": f.milliseconds, "ratio": f.ratio} for p, f in zip(args.models, found, strict=True)
     ]

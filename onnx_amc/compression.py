@@ -251,7 +251,8 @@ class Compression:
             found["uniform"] |= figures(candidates[-1])
             tables.append(found["uniform"])
         self.listener.stage("latency", None)
-        times = measure(candidates, one_feed(self.model, self.data), provider=self.settings.provider)
+        feed, settings = one_feed(self.model, self.data), self.settings
+        times = measure(candidates, feed, threads=settings.threads, provider=settings.provider)
         for table, taken in zip(tables, times, strict=True):
             table["latency_ms"], table["latency_ratio"] = taken.milliseconds, taken.ratio
         return found

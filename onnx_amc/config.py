@@ -64,6 +64,7 @@ class Settings:
         sequential: Whether what is delivered is refitted layer by layer on its own activations.
         metric: Name of the score; None for what suits the data.
         provider: Execution provider of onnxruntime.
+        threads: Of a session whose latency is measured; 0 takes all cores.
         calibration: Samples that moments are taken from, at most.
         reward: What the search makes of a score: `error` (AMC's R_err), `flops`, `params`, `size` or `latency` (-Error log(cost)),
             or `module:function`, called with score, loss and a mapping of what is left by kind of budget.
@@ -108,6 +109,7 @@ class Settings:
     sequential: bool = True
     metric: str | None = None
     provider: str = "CPUExecutionProvider"
+    threads: int = 0
     calibration: int = 2_000
     reward: str = "error"
     judged: int = 3_000
@@ -136,7 +138,7 @@ class Settings:
         _fraction(self.budget.ratio, f"--{self.budget.kind}")
         _fraction(self.least, "--min-keep")
         self._check_combinations()
-        for name, least in (("episodes", 1), ("seed", 0)):
+        for name, least in (("episodes", 1), ("seed", 0), ("threads", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
                 raise OptionError(

@@ -19,6 +19,9 @@ from onnx_amc.run.clock import measure_by_command, measure_table, measure_table_
 from onnx_amc.run.latency import measure
 from onnx_amc.run.table import LatencyTable
 
+DOUBTFUL = 0.06
+"""Median error of the table above which the user is told how to get a better one."""
+
 ROUNDS = 5
 """Times that a command measures the original and a model in turn."""
 
@@ -41,12 +44,16 @@ def table_of(analysis: Analysis, settings: Settings, levels: Sequence[np.ndarray
         )
     else:
         table = measure_table(
-            analysis, build, levels, one_feed(analysis.model), provider=settings.provider, seed=settings.seed,
-            cache=cache, progress=progress,
+            analysis, build, levels, one_feed(analysis.model), threads=settings.threads, provider=settings.provider,
+            seed=settings.seed, cache=cache, progress=progress,
         )  # fmt: skip
     listener.note(
         f"latency table: on plans that it was not learnt from it is {table.error:.1%} off (median), {table.worst:.1%} at worst"
     )
+    if table.error > DOUBTFUL:
+        listener.note(
+            "latency table: that is much; a machine that does nothing else, or --threads 1, gives a better one"
+        )
     return table
 
 
@@ -55,7 +62,8 @@ def ratio_of(analysis: Analysis, settings: Settings) -> Callable[[onnx.ModelProt
     original = analysis.model.original
 
     def here(model: onnx.ModelProto) -> float:
-        return measure([original, model], one_feed(analysis.model), provider=settings.provider)[1].ratio
+        feed, threads = one_feed(analysis.model), settings.threads
+        return measure([original, model], feed, threads=threads, provider=settings.provider)[1].ratio
 
     def elsewhere(model: onnx.ModelProto) -> float:
         with tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder:

@@ -174,6 +174,10 @@ def test_inspect_evaluate_bench(place: Path, capsys: pytest.CaptureFixture[str])
     assert "top1 0.9" in capsys.readouterr().out
     assert main(["bench", model, model, "--seconds", "0.2", "--json", str(place / "b.json")]) == 0
     assert json.loads((place / "b.json").read_text())["models"][0]["ratio"] == 1.0
+    assert main(["bench", model, model, "--seconds", "0.2", "--threads", "1", "--json", str(place / "b.json")]) == 0
+    assert 0.3 < json.loads((place / "b.json").read_text())["models"][1]["ratio"] < 3
+    assert "-1 is below 0" in fails(capsys, 2, "bench", model, "--threads", -1)
+    assert "-1 is no whole number from 0" in fails(capsys, 2, "compress", model, "--latency", 0.6, "--threads", -1)
 
 
 # ---- bad input --------------------------------------------------------------------------------------------------------

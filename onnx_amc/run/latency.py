@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from onnx_amc.run.kernels import stopwatch
 from onnx_amc.run.session import open_session
 
 ENOUGH = 2_000
@@ -49,13 +50,14 @@ def measure(
         for _ in range(3):
             session.run(None, fed)
     times: list[list[float]] = []
+    clock = stopwatch(threads, provider)
     end = time.perf_counter() + seconds
     while (time.perf_counter() < end and len(times) < ENOUGH) or len(times) < 5:
         row = []
         for session, fed in zip(sessions, feeds, strict=True):
-            start = time.perf_counter()
+            start = clock()
             session.run(None, fed)
-            row.append(time.perf_counter() - start)
+            row.append(clock() - start)
         times.append(row)
     table = np.array(times)
     ratios = table / table[:, :1]
