@@ -135,8 +135,20 @@ def _compress(one: argparse.ArgumentParser) -> None:
     one.add_argument("--run-dir", metavar="DIR", help="where plan.json and record.json go (OUT with .run)")
     one.add_argument("--json", metavar="FILE", help="write the record as JSON")
     one.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    for name in ("--workers", "--report"):
-        one.add_argument(name, help=argparse.SUPPRESS)
+    one.add_argument("--report", help=argparse.SUPPRESS)
+    one.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="plans evaluated at a time (one per core); changes nothing that is found",
+    )
+    one.add_argument(
+        "--ahead",
+        type=int,
+        default=4,
+        metavar="N",
+        help="evaluations under way while the next plan is chosen (4): more keep more workers busy",
+    )
     one.add_argument("--resume", action="store_true", help="go on with the interrupted run in the run directory")
 
 
@@ -256,7 +268,8 @@ def _settings(args: argparse.Namespace, budget: Budget) -> Settings:
     same = (
         "max_drop", "granularity", "policy", "episodes", "seed", "min_keep", "approximate", "refit", "criterion", "metric",
         "reward", "agent", "save_agent", "tensorboard", "provider", "recover", "recover_epochs", "recover_minutes",
-        "recover_labels", "recover_flip", "latency_command", "cache", "threads",
+        "recover_labels", "recover_flip", "latency_command", "cache", "threads", "workers",
+        "ahead",
     )  # fmt: skip
     return Settings(
         budget=budget,
@@ -338,7 +351,6 @@ def _display(*, quiet: bool) -> Display:
 def _refuse_what_is_to_come(args: argparse.Namespace) -> None:
     """Options of the interface that this version does not have yet are refused, never ignored."""
     asked = {
-        "--workers": args.workers is not None,
         "--report": args.report is not None,
     }
     for option, given in asked.items():

@@ -92,7 +92,9 @@ class Compression:
 
     def _begin(self) -> None:
         self.started = time.perf_counter()
-        self.seconds = dict.fromkeys(("analyse", "calibrate", "search", "search_onnxruntime", "recover", "total"), 0.0)
+        self.seconds = dict.fromkeys(
+            ("analyse", "calibrate", "search", "search_onnxruntime", "refit", "recover", "total"), 0.0
+        )
 
     def _search(self) -> Search:
         scorers = None if self.scorer is None or self.trial is None else (self.scorer, self.trial)
@@ -129,7 +131,8 @@ class Compression:
         if run_dir is None:
             return Memo()
         samples = [self.data.source, len(self.data)] if self.data else None
-        identity = {"model": self.model.sha256, "settings": asdict(self.settings), "data": samples}
+        settings = asdict(replace(self.settings, workers=None))  # what is found does not depend on them
+        identity = {"model": self.model.sha256, "settings": settings, "data": samples}
         return RunDir(run_dir, identity, resume=resume)
 
     def _calibrate(self) -> None:
