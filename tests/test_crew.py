@@ -23,7 +23,7 @@ EMPTY = onnx.ModelProto()
 
 @pytest.mark.parametrize(("granularity", "budget"), [("channel", {"flops": 0.5}), ("weight", {"params": 0.4})])
 def test_the_number_of_workers_changes_nothing(granularity: str, budget: dict[str, float]) -> None:
-    options: dict[str, Any] = {"granularity": granularity, "episodes": 10, "recover": False, **budget}
+    options: dict[str, Any] = {"granularity": granularity, "episodes": 6, "recover": False, **budget}
     one, other = [onnx_amc.compress(RESNET, workers=n, **options) for n in (1, 3)]
     assert [t.counts.tolist() for t in other.trials] == [t.counts.tolist() for t in one.trials]
     assert [t.reward for t in other.trials] == [t.reward for t in one.trials]

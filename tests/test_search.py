@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def searched(
     fake = Fake()
     journal = Journal(fake)
     tried = [journal.ask(counts, "start") for counts in starts]
-    how = {} if ahead is None else {"ahead": ahead}
+    how: dict[str, Any] = {} if ahead is None else {"ahead": ahead}
     search(SPACE, FACTS, journal, policy=policy, episodes=episodes, seed=seed, starts=tried, errors=ERRORS, **how)
     return journal, fake
 
