@@ -174,6 +174,11 @@ class Builder:
             values, biases = self.corrector.correct(kept, values, biases)
         return cut(self.analysis, kept, values, biases)
 
+    @property
+    def abreast(self) -> int:
+        """How many plans can be refitted in full at a time within the memory."""
+        return self.sequential.abreast if self.sequential is not None else 2
+
     def drafted(self, kept: Kept) -> onnx.ModelProto:
         """Return what the search scores: as `refined`, from fewer samples."""
         return self.refined_by(self.draft, kept)

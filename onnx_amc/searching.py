@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -196,7 +197,7 @@ class Search:
         A policy in closed form has said which one that is.
         """
         if self.settings.policy in CLOSED:
-            self.finals = [self._refined(t) for t in self.baselines.values()]
+            self._refine(list(self.baselines.values()))
             return self.baselines[self.settings.policy].counts
         plain = sorted(
             {t.key: t for t in self.baselines.values()}.values(), key=lambda t: (-t.reward, t.source != "uniform")
@@ -206,25 +207,31 @@ class Search:
         few = [t for i, t in enumerate(plain) if i < FINAL_BASELINES or t.source == "uniform"]
         chosen = [*others[: self.settings.finalists], *few]
         self.listener.stage("finals", len(chosen))
-        for done, tried in enumerate(chosen, start=1):
-            found = self._refined(tried)
-            self.finals.append(found)
-            self.listener.advance(done, f"{found.source}: {shown(tried.score)}, refitted {shown(found.score)}")
+        self._refine(chosen)
         return max(self.finals, key=lambda t: t.reward).counts
 
-    def _refined(self, tried: Tried) -> Tried:
-        """The same plan, built and scored as it would be delivered; the best model of them is kept."""
+    def _refine(self, several: Sequence[Tried]) -> None:
+        """Build plans and score them as they would be delivered; the best model of them is kept."""
+        built: dict[bytes, onnx.ModelProto] = {}
 
-        def compute() -> list[float]:
-            built.append(self.builder.refined(self.builder.kept(tried.counts)))
-            return self._scored(built[0], 0)
+        def build(tried: Tried) -> onnx.ModelProto:
+            built[tried.key] = self.builder.refined(self.builder.kept(tried.counts))
+            return built[tried.key]
 
-        built: list[onnx.ModelProto] = []
-        value, loss, *_ = self.memo.get(_key("final", tried.counts), compute)
-        found = replace(tried, score=value, loss=loss, rule=self.journal.rule)
-        if built and (self.ready is None or found.reward > self.ready[0].reward):
-            self.ready = found, built[0]
-        return found
+        with Crew(self.settings.workers, self.builder.abreast) as crew:
+
+            def begin(tried: Tried) -> Callable[[], list[float]]:
+                return crew.begin(lambda: build(tried), lambda model: self._scored(model, 0))
+
+            waits = [self.memo.later(_key("final", t.counts), partial(begin, t)) for t in several]
+            for done, (tried, wait) in enumerate(zip(several, waits, strict=True), start=1):
+                value, loss, *_ = wait()
+                found = replace(tried, score=value, loss=loss, rule=self.journal.rule)
+                self.finals.append(found)
+                model = built.pop(tried.key, None)
+                if model is not None and (self.ready is None or found.reward > self.ready[0].reward):
+                    self.ready = found, model
+                self.listener.advance(done, f"{found.source}: {shown(tried.score)}, refitted {shown(found.score)}")
 
     def ready_for(self, counts: np.ndarray) -> onnx.ModelProto | None:
         """The refitted model of these counts, if the finals have just built it."""

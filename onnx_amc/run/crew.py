@@ -20,21 +20,20 @@ Model = onnx.ModelProto
 class Crew:
     """Threads that build a model and evaluate it: so many are evaluated at a time, and one more is being built meanwhile.
 
-    Sessions of the models that are built have one thread, and those that evaluate share the other cores. What comes out does not
-    depend on any of this.
+    The cores are shared out among the sessions that run side by side. What comes out does not depend on any of this.
 
     Args:
-        workers: Models evaluated at a time; None for one per core, as far as there is work for them.
-        ahead: Evaluations that are under way at a time in the search.
+        workers: Models evaluated at a time; None for one per core.
+        most: Models that may be under way at a time.
 
     """
 
-    def __init__(self, workers: int | None, ahead: int) -> None:
+    def __init__(self, workers: int | None, most: int) -> None:
         cores = usable_cores()
-        self.workers = workers or max(1, min(cores, ahead))
-        self.threads = max(1, (cores - 1) // self.workers)
-        self._turn = Semaphore(self.workers)
-        self._pool = ThreadPoolExecutor(self.workers + 1, "onnx-amc")
+        abreast = max(1, min((workers or cores) + 1, most))
+        self._threads = max(1, cores // abreast)
+        self._turn = Semaphore(workers or cores)
+        self._pool = ThreadPoolExecutor(abreast, "onnx-amc")
 
     def __enter__(self) -> Self:
         return self
@@ -48,10 +47,10 @@ class Crew:
         """Begin to build a model and to evaluate it; what is returned waits for the result."""
 
         def work() -> Result:
-            with threads(1):
+            with threads(self._threads):
                 model = build()
-            with self._turn, threads(self.threads):
-                return evaluate(model)
+                with self._turn:
+                    return evaluate(model)
 
         return self._pool.submit(work).result
 

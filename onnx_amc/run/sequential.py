@@ -107,7 +107,8 @@ class Sequential:
         model = analysis.model
         layers = [layer for layer in layers if layer.output in model.shapes]
         held = live_bytes(model.proto, model.shapes, {layer.node for layer in layers})
-        self._data, self._index = data, np.random.default_rng(seed).permutation(index)[: max(1, MEMORY // (2 * held))]
+        self._held = 2 * held
+        self._data, self._index = data, np.random.default_rng(seed).permutation(index)[: max(1, MEMORY // self._held)]
         self._original = onnx.ModelProto()
         self._original.CopyFrom(model.proto)
         del self._original.graph.value_info[:]
@@ -124,6 +125,11 @@ class Sequential:
         self._samples = len(chosen)
         self._batches = [self._data.batch(chosen[at : at + BATCH]) for at in range(0, len(chosen), BATCH)]
         self._goals: dict[str, dict[str, np.ndarray]] = {}
+
+    @property
+    def abreast(self) -> int:
+        """How many networks can be refitted at a time within the memory."""
+        return max(1, MEMORY // (self._held * self._samples))
 
     def lighter(self, effort: Effort) -> Sequential:
         """Return another of these that spends less, on some of the samples."""
