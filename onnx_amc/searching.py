@@ -116,7 +116,7 @@ class Search:
             return self.within(propose(self.space, self.settings.policy, []))
         before, start = RUNNING.seconds, time.perf_counter()
         with Crew(self.settings.workers, self.settings.ahead) as crew:
-            self.journal.begin = lambda counts: self._begun(counts, crew)
+            self.journal.begin = lambda counts: self.begun(counts, crew)
             self._search(crew)
             self.journal.begin = None
         middle = time.perf_counter()
@@ -131,7 +131,7 @@ class Search:
         kept = self.builder.kept(counts)
         return self.memo.get(_key("plan", counts), lambda: self._scored(self.builder.drafted(kept), 1))
 
-    def _begun(self, counts: np.ndarray, crew: Crew) -> Later:
+    def begun(self, counts: np.ndarray, crew: Crew) -> Later:
         """The same, begun by the crew and waited for later."""
         kept = self.builder.kept(counts)
         return self.memo.later(
