@@ -108,16 +108,7 @@ def _compress(one: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="which channels go first: obs (elimination over all readers), wanda, fpgm, magnitude or random",
     )
-    recover = one.add_argument_group("recovery: training towards the original's outputs")
-    recover.add_argument(
-        "--recover",
-        action=argparse.BooleanOptionalAction,
-        help="train what is delivered, without labels (where there are a few hundred samples)",
-    )
-    recover.add_argument("--recover-epochs", type=int, metavar="N", help="passes over the samples, at most")
-    recover.add_argument("--recover-minutes", type=float, metavar="M", help="wall time of the training, at most")
-    recover.add_argument("--recover-labels", action="store_true", help="let labels count too")
-    recover.add_argument("--recover-flip", action="store_true", help="images may be mirrored left to right")
+    _recovery_options(one)
     one.add_argument("--metric", metavar="NAME", help=METRIC)
     one.add_argument(
         "--reward",
@@ -150,6 +141,19 @@ def _compress(one: argparse.ArgumentParser) -> None:
         help="evaluations under way while the next plan is chosen (4): more keep more workers busy",
     )
     one.add_argument("--resume", action="store_true", help="go on with the interrupted run in the run directory")
+
+
+def _recovery_options(one: argparse.ArgumentParser) -> None:
+    recover = one.add_argument_group("recovery: training towards the original's outputs")
+    recover.add_argument(
+        "--recover",
+        action=argparse.BooleanOptionalAction,
+        help="train what is delivered, without labels (where there are a few hundred samples)",
+    )
+    recover.add_argument("--recover-epochs", type=int, metavar="N", help="passes over the samples, at most")
+    recover.add_argument("--recover-minutes", type=float, metavar="M", help="wall time of the training, at most")
+    recover.add_argument("--recover-labels", action="store_true", help="let labels count too")
+    recover.add_argument("--recover-flip", action="store_true", help="images may be mirrored left to right")
 
 
 def _budget_options(one: argparse.ArgumentParser) -> None:
