@@ -127,19 +127,7 @@ def _compress(one: argparse.ArgumentParser) -> None:
     one.add_argument("--json", metavar="FILE", help="write the record as JSON")
     one.add_argument("--quiet", action="store_true", help="print nothing but errors")
     one.add_argument("--report", help=argparse.SUPPRESS)
-    one.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="plans evaluated at a time (one per core); changes nothing that is found",
-    )
-    one.add_argument(
-        "--ahead",
-        type=int,
-        default=4,
-        metavar="N",
-        help="evaluations under way while the next plan is chosen (4): more keep more workers busy",
-    )
+    _parallel_options(one)
     one.add_argument("--resume", action="store_true", help="go on with the interrupted run in the run directory")
 
 
@@ -154,6 +142,22 @@ def _recovery_options(one: argparse.ArgumentParser) -> None:
     recover.add_argument("--recover-minutes", type=float, metavar="M", help="wall time of the training, at most")
     recover.add_argument("--recover-labels", action="store_true", help="let labels count too")
     recover.add_argument("--recover-flip", action="store_true", help="images may be mirrored left to right")
+
+
+def _parallel_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="plans evaluated at a time (one per core); changes nothing that is found",
+    )
+    one.add_argument(
+        "--ahead",
+        type=int,
+        default=4,
+        metavar="N",
+        help="evaluations under way while the next plan is chosen (4): more keep more workers busy",
+    )
 
 
 def _budget_options(one: argparse.ArgumentParser) -> None:
