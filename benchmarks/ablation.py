@@ -25,9 +25,10 @@ from onnx_amc.config import Budget, Settings
 from onnx_amc.inspection import facts_of
 from onnx_amc.listener import Listener
 from onnx_amc.prune.surgery import cut
+from onnx_amc.run.crew import Crew
 from onnx_amc.rundir import Memo
 from onnx_amc.search import baselines
-from onnx_amc.search.loop import REFINING, Journal, search, second_pass
+from onnx_amc.search.loop import AHEAD, REFINING, Journal, search, second_pass
 
 
 def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onnx.ModelProto]]:
@@ -51,7 +52,8 @@ def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onn
         for ranking, levels in zip(builder.rankings, space.levels, strict=True)
     ]
     yield "+ knapsack on each layer's own errors", builder.refined(builder.kept(baselines.knapsack(space, local)))
-    errors = builder.errors(space.levels, lambda _a, _b: None, Memo())
+    with Crew(None, AHEAD) as crew:
+        errors = builder.errors(space.levels, lambda _a, _b: None, Memo(), crew)
     table = baselines.knapsack(space, errors)
     yield "knapsack on errors at the output instead", builder.refined(builder.kept(table))
     first = Journal(run.search.evaluate)

@@ -27,6 +27,7 @@ from onnx_amc.builder import Kept
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
 from onnx_amc.listener import Listener
+from onnx_amc.run.crew import Crew
 from onnx_amc.run.metrics import top1
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.sequential import Effort
@@ -70,7 +71,8 @@ def main() -> int:
         seen = np.concatenate(data.split(0, settings.calibration, settings.judged))
         third = Scorer(run.model.original, data, np.setdiff1d(np.arange(len(data)), seen), top1, "top1")
         rng = np.random.default_rng(0)
-        best = baselines.knapsack(space, builder.errors(space.levels, lambda _a, _b: None, Memo()))
+        with Crew(None, 1) as crew:
+            best = baselines.knapsack(space, builder.errors(space.levels, lambda _a, _b: None, Memo(), crew))
         plans = [best, baselines.uniform(space), *(baselines.random(space, rng) for _ in range(args.plans // 6))]
         while len(plans) < args.plans:
             start = best

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -23,6 +22,7 @@ from onnx_amc.recover.course import Course, Task
 from onnx_amc.run.capture import gather_moments
 from onnx_amc.run.check import gap, self_check
 from onnx_amc.run.correct import Corrector
+from onnx_amc.run.crew import Crew
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.metrics import agreement
 from onnx_amc.run.score import Scorer
@@ -64,7 +64,6 @@ class Builder:
         self.refitter: Refitter | None = None
         self.sequential: Sequential | None = None
         self.draft: Sequential | None = None
-        self.seconds = 0.0
         self.layers: list[Layer] = []
         self.refused: dict[str, str] = {}
         self.remarks: list[str] = []
@@ -172,10 +171,13 @@ class Builder:
             return cut(self.analysis, kept)
         values, biases = self.refitter.solve(kept)
         if correct and self.corrector is not None:
-            start = time.perf_counter()
             values, biases = self.corrector.correct(kept, values, biases)
-            self.seconds += time.perf_counter() - start
         return cut(self.analysis, kept, values, biases)
+
+    @property
+    def abreast(self) -> int:
+        """How many plans can be refitted in full at a time within the memory."""
+        return self.sequential.abreast if self.sequential is not None else 2
 
     def drafted(self, kept: Kept) -> onnx.ModelProto:
         """Return what the search scores: as `refined`, from fewer samples."""
@@ -189,15 +191,12 @@ class Builder:
         """Return the cut model as `refined` does, by another sequential refit."""
         if sequential is None or self.refitter is None or not kept:
             return self.build(kept)
-        start = time.perf_counter()
         try:
             return self._refit_on_itself(sequential, self.refitter, kept)
         except DataError as error:
             self.remarks.append(f"no sequential refit: {error.what}")
             self.sequential = self.draft = None
             return self.build(kept)
-        finally:
-            self.seconds += time.perf_counter() - start
 
     def _refit_on_itself(self, sequential: Sequential, fitter: Refitter, kept: Kept) -> onnx.ModelProto:
         values, biases = fitter.solve(kept)
@@ -230,29 +229,30 @@ class Builder:
             checks["approximate_difference"] = gap(self.analysis, kept, feed)
         return checks
 
-    def errors(self, levels: Sequence[np.ndarray], progress: Progress, memo: Memo) -> list[np.ndarray]:
+    def errors(self, levels: Sequence[np.ndarray], progress: Progress, memo: Memo, crew: Crew) -> list[np.ndarray]:
         """Error of the network's output with one group alone cut, at each of its levels (for the knapsack).
 
         Measured at three ratios on calibration samples, refitted but not corrected, and interpolated.
         """
-        scorer = self.probe
-        full = np.array([lv[-1] for lv in levels], dtype=np.int64)
+        full = [int(lv[-1]) for lv in levels]
+        probes = [[max(1, round(ratio * whole)) for ratio in self.ratios] for whole in full]
+        asked = [
+            [self._probed(i, probe, full, memo, crew) for probe in probes[i]] if len(levels[i]) > 1 else []
+            for i in range(len(full))
+        ]
         found: list[np.ndarray] = []
-        before = scorer.seconds
-        for i, whole in enumerate(full.tolist()):
-            if len(levels[i]) == 1:
-                found.append(np.zeros(1))
-                continue
-            losses: list[float] = []
-            probes = np.array([max(1, round(ratio * whole)) for ratio in self.ratios])
-            for probe in probes.tolist():
-                counts = full.copy()
-                counts[i] = probe
-                losses += memo.get(
-                    f"probe {i} {probe}",
-                    lambda c=counts: [scorer.loss(self.build(self.kept(c), correct=False))],  # type: ignore[misc]
-                )
-            found.append(curve(levels[i], probes / whole, np.array(losses)))
+        for i, waits in enumerate(asked):
+            losses = np.array([wait()[0] for wait in waits])
+            found.append(curve(levels[i], np.array(probes[i]) / full[i], losses) if waits else np.zeros(1))
             progress(i + 1, len(full))
-        self.seconds += scorer.seconds - before
         return found
+
+    def _probed(self, unit: int, probe: int, full: Sequence[int], memo: Memo, crew: Crew) -> Callable[[], list[float]]:
+        """Begin to measure the error with one unit alone cut."""
+        counts, scorer = np.array(full), self.probe
+        counts[unit] = probe
+        kept = self.kept(counts)
+        return memo.later(
+            f"probe {unit} {probe}",
+            lambda: crew.begin(lambda: self.build(kept, correct=False), lambda model: [scorer.loss(model)]),
+        )

@@ -108,16 +108,7 @@ def _compress(one: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="which channels go first: obs (elimination over all readers), wanda, fpgm, magnitude or random",
     )
-    recover = one.add_argument_group("recovery: training towards the original's outputs")
-    recover.add_argument(
-        "--recover",
-        action=argparse.BooleanOptionalAction,
-        help="train what is delivered, without labels (where there are a few hundred samples)",
-    )
-    recover.add_argument("--recover-epochs", type=int, metavar="N", help="passes over the samples, at most")
-    recover.add_argument("--recover-minutes", type=float, metavar="M", help="wall time of the training, at most")
-    recover.add_argument("--recover-labels", action="store_true", help="let labels count too")
-    recover.add_argument("--recover-flip", action="store_true", help="images may be mirrored left to right")
+    _recovery_options(one)
     one.add_argument("--metric", metavar="NAME", help=METRIC)
     one.add_argument(
         "--reward",
@@ -135,9 +126,38 @@ def _compress(one: argparse.ArgumentParser) -> None:
     one.add_argument("--run-dir", metavar="DIR", help="where plan.json and record.json go (OUT with .run)")
     one.add_argument("--json", metavar="FILE", help="write the record as JSON")
     one.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    for name in ("--workers", "--report"):
-        one.add_argument(name, help=argparse.SUPPRESS)
+    one.add_argument("--report", help=argparse.SUPPRESS)
+    _parallel_options(one)
     one.add_argument("--resume", action="store_true", help="go on with the interrupted run in the run directory")
+
+
+def _recovery_options(one: argparse.ArgumentParser) -> None:
+    recover = one.add_argument_group("recovery: training towards the original's outputs")
+    recover.add_argument(
+        "--recover",
+        action=argparse.BooleanOptionalAction,
+        help="train what is delivered, without labels (where there are a few hundred samples)",
+    )
+    recover.add_argument("--recover-epochs", type=int, metavar="N", help="passes over the samples, at most")
+    recover.add_argument("--recover-minutes", type=float, metavar="M", help="wall time of the training, at most")
+    recover.add_argument("--recover-labels", action="store_true", help="let labels count too")
+    recover.add_argument("--recover-flip", action="store_true", help="images may be mirrored left to right")
+
+
+def _parallel_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="plans evaluated at a time (one per core); changes nothing that is found",
+    )
+    one.add_argument(
+        "--ahead",
+        type=int,
+        default=4,
+        metavar="N",
+        help="evaluations under way while the next plan is chosen (4): more keep more workers busy",
+    )
 
 
 def _budget_options(one: argparse.ArgumentParser) -> None:
@@ -256,7 +276,8 @@ def _settings(args: argparse.Namespace, budget: Budget) -> Settings:
     same = (
         "max_drop", "granularity", "policy", "episodes", "seed", "min_keep", "approximate", "refit", "criterion", "metric",
         "reward", "agent", "save_agent", "tensorboard", "provider", "recover", "recover_epochs", "recover_minutes",
-        "recover_labels", "recover_flip", "latency_command", "cache", "threads",
+        "recover_labels", "recover_flip", "latency_command", "cache", "threads", "workers",
+        "ahead",
     )  # fmt: skip
     return Settings(
         budget=budget,
@@ -338,7 +359,6 @@ def _display(*, quiet: bool) -> Display:
 def _refuse_what_is_to_come(args: argparse.Namespace) -> None:
     """Options of the interface that this version does not have yet are refused, never ignored."""
     asked = {
-        "--workers": args.workers is not None,
         "--report": args.report is not None,
     }
     for option, given in asked.items():

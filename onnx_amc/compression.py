@@ -37,6 +37,9 @@ from onnx_amc.thinner import Thinner
 from onnx_amc.timing import ratio_of, table_of
 from onnx_amc.training import course_of, parts_of, train
 
+TIMING = (0.7, 3.0)
+"""Seconds of the last measurement of latency, at least and at most; between them a quarter of the run before."""
+
 PARTS = 8
 """Into how many parts the reward samples are split to see what the loss should count for."""
 
@@ -92,7 +95,9 @@ class Compression:
 
     def _begin(self) -> None:
         self.started = time.perf_counter()
-        self.seconds = dict.fromkeys(("analyse", "calibrate", "search", "search_onnxruntime", "recover", "total"), 0.0)
+        self.seconds = dict.fromkeys(
+            ("analyse", "calibrate", "search", "search_onnxruntime", "refit", "recover", "total"), 0.0
+        )
 
     def _search(self) -> Search:
         scorers = None if self.scorer is None or self.trial is None else (self.scorer, self.trial)
@@ -129,7 +134,8 @@ class Compression:
         if run_dir is None:
             return Memo()
         samples = [self.data.source, len(self.data)] if self.data else None
-        identity = {"model": self.model.sha256, "settings": asdict(self.settings), "data": samples}
+        settings = asdict(replace(self.settings, workers=None))  # what is found does not depend on them
+        identity = {"model": self.model.sha256, "settings": settings, "data": samples}
         return RunDir(run_dir, identity, resume=resume)
 
     def _calibrate(self) -> None:
@@ -182,7 +188,7 @@ class Compression:
         model = self.builder.deliverable(kept, trained)
         self._remark()
         compressed = self._recounted(model, counts)
-        original = figures(self.model.original, self.model)
+        original = figures(self.model.original, self.analysis)
         original["score"] = self.scorer.original.value if self.scorer else None
         baselines = self._timed_against(model, original, compressed)
         self.seconds["total"] = time.perf_counter() - self.started
@@ -252,7 +258,8 @@ class Compression:
             tables.append(found["uniform"])
         self.listener.stage("latency", None)
         feed, settings = one_feed(self.model, self.data), self.settings
-        times = measure(candidates, feed, threads=settings.threads, provider=settings.provider)
+        seconds = float(np.clip((time.perf_counter() - self.started) / 4, *TIMING))
+        times = measure(candidates, feed, seconds=seconds, threads=settings.threads, provider=settings.provider)
         for table, taken in zip(tables, times, strict=True):
             table["latency_ms"], table["latency_ratio"] = taken.milliseconds, taken.ratio
         return found

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from onnx_amc.errors import OptionError
 from onnx_amc.prune.criteria import CRITERIA
-from onnx_amc.search.loop import AGENTS, POLICIES
+from onnx_amc.search.loop import AGENTS, AHEAD, POLICIES
 from onnx_amc.search.reward import REWARDS
 
 REDUCED = ("flops", "params", "size", "latency")
@@ -65,6 +65,8 @@ class Settings:
         metric: Name of the score; None for what suits the data.
         provider: Execution provider of onnxruntime.
         threads: Of a session whose latency is measured; 0 takes all cores.
+        workers: Plans that are evaluated at a time; None for one per core. What is found does not depend on it.
+        ahead: Evaluations under way while the next plan is chosen; what is found depends on that.
         calibration: Samples that moments are taken from, at most.
         reward: What the search makes of a score: `error` (AMC's R_err), `flops`, `params`, `size` or `latency` (-Error log(cost)),
             or `module:function`, called with score, loss and a mapping of what is left by kind of budget.
@@ -110,6 +112,8 @@ class Settings:
     metric: str | None = None
     provider: str = "CPUExecutionProvider"
     threads: int = 0
+    workers: int | None = None
+    ahead: int = AHEAD
     calibration: int = 2_000
     reward: str = "error"
     judged: int = 3_000
@@ -138,8 +142,10 @@ class Settings:
         _fraction(self.budget.ratio, f"--{self.budget.kind}")
         _fraction(self.least, "--min-keep")
         self._check_combinations()
-        for name, least in (("episodes", 1), ("seed", 0), ("threads", 0)):
+        for name, least in (("episodes", 1), ("seed", 0), ("threads", 0), ("workers", 1), ("ahead", 0)):
             value = getattr(self, name)
+            if name == "workers" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
                 raise OptionError(
                     f"{value!r} is no whole number from {least}", where=f"--{name}", fix=f"give {least} or more"

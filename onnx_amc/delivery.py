@@ -51,22 +51,21 @@ class Result:
         write_model(self.model, Path(path), external=self.analysis.model.external)
 
 
-def figures(model: onnx.ModelProto, known: Model | None = None) -> dict[str, Any]:
+def figures(model: onnx.ModelProto, known: Analysis | None = None) -> dict[str, Any]:
     """MACs, parameters, those of them that are not zero, and bytes of a model, counted on the model itself.
 
     Args:
         model: The model.
-        known: The same model where it is loaded already.
+        known: Its analysis, where that is at hand.
 
     """
-    loaded = known or load(model)
-    analysis = analyse(loaded)
+    analysis = known or analyse(load(model))
     full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
     return {
         "macs": cost.macs(analysis)(full),
         "params": params_of(model),
         "nonzeros": nonzeros(model, FLOATS),
-        "bytes": loaded.bytes,
+        "bytes": analysis.model.bytes,
     }
 
 
@@ -150,7 +149,7 @@ def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
     ]
 
 
-def check_feed(model: Model, data: Dataset | None, samples: int = 4) -> dict[str, np.ndarray]:
+def check_feed(model: Model, data: Dataset | None, samples: int = 2) -> dict[str, np.ndarray]:
     """Input of the self-check: a few samples of the data, or noise."""
     if data is None:
         return sample_feed(model.proto, model.shapes)

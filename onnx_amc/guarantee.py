@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget
@@ -70,7 +70,7 @@ def drop_of(found: Score, original: Score, samples: int, unit: float = 1.0) -> D
     points = 100 * (original.value - found.value) / unit
     if len(each) < 2:
         return Drop(points, -np.inf, np.inf, samples)
-    reach = float(student.ppf((1 + CONFIDENCE) / 2, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each)))
+    reach = float(stdtrit(len(each) - 1, (1 + CONFIDENCE) / 2) * each.std(ddof=1) / np.sqrt(len(each)))
     return Drop(points, points - reach, points + reach, samples)
 
 

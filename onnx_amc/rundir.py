@@ -34,6 +34,13 @@ class Memo:
             self._write(key, self._known[key])
         return self._known[key]
 
+    def later(self, key: str, begin: Callable[[], Callable[[], list[float]]]) -> Callable[[], list[float]]:
+        """Return what waits for the result; it is begun unless it is known, and written down when it is waited for."""
+        if key in self._known:
+            return lambda: self._known[key]
+        wait = begin()
+        return lambda: self.get(key, wait)
+
     def checkpoint(self, ratio: float) -> Path | None:  # noqa: ARG002  this one keeps nothing
         """Where the training for a budget may keep its state from epoch to epoch; here: nowhere."""
         return None

@@ -5,20 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx
 
-from onnx_amc.builder import Builder, Kept
+from onnx_amc.builder import Builder
 from onnx_amc.config import Settings
 from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.granularity import Units
 from onnx_amc.listener import Listener
+from onnx_amc.run.crew import Crew
 from onnx_amc.run.metrics import imported, shown
 from onnx_amc.run.score import Scorer
+from onnx_amc.run.session import RUNNING
 from onnx_amc.rundir import Memo
 from onnx_amc.search.env import PruningEnv
-from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Luggage, Tried, key_of, propose, search, second_pass
+from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Later, Luggage, Tried, key_of, propose, search, second_pass
 from onnx_amc.search.reward import REWARDS, Rule
 from onnx_amc.search.space import Space
 
@@ -49,7 +52,7 @@ class Search:
         journal: Every plan tried.
         baselines: Plans in closed form, by name.
         finals: What the plans scored that were refitted in full.
-        seconds: Of the search, and of the part of it that was spent in onnxruntime.
+        seconds: Of the search, of the part of it in which onnxruntime was running, and of the full refit of the best few.
 
     """
 
@@ -63,7 +66,7 @@ class Search:
         self.baselines: dict[str, Tried] = {}
         self.finals: list[Tried] = []
         self.ready: tuple[Tried, onnx.ModelProto] | None = None
-        self.seconds = {"search": 0.0, "search_onnxruntime": 0.0}
+        self.seconds = {"search": 0.0, "search_onnxruntime": 0.0, "refit": 0.0}
 
     def _rule(self) -> Rule:
         """How good a plan is, as the user wants to have it."""
@@ -111,31 +114,36 @@ class Search:
             return self.space.at(self.settings.budget.ratio)
         if self.scorers is None:
             return self.within(propose(self.space, self.settings.policy, []))
-        before, start = self._onnxruntime(), time.perf_counter()
-        chosen = self.within(self._searched())
-        self.seconds["search"] += time.perf_counter() - start
-        self.seconds["search_onnxruntime"] += self._onnxruntime() - before
+        before, start = RUNNING.seconds, time.perf_counter()
+        with Crew(self.settings.workers, self.settings.ahead) as crew:
+            self.journal.begin = lambda counts: self.begun(counts, crew)
+            self._search(crew)
+            self.journal.begin = None
+        middle = time.perf_counter()
+        self.seconds["search"] += middle - start
+        self.seconds["search_onnxruntime"] += RUNNING.seconds - before
+        chosen = self.within(self._final())
+        self.seconds["refit"] += time.perf_counter() - middle
         return chosen
-
-    def _onnxruntime(self) -> float:
-        return sum(s.seconds for s in set(self.scorers or ())) + self.builder.seconds
 
     def evaluate(self, counts: np.ndarray) -> Sequence[float]:
         """Score and loss of a plan, and those of parts of the samples, in turn."""
-        return self._scored("plan", counts, self.builder.drafted, 1)
+        kept = self.builder.kept(counts)
+        return self.memo.get(_key("plan", counts), lambda: self._scored(self.builder.drafted(kept), 1))
 
-    def _scored(
-        self, kind: str, counts: np.ndarray, build: Callable[[Kept], onnx.ModelProto], which: int
-    ) -> Sequence[float]:
-        """Score and loss of a plan built in one of two ways, and those of parts of the samples, remembered under its kind."""
+    def begun(self, counts: np.ndarray, crew: Crew) -> Later:
+        """The same, begun by the crew and waited for later."""
+        kept = self.builder.kept(counts)
+        return self.memo.later(
+            _key("plan", counts),
+            lambda: crew.begin(lambda: self.builder.drafted(kept), lambda model: self._scored(model, 1)),
+        )
 
-        def compute() -> list[float]:
-            if self.scorers is None:
-                raise RuntimeError("a run without data evaluates nothing")
-            found = self.scorers[which](build(self.builder.kept(counts)))
-            return [found.value, found.loss, *found.parts]
-
-        return self.memo.get(f"{kind} " + " ".join(map(str, counts.tolist())), compute)
+    def _scored(self, model: onnx.ModelProto, which: int) -> list[float]:
+        if self.scorers is None:
+            raise RuntimeError("a run without data evaluates nothing")
+        found = self.scorers[which](model)
+        return [found.value, found.loss, *found.parts]
 
     def _tell(self, tried: Tried) -> None:
         done = sum(t.source == tried.source for t in self.journal.trials)
@@ -144,20 +152,21 @@ class Search:
         self.listener.tried(tried)
         self.listener.advance(done, f"{tried.source}: {shown(tried.score)} at {ratio:.1%}, best {shown(best)}")
 
-    def _searched(self) -> np.ndarray:
+    def _search(self, crew: Crew) -> None:
+        """Try the baselines, and what the policy thinks of."""
         settings, space = self.settings, self.space
         errors: list[np.ndarray] = []
         if settings.policy == "knapsack" or settings.policy not in CLOSED:
             self.listener.stage("sensitivity", len(space))
-            errors = self.builder.errors(space.levels, lambda n, _: self.listener.advance(n), self.memo)
+            errors = self.builder.errors(space.levels, lambda n, _: self.listener.advance(n), self.memo, crew)
         names = [
             "uniform",
             *([] if settings.policy in CLOSED else ["shallow", "deep"]),
             *(["knapsack"] if errors else []),
         ]
         self.listener.stage("baselines", len(names))
-        for name in names:
-            self.baselines[name] = self.journal.ask(propose(space, name, errors), name)
+        asked = {name: self.journal.put(propose(space, name, errors), name) for name in names}
+        self.baselines |= {name: self.journal.result(one) for name, one in asked.items()}
         if errors:
             self.listener.stage("second pass", len(space) + 2)
             self.baselines["knapsack"], errors = second_pass(space, self.journal, errors, self.baselines["knapsack"])
@@ -167,8 +176,7 @@ class Search:
                 self.baselines[settings.policy] = self.journal.ask(
                     propose(space, settings.policy, errors), settings.policy
                 )
-            self.finals = [self._refined(t) for t in self.baselines.values()]
-            return self.baselines[settings.policy].counts
+            return
         self.listener.stage(f"search ({settings.policy})", settings.episodes)
         search(
             space,
@@ -180,11 +188,17 @@ class Search:
             starts=list(self.baselines.values()) if settings.policy in AGENTS else [],
             errors=errors,
             luggage=Luggage(settings.agent, settings.save_agent, settings.tensorboard),
+            ahead=settings.ahead,
         )
-        return self._final().counts
 
-    def _final(self) -> Tried:
-        """Refit the best few plans as they would be delivered, those of the baselines too, and return the one that is best then."""
+    def _final(self) -> np.ndarray:
+        """Refit the best few plans as they would be delivered, those of the baselines too, and return the one that is best then.
+
+        A policy in closed form has said which one that is.
+        """
+        if self.settings.policy in CLOSED:
+            self._refine(list(self.baselines.values()))
+            return self.baselines[self.settings.policy].counts
         plain = sorted(
             {t.key: t for t in self.baselines.values()}.values(), key=lambda t: (-t.reward, t.source != "uniform")
         )
@@ -193,25 +207,31 @@ class Search:
         few = [t for i, t in enumerate(plain) if i < FINAL_BASELINES or t.source == "uniform"]
         chosen = [*others[: self.settings.finalists], *few]
         self.listener.stage("finals", len(chosen))
-        for done, tried in enumerate(chosen, start=1):
-            found = self._refined(tried)
-            self.finals.append(found)
-            self.listener.advance(done, f"{found.source}: {shown(tried.score)}, refitted {shown(found.score)}")
-        return max(self.finals, key=lambda t: t.reward)
+        self._refine(chosen)
+        return max(self.finals, key=lambda t: t.reward).counts
 
-    def _refined(self, tried: Tried) -> Tried:
-        """The same plan, built and scored as it would be delivered; the best model of them is kept."""
+    def _refine(self, several: Sequence[Tried]) -> None:
+        """Build plans and score them as they would be delivered; the best model of them is kept."""
+        built: dict[bytes, onnx.ModelProto] = {}
 
-        def build(kept: Kept) -> onnx.ModelProto:
-            built.append(self.builder.refined(kept))
-            return built[0]
+        def build(tried: Tried) -> onnx.ModelProto:
+            built[tried.key] = self.builder.refined(self.builder.kept(tried.counts))
+            return built[tried.key]
 
-        built: list[onnx.ModelProto] = []
-        value, loss, *_ = self._scored("final", tried.counts, build, 0)
-        found = replace(tried, score=value, loss=loss, rule=self.journal.rule)
-        if built and (self.ready is None or found.reward > self.ready[0].reward):
-            self.ready = found, built[0]
-        return found
+        with Crew(self.settings.workers, self.builder.abreast) as crew:
+
+            def begin(tried: Tried) -> Callable[[], list[float]]:
+                return crew.begin(lambda: build(tried), lambda model: self._scored(model, 0))
+
+            waits = [self.memo.later(_key("final", t.counts), partial(begin, t)) for t in several]
+            for done, (tried, wait) in enumerate(zip(several, waits, strict=True), start=1):
+                value, loss, *_ = wait()
+                found = replace(tried, score=value, loss=loss, rule=self.journal.rule)
+                self.finals.append(found)
+                model = built.pop(tried.key, None)
+                if model is not None and (self.ready is None or found.reward > self.ready[0].reward):
+                    self.ready = found, model
+                self.listener.advance(done, f"{found.source}: {shown(tried.score)}, refitted {shown(found.score)}")
 
     def ready_for(self, counts: np.ndarray) -> onnx.ModelProto | None:
         """The refitted model of these counts, if the finals have just built it."""
@@ -258,3 +278,7 @@ class Search:
             return max(fitting, key=lambda t: t.reward).counts
         share = counts / space.full
         return space.largest(lambda s: s * share)
+
+
+def _key(kind: str, counts: np.ndarray) -> str:
+    return f"{kind} " + " ".join(map(str, counts.tolist()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,16 +48,27 @@ class Fake:
         return 1 - np.floor(4 * gap) / 4, gap
 
 
-def searched(policy: str, episodes: int, seed: int, starts: tuple[np.ndarray, ...] = ()) -> tuple[Journal, Fake]:
+def searched(
+    policy: str, episodes: int, seed: int, starts: tuple[np.ndarray, ...] = (), ahead: int | None = None
+) -> tuple[Journal, Fake]:
     fake = Fake()
     journal = Journal(fake)
     tried = [journal.ask(counts, "start") for counts in starts]
-    search(SPACE, FACTS, journal, policy=policy, episodes=episodes, seed=seed, starts=tried, errors=ERRORS)
+    how: dict[str, Any] = {} if ahead is None else {"ahead": ahead}
+    search(SPACE, FACTS, journal, policy=policy, episodes=episodes, seed=seed, starts=tried, errors=ERRORS, **how)
     return journal, fake
 
 
 def plans(journal: Journal) -> list[list[int]]:
     return [t.counts.tolist() for t in journal.trials]
+
+
+@pytest.mark.parametrize("policy", ["evolution", *AGENTS])
+def test_what_a_search_learns_from_depends_on_how_far_it_is_ahead(policy: str) -> None:
+    once, again, later = (plans(searched(policy, 24, seed=0, ahead=ahead)[0]) for ahead in (0, 0, 6))
+    assert once == again
+    assert once != later
+    assert len(once) == len(later) == 24
 
 
 @pytest.mark.parametrize("policy", ["random", "evolution", *AGENTS])

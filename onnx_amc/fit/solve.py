@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from numpy.linalg import LinAlgError
+from scipy.linalg import cho_solve
 
 DEAD = 1e-10
 """A column whose variance is below this share of the mean one never moves: its effect is a constant."""
@@ -48,7 +49,9 @@ def refit(
 
 
 def factored(h: Float[np.ndarray, "s s"], ridge: float) -> tuple[tuple[np.ndarray, bool], float]:
-    """Cholesky factor of h + lambda I, and the lambda that it took: `ridge`, raised where that is not positive definite.
+    """Cholesky factor of h + lambda I for `cho_solve`, and lambda: `ridge`, raised where that is not positive definite.
+
+    By NumPy, which lets go of Python's lock meanwhile; SciPy does not.
 
     Raises:
         LinAlgError: Not positive definite even after the ridge was raised a millionfold.
@@ -57,7 +60,7 @@ def factored(h: Float[np.ndarray, "s s"], ridge: float) -> tuple[tuple[np.ndarra
     for raised in (1.0, 1e2, 1e4, 1e6):
         extra = ridge * raised
         try:
-            return cho_factor(h + extra * np.eye(len(h)), lower=True, check_finite=False), extra
+            return (np.linalg.cholesky(h + extra * np.eye(len(h))).T, False), extra
         except LinAlgError:
             continue
     raise LinAlgError("the moments are not positive definite")

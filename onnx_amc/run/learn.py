@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-from scipy.optimize import nnls
 
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.proto import attributes, key_of
@@ -306,5 +305,7 @@ def _kind(node: onnx.NodeProto) -> tuple[str, ...]:
 
 def _positive(rows: np.ndarray, goal: np.ndarray) -> np.ndarray:
     """The argmin over x >= 0 of |rows x - goal|."""
+    from scipy.optimize import nnls  # noqa: PLC0415  half a second to import
+
     found, _ = nnls(rows, goal, maxiter=max(1000, 30 * rows.shape[1]))
     return np.asarray(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -64,7 +63,6 @@ class Scorer:
         self.data, self.index, self.metric, self.name = data, index, metric, name
         self.provider, self.where = provider, where
         self.labels = None if data.labels is None else data.labels[index]
-        self.seconds = 0.0
         self.reference: Outputs = self.outputs(original)
         known = self._value(self.reference, slice(None))
         if not np.isfinite(known):
@@ -82,7 +80,7 @@ class Scorer:
         """The same on some of its samples; nothing is run for that."""
         other = copy(self)
         places = np.searchsorted(self.index, index)
-        other.index, other.seconds = index, 0.0
+        other.index = index
         other.parts = self.parts if len(index) >= SMALLEST * self.parts else 0
         other.labels = None if self.labels is None else self.labels[places]
         other.reference = [z[places] for z in self.reference]
@@ -91,14 +89,12 @@ class Scorer:
 
     def outputs(self, model: onnx.ModelProto) -> Outputs:
         """Return every output of the model over the samples, float16 and up, first axis the samples."""
-        start = time.perf_counter()
         session = open_session(model, provider=self.provider, where=self.where)
         names = [o.name for o in session.get_outputs()]
         parts: list[Sequence[np.ndarray]] = []
         for part, count in batches(model, self.index, BATCH):
             found = run_session(session, names, self.data.batch(part), where=self.data.source)
             parts.append([v[:count] if np.ndim(v) and len(v) >= count else np.asarray(v)[None] for v in found])
-        self.seconds += time.perf_counter() - start
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     def __call__(self, model: onnx.ModelProto) -> Score:

@@ -42,6 +42,7 @@ FEW = 2_000
 """Rows that a depthwise layer is fitted to: it has as many unknowns per channel as its kernel has taps."""
 
 
+Answers = Sequence[Mapping[str, np.ndarray]]
 Masks = Mapping[str, np.ndarray]
 NOTHING: Masks = MappingProxyType({})
 
@@ -106,7 +107,8 @@ class Sequential:
         model = analysis.model
         layers = [layer for layer in layers if layer.output in model.shapes]
         held = live_bytes(model.proto, model.shapes, {layer.node for layer in layers})
-        self._data, self._index = data, np.random.default_rng(seed).permutation(index)[: max(1, MEMORY // (2 * held))]
+        self._held = 2 * held
+        self._data, self._index = data, np.random.default_rng(seed).permutation(index)[: max(1, MEMORY // self._held)]
         self._original = onnx.ModelProto()
         self._original.CopyFrom(model.proto)
         del self._original.graph.value_info[:]
@@ -123,6 +125,11 @@ class Sequential:
         self._samples = len(chosen)
         self._batches = [self._data.batch(chosen[at : at + BATCH]) for at in range(0, len(chosen), BATCH)]
         self._goals: dict[str, dict[str, np.ndarray]] = {}
+
+    @property
+    def abreast(self) -> int:
+        """How many networks can be refitted at a time within the memory."""
+        return max(1, MEMORY // (self._held * self._samples))
 
     def lighter(self, effort: Effort) -> Sequential:
         """Return another of these that spends less, on some of the samples."""
@@ -149,8 +156,7 @@ class Sequential:
         values, biases = {k: v.copy() for k, v in values.items()}, dict(biases)
         todo = self._graph.changed(self._spots, keep, masks)
         ours = self._stages(name for spot in todo for name in (spot.layer.x, *spot.beside))
-        missing = [spot for spot in todo if spot.layer.node not in self._goals]
-        theirs = self._stages(name for spot in missing for name in (spot.layer.output, *spot.beside))
+        theirs = self._answers()
         student = Cut(self.analysis, kept, values, biases, self._original)
         free_batch(student.model, self.analysis.model)
         for spot in todo:
@@ -161,14 +167,24 @@ class Sequential:
             student.write({name: values[name] for name in written}, {n: biases[n] for n in [layer.node] if n in biases})
         return values, biases
 
-    def _goal(self, spot: _Spot, theirs: Stages) -> dict[str, np.ndarray]:
+    def _answers(self) -> Iterator[tuple[str, Answers]]:
+        """The original's output of every layer, and what is added to it, batch by batch, in the order of the graph.
+
+        It stops at all layers, whichever are asked for: onnxruntime rounds a piece by what it can fuse there.
+        """
+        names = {spot.layer.node: [spot.layer.output, *spot.beside] for spot in self._spots.values()}
+        stages = self._stages(name for several in names.values() for name in several)
+        for spot in self._spots.values():
+            node = spot.layer.node
+            yield node, stages.until(self._original, spot.layer.output, names[node], through=True)
+
+    def _goal(self, spot: _Spot, theirs: Iterator[tuple[str, Answers]]) -> dict[str, np.ndarray]:
         """The original's output, and what is added to it, at the spot's positions."""
         key = spot.layer.node
         if key in self._goals:
             return self._goals[key]
-        names = [spot.layer.output, *spot.beside]
-        parts = theirs.until(self._original, spot.layer.output, names, through=True)
-        goal = {name: self._look(spot, [p[name] for p in parts]) for name in names}
+        parts = next(found for node, found in theirs if node == key)
+        goal = {name: self._look(spot, [p[name] for p in parts]) for name in parts[0]}
         if sum(v.nbytes for g in [*self._goals.values(), goal] for v in g.values()) <= GOALS:
             self._goals[key] = goal
         return goal

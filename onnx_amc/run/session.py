@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
+from types import TracebackType
 
 import numpy as np
 import onnx
@@ -11,16 +16,59 @@ import onnxruntime as ort
 from onnx_amc.errors import DataError, ModelError
 from onnx_amc.graph.light import session
 
+_threads = ContextVar("threads", default=0)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let every session that this thread opens have so many threads, unless it is told otherwise; 0 takes all cores."""
+    token = _threads.set(number)
+    try:
+        yield
+    finally:
+        _threads.reset(token)
+
+
+class Meter:
+    """Wall time in which at least one thread was at something.
+
+    Attributes:
+        seconds: So far, without what is under way.
+
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._inside, self._since, self._lock = 0, 0.0, Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._since = time.perf_counter()
+            self._inside += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self.seconds += time.perf_counter() - self._since
+
+
+RUNNING = Meter()
+"""Time in which onnxruntime was running a network."""
+
 
 def open_session(
-    model: onnx.ModelProto | str, *, threads: int = 0, provider: str = "CPUExecutionProvider", where: str = "model",
+    model: onnx.ModelProto | str, *, threads: int | None = None, provider: str = "CPUExecutionProvider", where: str = "model",
     profile: str | None = None,
 ) -> ort.InferenceSession:  # fmt: skip
     """Build an inference session at full graph optimisation (the fast kernels need it).
 
     Args:
         model: A model, or the path of one.
-        threads: Threads within an operator; 0 takes all cores.
+        threads: Threads within an operator; 0 takes all cores, None as many as `threads` says.
         provider: Execution provider.
         where: What to call the model in messages.
         profile: Where onnxruntime's own profile goes, a path that it adds a time and `.json` to; None takes none.
@@ -31,7 +79,7 @@ def open_session(
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = _threads.get() if threads is None else threads
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
     known = ort.get_available_providers()
@@ -64,7 +112,8 @@ def run_session(
     """
     known = {i.name for i in opened.get_inputs()}
     try:
-        return list(opened.run(names, {k: v for k, v in feed.items() if k in known}))
+        with RUNNING:
+            return list(opened.run(names, {k: v for k, v in feed.items() if k in known}))
     except Exception as error:  # onnxruntime raises its own, undocumented kinds
         raise DataError(
             f"onnxruntime cannot run the model on the data: {str(error).splitlines()[0]}",

@@ -8,6 +8,7 @@ environment made of the action, and the critic learns about that. The only file 
 from __future__ import annotations
 
 import zipfile
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -64,6 +65,7 @@ class AgentConfig:
             reference code averages the means of its mini-batches, with weight 0.5 per update).
         hidden: Widths of the hidden layers of actor and critic (AMC 4: 300, 300).
         log: Folder for TensorBoard; None for no log.
+        ahead: Episodes that may end before the reward of one is waited for.
 
     Raises:
         OptionError: A value out of its range.
@@ -81,6 +83,7 @@ class AgentConfig:
     baseline_decay: float = 0.95
     hidden: tuple[int, ...] = (300, 300)
     log: str | None = None
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         for names, range_, fits in RANGES:
@@ -111,20 +114,24 @@ class Transition:
 class EpisodeReplayBuffer(ReplayBuffer):
     """Holds an episode back until it ends, then stores all its transitions with the episode's last reward R.
 
-    Stored is the executed action, from `info["executed_action"]`. Samples carry R - b, b being the moving average of R
-    over the episodes, b <- decay * b + (1 - decay) * R, begun at the first R. An episode that is cut short has ended
-    too: nothing is bootstrapped from behind it. `seed` is that of the owned generator that picks the samples. One
-    environment at a time.
+    Stored is the executed action, from `info["executed_action"]`. Where `info["later"]` has the reward, the episode waits
+    for it until `ahead` more have ended; not so while nothing is stored, since there must be something to learn from.
+    Samples carry R - b, b being the moving average of R over the episodes, b <- decay * b + (1 - decay) * R, begun at
+    the first R. An episode that is cut short has ended too: nothing is bootstrapped from behind it. `seed` is that of
+    the owned generator that picks the samples. One environment at a time.
     """
 
     def __init__(
-        self, *args: Any, baseline_decay: float = 0.95, seed: np.random.SeedSequence | None = None, **kwargs: Any
-    ) -> None:
+        self, *args: Any, baseline_decay: float = 0.95, seed: np.random.SeedSequence | None = None, ahead: int = 0,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs | {"handle_timeout_termination": False})
         self.baseline: float | None = None
         self._decay = baseline_decay
         self._rng = np.random.default_rng(seed)
         self.held: list[tuple[Array, Array, Array]] = []
+        self._ahead = ahead
+        self._waiting: deque[tuple[list[tuple[Array, Array, Array]], Callable[[], float]]] = deque()
 
     def add(
         self, obs: Array, next_obs: Array, action: Array, reward: Array, done: Array, infos: list[dict[str, Any]]
@@ -136,10 +143,16 @@ class EpisodeReplayBuffer(ReplayBuffer):
         self.held.append((np.array(obs), np.array(next_obs), scaled))
         if not np.all(done):
             return
-        held, self.held = self.held, []
+        now = float(np.mean(reward))
+        self._waiting.append((self.held, infos[0].get("later", lambda: now)))
+        self.held = []
+        while len(self._waiting) > (self._ahead if "later" in infos[0] and self.size() else 0):
+            self._store(*self._waiting.popleft())
+
+    def _store(self, held: list[tuple[Array, Array, Array]], reward: Callable[[], float]) -> None:
+        final = reward()
         for left, transition in enumerate(held, start=1 - len(held)):
-            super().add(*transition, reward, np.full_like(done, left == 0), infos)
-        final = float(np.mean(reward))
+            super().add(*transition, np.array([final]), np.array([left == 0]), [{}])
         self.baseline = final if self.baseline is None else self._decay * self.baseline + (1 - self._decay) * final
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
@@ -314,7 +327,11 @@ def _arguments(config: AgentConfig, steps: int, seed: int) -> dict[str, Any]:
         "train_freq": (1, "episode"),
         "gradient_steps": -1,
         "replay_buffer_class": EpisodeReplayBuffer,
-        "replay_buffer_kwargs": {"baseline_decay": config.baseline_decay, "seed": buffer_seed},
+        "replay_buffer_kwargs": {
+            "baseline_decay": config.baseline_decay,
+            "seed": buffer_seed,
+            "ahead": config.ahead,
+        },
         "policy_kwargs": {"net_arch": list(config.hidden)},
         "seed": seed,
         "device": "cpu",  # networks this small are slower on a GPU, and repeat less surely

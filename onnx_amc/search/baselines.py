@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from onnx_amc.search.space import Space
 
@@ -65,6 +64,8 @@ def curve(levels: np.ndarray, ratios: np.ndarray, losses: np.ndarray) -> np.ndar
         slope = (found[-1] - found[-2]) / max(removed[-1] - removed[-2], 1e-9)
         removed = np.append(removed, 1.0)
         found = np.append(found, found[-1] + 2 * slope * (1.0 - removed[-2]))
+    from scipy.interpolate import PchipInterpolator  # noqa: PLC0415  half a second to import
+
     return np.asarray(PchipInterpolator(removed, found)(1.0 - levels / levels[-1]), dtype=np.float64)
 
 

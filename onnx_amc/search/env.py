@@ -11,6 +11,9 @@ import numpy as np
 from onnx_amc.search.space import Space
 from onnx_amc.search.state import FEATURES, LayerFacts, State
 
+Begin = Callable[[np.ndarray], Callable[[], float]]
+"""Counts of a plan -> what waits for its reward."""
+
 Reward = Callable[[np.ndarray], float]
 """Counts of a plan -> reward, at most 0 for AMC's R_err = -Error."""
 
@@ -115,3 +118,27 @@ class PruningEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def _observe(self) -> np.ndarray:
         return self._state.observe(self._step, self.space.price(self.counts), self._previous)
+
+
+class LaterEnv(PruningEnv):
+    """The same walk for an agent that does not wait for the reward before it walks again.
+
+    The last step's reward is 0; `info["later"]` is called for the true one.
+
+    Args:
+        space: Levels, price and budget.
+        facts: Of each unit, for the features.
+        begin: Begins the evaluation of a complete plan.
+
+    """
+
+    def __init__(self, space: Space, facts: Sequence[LayerFacts], begin: Begin) -> None:
+        super().__init__(space, facts, lambda _counts: 0.0)
+        self._begin = begin
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Decide one unit."""
+        observation, reward, done, cut, info = super().step(action)
+        if done:
+            info["later"] = self._begin(self.counts.copy())
+        return observation, reward, done, cut, info

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import nnls
 
 from onnx_amc.search.space import Space
 
@@ -62,5 +61,7 @@ def relearned(space: Space, errors: Sequence[np.ndarray], tried: np.ndarray, los
         [np.hstack([table, np.ones((len(table), 1))]) * weight, pull * np.eye(len(errors), len(errors) + 1)]
     )
     goal = np.concatenate([losses * weight[:, 0], np.full(len(errors), pull * common)])
+    from scipy.optimize import nnls  # noqa: PLC0415  half a second to import
+
     factors, _ = nnls(rows, goal)
     return [f * e for f, e in zip(factors, errors, strict=False)]

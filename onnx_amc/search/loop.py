@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnx_amc.search import baselines, local
-from onnx_amc.search.env import PruningEnv
+from onnx_amc.search.env import LaterEnv, PruningEnv
 from onnx_amc.search.reward import Rule
 from onnx_amc.search.shaping import weight_of
 from onnx_amc.search.space import Space
@@ -24,6 +25,13 @@ MOVED_SIGMA = 0.15
 Evaluate = Callable[[np.ndarray], Sequence[float]]
 """Counts -> score, higher is better, and loss against the original, lower is better; then, if it can tell, the same two for each of
 several parts of the samples."""
+
+Later = Callable[[], Sequence[float]]
+"""Waits for what an evaluation finds."""
+
+AHEAD = 4
+"""Evaluations that are under way while the next plan is chosen: so many workers are kept busy, and what a plan teaches is known so
+many plans later, whatever the number of workers."""
 
 AGENTS = ("ddpg", "td3", "sac")
 CLOSED = ("uniform", "shallow", "deep", "knapsack")
@@ -83,36 +91,68 @@ class Tried:
         return -self.rule.short(self.score, self.loss)
 
 
+@dataclass(eq=False)
+class Asked:
+    """A plan that is being evaluated, and what came of it once that is written down."""
+
+    counts: np.ndarray
+    source: str
+    tried: Tried | None = None
+
+
 @dataclass
 class Journal:
-    """Everything evaluated so far; a plan seen before is not evaluated again.
+    """Everything evaluated so far, in the order in which it was asked for; a plan seen before is not evaluated again.
 
     Args:
         evaluate: What to ask.
         on_trial: Told of every trial.
         rule: How good a plan is that is tried from now on.
+        begin: Begins an evaluation, where several can be under way.
 
     """
 
     evaluate: Evaluate
     on_trial: Callable[[Tried], None] = lambda _tried: None
     trials: list[Tried] = field(default_factory=list)
-    seen: dict[bytes, Sequence[float]] = field(default_factory=dict)
+    seen: dict[bytes, Later] = field(default_factory=dict)
     rule: Rule = PLAIN
+    begin: Callable[[np.ndarray], Later] | None = None
+    waiting: deque[Asked] = field(default_factory=deque)
+
+    def put(self, counts: np.ndarray, source: str) -> Asked:
+        """Begin to score a plan."""
+        key, asked = key_of(counts), Asked(counts.copy(), source)
+        if key not in self.seen:
+            self.seen[key] = self._known(asked.counts) if self.begin is None else self.begin(asked.counts)
+        self.waiting.append(asked)
+        return asked
+
+    def _known(self, counts: np.ndarray) -> Later:
+        found = self.evaluate(counts)
+        return lambda: found
+
+    def settle(self, most: int = 0) -> None:
+        """Wait until no more than so many plans are being scored, and write down the others, the first asked for first."""
+        while len(self.waiting) > most:
+            asked = self.waiting.popleft()
+            score, loss, *parts = self.seen[key_of(asked.counts)]()
+            asked.tried = Tried(asked.counts, score, loss, asked.source, tuple(parts), self.rule)
+            self.trials.append(asked.tried)
+            self.on_trial(asked.tried)
+
+    def result(self, asked: Asked) -> Tried:
+        """Wait for what came of a plan."""
+        while asked.tried is None:
+            self.settle(len(self.waiting) - 1)
+        return asked.tried
 
     def ask(self, counts: np.ndarray, source: str) -> Tried:
         """Score a plan and write it down."""
-        key = key_of(counts)
-        if key not in self.seen:
-            self.seen[key] = self.evaluate(counts)
-        score, loss, *parts = self.seen[key]
-        tried = Tried(counts.copy(), score, loss, source, tuple(parts), self.rule)
-        self.trials.append(tried)
-        self.on_trial(tried)
-        return tried
+        return self.result(self.put(counts, source))
 
     def knows(self, counts: np.ndarray) -> bool:
-        """Whether a plan was evaluated."""
+        """Whether a plan was evaluated, or is being so."""
         return key_of(counts) in self.seen
 
     def unseen(self, draw: Callable[[], np.ndarray]) -> np.ndarray:
@@ -143,6 +183,8 @@ class Journal:
     @property
     def best(self) -> Tried:
         """Highest reward, then first seen."""
+        if not self.trials:
+            self.settle()
         return max(self.trials, key=lambda t: t.reward)
 
 
@@ -167,11 +209,12 @@ def second_pass(
 
     """
     lowered = space.counts(np.maximum(space.indices(start.counts) - DEPTH, 0))
-    found: dict[int, Tried] = {}
+    asked: dict[int, Asked] = {}
     for group in np.flatnonzero(lowered < start.counts):
         counts = start.counts.copy()
         counts[group] = lowered[group]
-        found[int(group)] = journal.ask(counts, start.source)
+        asked[int(group)] = journal.put(counts, start.source)
+    found = {group: journal.result(one) for group, one in asked.items()}
     journal.weigh()
     start = replace(start, rule=journal.rule)
     added = np.zeros(len(space))
@@ -213,6 +256,7 @@ def search(
     errors: Sequence[np.ndarray] = (),
     refining: float = REFINING,
     luggage: Luggage = NOTHING,
+    ahead: int = AHEAD,
 ) -> None:
     """Spend `episodes` evaluations on finding a better plan; everything tried is in the journal.
 
@@ -227,6 +271,7 @@ def search(
         errors: For each group the error at each of its levels.
         refining: Share of an agent's evaluations that are spent around the best plan at the end.
         luggage: A trained agent to begin with, where to keep this one, and its log.
+        ahead: Evaluations under way while the next plan is chosen.
 
     Raises:
         OptionError: The trained agent cannot be read, or this one not be kept.
@@ -235,11 +280,24 @@ def search(
     rng = np.random.default_rng(seed)
     if policy == "random":
         for _ in range(episodes):
-            journal.ask(baselines.random(space, rng), policy)
-        return
-    if policy == "evolution":
-        _evolve(space, journal, episodes, rng)
-        return
+            journal.put(baselines.random(space, rng), policy)
+            journal.settle(ahead)
+    elif policy == "evolution":
+        _evolve(space, journal, episodes, rng, ahead)
+    else:
+        walks = episodes - int(refining * episodes)
+        _learn(space, facts, journal, policy, walks, seed, starts, luggage, ahead)
+        for step in range(episodes - walks):
+            journal.put(_near(space, journal, errors if step % 4 < 3 else (), rng), policy)
+            journal.settle(ahead)
+    journal.settle()
+
+
+def _learn(
+    space: Space, facts: Sequence[LayerFacts], journal: Journal, policy: str, walks: int, seed: int,
+    starts: Sequence[Tried], luggage: Luggage, ahead: int,
+) -> None:  # fmt: skip
+    """Let an agent walk, and learn from what its walks are worth."""
     from onnx_amc.search.agent import (  # noqa: PLC0415  torch is heavy
         AgentConfig,
         decay_for,
@@ -250,13 +308,16 @@ def search(
         train,
     )
 
-    walks = episodes - int(refining * episodes)
-    env = PruningEnv(space, facts, lambda counts: journal.ask(counts, policy).reward)
+    def begin(counts: np.ndarray) -> Callable[[], float]:
+        asked = journal.put(counts, policy)
+        return lambda: journal.result(asked).reward
+
+    env = LaterEnv(space, facts, begin)
     warmup, sigma = min(100, max(1, walks // 4)), AgentConfig.sigma
     if luggage.load is not None:
         warmup, sigma = 0, MOVED_SIGMA
     decay = decay_for(walks, warmup, sigma)
-    agent = make_agent(env, policy, AgentConfig(warmup, sigma, decay, log=luggage.log), seed)
+    agent = make_agent(env, policy, AgentConfig(warmup, sigma, decay, log=luggage.log, ahead=ahead), seed)
     if luggage.load is not None:
         load_agent(agent, luggage.load)
     for start in starts:
@@ -264,8 +325,6 @@ def search(
     train(agent, walks, env.steps)
     if luggage.save is not None:
         save_agent(agent, luggage.save)
-    for step in range(episodes - walks):
-        journal.ask(_near(space, journal, errors if step % 4 < 3 else (), rng), policy)
 
 
 def _near(space: Space, journal: Journal, errors: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
@@ -285,16 +344,19 @@ def _near(space: Space, journal: Journal, errors: Sequence[np.ndarray], rng: np.
     return journal.unseen(lambda: local.neighbour(space, journal.best.counts, rng))
 
 
-def _evolve(space: Space, journal: Journal, episodes: int, rng: np.random.Generator) -> None:
+def _evolve(space: Space, journal: Journal, episodes: int, rng: np.random.Generator, ahead: int) -> None:
     """Steady-state evolution as in neural architecture search: a parent of the best few, or two, and one child at a time."""
     for step in range(episodes):
+        journal.settle(ahead)
         if step < episodes // 4:
-            journal.ask(baselines.random(space, rng), "evolution")
+            journal.put(baselines.random(space, rng), "evolution")
             continue
+        if not journal.trials:
+            journal.settle()
         best = sorted(journal.trials, key=lambda t: -t.reward)[:10]
         one, other = (best[int(i)].counts for i in rng.integers(len(best), size=2))
         child = local.crossed(space, one, other, rng) if rng.random() < 0.5 else one
-        journal.ask(journal.unseen(lambda c=child: local.neighbour(space, c, rng)), "evolution")  # type: ignore[misc]
+        journal.put(journal.unseen(lambda c=child: local.neighbour(space, c, rng)), "evolution")  # type: ignore[misc]
 
 
 def walk(space: Space, facts: Sequence[LayerFacts], counts: np.ndarray) -> list[Transition]:

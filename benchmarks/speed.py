@@ -1,0 +1,177 @@
+"""Where the time of a search goes, and what stands beside it: the figures on speed, each measured in one run on one machine.
+
+    python benchmarks/speed.py [--shared ../shared] [--parts overhead ...] [--only resnet20] [--out FILE.md]
+
+`overhead`: a search by one worker; its wall time over the time in which onnxruntime was running.
+`reference`: an episode of AMC's own method (a LinearRegression per convolution on 30,000 rows of as many inputs as stay, and the
+masked network on the same samples) against one of ours, on the MobileNet. The rows are drawn: the time depends on their number.
+`workers`: evaluations of ResNet-56 on 1,000 images by one worker on one core, by one worker, and by two.
+`commands`: whole commands, each in a process of its own.
+`latency`: half of the MACs by each rounding, uniform, without refit; median of paired runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from sklearn.linear_model import LinearRegression
+from threadpoolctl import threadpool_limits
+from zoo import weights_of
+
+import onnx_amc
+from onnx_amc.compression import Compression
+from onnx_amc.config import Budget, Settings
+from onnx_amc.delivery import one_feed
+from onnx_amc.graph.load import load
+from onnx_amc.listener import Listener
+from onnx_amc.run.crew import Crew
+from onnx_amc.run.latency import measure
+from onnx_amc.search import baselines
+
+NETWORKS = {
+    "resnet20_cifar10": "cifar10/search.npz",
+    "resnet56_cifar10": "cifar10/search.npz",
+    "mobilenet_v1_0.75_imagenet": "imagenette/search",
+}
+PARTS = ("overhead", "reference", "workers", "commands", "latency")
+EPISODES, ROWS = 30, 30_000
+ROUNDINGS: tuple[int | None, ...] = (None, 1, 4, 8, 16)
+
+
+def prepared(shared: Path, name: str, **settings: object) -> Compression:
+    """A run of a real network at half of its MACs, calibrated."""
+    how = Settings(Budget("flops", 0.5), recover=False, **settings)  # type: ignore[arg-type]
+    return Compression(shared / "models" / f"{name}.onnx", shared / "data" / NETWORKS[name], how, Listener())
+
+
+def overhead(shared: Path, name: str) -> str:
+    """A whole search by one worker."""
+    run = prepared(shared, name, episodes=EPISODES, workers=1)
+    run.choose()
+    search, inside = run.seconds["search"], run.seconds["search_onnxruntime"]
+    tried = len(run.search.journal.trials)
+    return f"{name}: {tried} evaluations in {search:.0f} s, onnxruntime running in {inside:.0f} s of it: {search / inside:.2f}"
+
+
+def random_plans(run: Compression, number: int) -> list[np.ndarray]:
+    """Plans within the budget."""
+    rng = np.random.default_rng(0)
+    return [baselines.random(run.search.space, rng) for _ in range(number)]
+
+
+def evaluated(run: Compression, plans: list[np.ndarray], workers: int | None) -> float:
+    """Seconds to evaluate plans, so many at a time."""
+    began = time.perf_counter()
+    with Crew(workers, run.settings.ahead) as crew:
+        waits = [run.search.begun(counts, crew) for counts in plans]
+        for wait in waits:
+            wait()
+    return time.perf_counter() - began
+
+
+def reference(shared: Path) -> str:
+    """An episode of the reference method, and one of ours."""
+    run, rng = prepared(shared, "mobilenet_v1_0.75_imagenet"), np.random.default_rng(0)
+    if run.trial is None:
+        raise SystemExit("no data")
+    plans = random_plans(run, 5)
+    began = time.perf_counter()
+    keep = run.analysis.keeper(run.builder.kept(plans[0]))
+    for layer in run.builder.layers:
+        groups, outputs, _, taps = layer.weight.index.shape
+        inputs = int(keep(layer.inputs).sum()) * taps if layer.inputs is not None and not layer.whole else 0
+        if inputs and groups == 1:
+            x, y = (rng.standard_normal((ROWS, n), dtype=np.float32) for n in (inputs, outputs))
+            LinearRegression(fit_intercept=False).fit(x, y)
+    fitted = time.perf_counter() - began
+    run.trial(run.model.original)  # a masked network takes as long as the whole one
+    theirs = time.perf_counter() - began
+    evaluated(run, plans[:1], None)
+    ours = evaluated(run, plans[1:], None) / len(plans[1:])
+    return f"mobilenet: {theirs:.1f} s ({fitted:.1f} s of it fitting) against {ours:.1f} s: {theirs / ours:.1f} times"
+
+
+def workers(shared: Path) -> str:
+    """Throughput by the number of workers."""
+    run = prepared(shared, "resnet56_cifar10", trial=1_000)
+    plans = random_plans(run, 33)
+    evaluated(run, plans[:1], 1)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    alone = evaluated(run, plans[1:17], 1) / 16
+    os.sched_setaffinity(0, cores)
+    one, two = evaluated(run, plans[1:17], 1) / 16, evaluated(run, plans[17:], 2) / 16
+    return (
+        f"resnet56_cifar10 on 1,000 images, seconds per evaluation: {alone:.2f} on one core, {one:.2f} by one worker, "
+        f"{two:.2f} by two: {alone / two:.2f} times the throughput of one core; 100 take {100 * two / 60:.1f} minutes"
+    )
+
+
+def commands(shared: Path) -> list[str]:
+    """Wall time of whole commands."""
+    draw, lines = weights_of(shared), []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("tv_resnet50", "tv_vit_b_16"):
+            onnx.save(draw(shared / "zoo" / f"{name}.onnx"), f"{folder}/{name}.onnx")
+        cut = ["--flops", "0.5", "--policy", "uniform", "--no-refit", "--quiet", "-o", f"{folder}/out.onnx"]
+        for words in (
+            ["--help"],
+            ["inspect", f"{folder}/tv_resnet50.onnx"],
+            ["compress", f"{folder}/tv_resnet50.onnx", *cut],
+            ["compress", f"{folder}/tv_vit_b_16.onnx", *cut[:1], "0.6", *cut[2:]],
+        ):
+            taken = []
+            for _ in range(3):
+                began = time.perf_counter()
+                subprocess.run([sys.executable, "-m", "onnx_amc", *words], check=True, capture_output=True)
+                taken.append(time.perf_counter() - began)
+            shown = " ".join(word.replace(f"{folder}/", "") for word in words)
+            lines.append(f"`onnx-amc {shown}`: {min(taken):.2f} s")
+    return lines
+
+
+def latency(shared: Path) -> list[str]:
+    """Half of the MACs by each rounding."""
+    draw, lines = weights_of(shared), []
+    mobilenet = onnx.load(shared / "models" / "mobilenet_v1_0.75_imagenet.onnx")
+    for name, model in (("tv_resnet50", draw(shared / "zoo" / "tv_resnet50.onnx")), ("mobilenet", mobilenet)):
+        cut = [onnx_amc.compress(model, flops=0.5, policy="uniform", refit=False, round_to=k).model for k in ROUNDINGS]
+        times = measure([model, *cut], one_feed(load(model)), seconds=20.0)
+        shown = ", ".join(f"{k or 'auto'}: {t.ratio:.2f}" for k, t in zip(ROUNDINGS, times[1:], strict=True))
+        lines.append(f"{name}, latency at half of the MACs by --round-to: {shown}")
+    return lines
+
+
+def main() -> int:
+    """Print a line for each measurement, and write them where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", default="", help="networks of `overhead`")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    lines: list[str] = []
+    with threadpool_limits(limits=1, user_api="blas"):
+        for part in args.parts:
+            if part == "overhead":
+                lines += [overhead(args.shared, name) for name in NETWORKS if args.only in name]
+            elif part in {"reference", "workers"}:
+                lines.append(reference(args.shared) if part == "reference" else workers(args.shared))
+            else:
+                lines += commands(args.shared) if part == "commands" else latency(args.shared)
+            print("\n".join(lines), end="\n\n", flush=True)
+    if args.out:
+        args.out.write_text("".join(f"- {line}\n" for line in lines), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
