@@ -1,114 +1,21 @@
-"""Charts as Vega-Lite specifications: plain JSON, rows of the view in, colours by name from the page's style."""
+"""The charts as Vega-Lite specifications: rows of numbers in, plain JSON out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-Spec = dict[str, Any]
-Row = Mapping[str, Any]
-
-FEW = 60
-"""Bars that share the width of the page; more of them get a fixed width each, and the chart scrolls."""
-
-STEP = 16
-"""Pixels of a bar then."""
+from onnx_amc.report.look import INK, MUTED, Row, Spec, chart, depth, scores, sources, tooltip, wide
 
 STATES = {"kept": "var(--accent)", "removed": "var(--gone)", "fixed": "var(--fixed)"}
 
-KNOWN = {
-    "uniform": ("var(--second)", "square"),
-    "shallow": ("var(--fourth)", "triangle-up"),
-    "deep": ("var(--fifth)", "triangle-down"),
-    "knapsack": ("var(--third)", "diamond"),
-}
-"""Colour and shape of the plans in closed form; a search has the accent and circles."""
-
-SEARCH = ("var(--accent)", "circle")
-
-INK, MUTED, GRID = "var(--ink)", "var(--muted)", "var(--line)"
-
-CONFIG: Spec = {
-    "background": "transparent",
-    "font": "inherit",
-    "view": {"stroke": None},
-    "axis": {
-        "labelColor": MUTED,
-        "titleColor": MUTED,
-        "titleFontWeight": "normal",
-        "labelFontSize": 11,
-        "titleFontSize": 12,
-        "titlePadding": 8,
-        "domainColor": GRID,
-        "tickColor": GRID,
-        "gridColor": GRID,
-        "labelLimit": 130,
-    },
-    "axisX": {"grid": False},
-    "legend": {
-        "orient": "top",
-        "labelColor": INK,
-        "labelFontSize": 12,
-        "title": None,
-        "symbolStrokeWidth": 0,
-        "columnPadding": 14,
-        "offset": 6,
-        "columns": 4,
-    },
-    "text": {"color": INK, "fontSize": 11},
-}
-
-
-def _chart(about: str, rows: Sequence[Row], height: float | Spec, width: str | Spec = "container", **rest: Any) -> Spec:
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "description": about,
-        "data": {"values": list(rows)},
-        "width": width,
-        "height": height,
-        "autosize": {"type": "fit-x" if width == "container" else "pad", "contains": "padding"},
-        "config": CONFIG,
-        **rest,
-    }
-
-
-def _told(*fields: tuple[str, str, str | None]) -> list[Spec]:
-    """A tooltip: field, title, and format of a number; None for words."""
-    return [
-        {"field": f, "title": title, "type": "nominal"}
-        if form is None
-        else {"field": f, "title": title, "type": "quantitative", "format": form}
-        for f, title, form in fields
-    ]
-
-
-def _wide(names: Sequence[str]) -> str | Spec:
-    return "container" if len(set(names)) <= FEW else {"step": STEP}
-
-
-def _depth(names: Sequence[str]) -> Spec:
-    """An axis of names in the order of the graph."""
-    return {
-        "type": "ordinal",
-        "sort": None,
-        "title": "in the order of the graph",
-        "axis": {"labelAngle": -50, "labelLimit": 90, "labelOverlap": True, "ticks": False},
-        "scale": {"domain": list(dict.fromkeys(names)), "paddingInner": 0.25},
-    }
-
-
-def _sources(names: Sequence[str]) -> tuple[Spec, Spec]:
-    """Scales of colour and shape: baselines in an order of their own, then whatever else proposed plans."""
-    domain = [n for n in KNOWN if n in names] + [n for n in dict.fromkeys(names) if n not in KNOWN]
-    looks = [KNOWN.get(n, SEARCH) for n in domain]
-    return {"domain": domain, "range": [c for c, _ in looks]}, {"domain": domain, "range": [s for _, s in looks]}
+SHADES = {"type": "sqrt", "domain": [0, 1], "range": [0, 1]}
 
 
 def plan(rows: Sequence[Row], parts: str) -> Spec:
     """Bars of every step over the depth of the network: what share of it is kept, goes, or cannot go."""
     names = [r["group"] for r in rows]
-    x = _depth(names) | {"field": "group"}
-    told = _told(
+    x = depth(names) | {"field": "group", "title": None, "axis": {"labels": False, "ticks": False}}
+    told = tooltip(
         ("name", "name", None), ("state", "here", None), ("count", parts, ","), ("whole", "of", ","), ("share", "share", ".1%"),
         ("uniform", "kept by uniform", ".1%"), ("why", "why", None),
     )  # fmt: skip
@@ -139,23 +46,23 @@ def plan(rows: Sequence[Row], parts: str) -> Spec:
         "encoding": {"y": {"field": "uniform", "type": "quantitative"}, "tooltip": told},
     }
     layers = [bars] + ([ticks] if any(r["uniform"] is not None for r in rows) else [])
-    return _chart(
-        "Kept, removed and fixed shares of each group", rows, 230, _wide(names), layer=layers, encoding={"x": x}
+    return chart(
+        "Kept, removed and fixed shares of each group", rows, 230, wide(names), layer=layers, encoding={"x": x}
     )
 
 
 def sizes(rows: Sequence[Row], parts: str) -> Spec:
-    """The same in numbers, of the steps that could lose something."""
-    rows = [r for r in rows if r["state"] != "fixed"]
+    """The same in numbers, of the steps that could lose something; below the other, group under group."""
     names = [r["group"] for r in rows]
-    return _chart(
+    rows = [r for r in rows if r["state"] != "fixed"]
+    return chart(
         f"Numbers of {parts} kept and removed in each group",
         rows,
         150,
-        _wide(names),
+        wide(names),
         mark={"type": "bar", "cornerRadius": 1},
         encoding={
-            "x": _depth(names) | {"field": "group"},
+            "x": depth(names) | {"field": "group"},
             "y": {"field": "count", "type": "quantitative", "title": parts, "axis": {"format": "~s", "tickCount": 4}},
             "color": {
                 "field": "state",
@@ -164,7 +71,7 @@ def sizes(rows: Sequence[Row], parts: str) -> Spec:
                 "legend": None,
             },
             "order": {"field": "state", "sort": "ascending"},
-            "tooltip": _told(
+            "tooltip": tooltip(
                 ("name", "name", None),
                 ("state", "here", None),
                 ("count", parts, ","),
@@ -177,14 +84,14 @@ def sizes(rows: Sequence[Row], parts: str) -> Spec:
 
 def rewards(rows: Sequence[Row], lines: Sequence[Row]) -> Spec:
     """The reward of each evaluation, the best so far, and the baselines as lines."""
-    color, shape = _sources([r["source"] for r in (*rows, *lines)])
+    color, shape = sources([r["source"] for r in (*rows, *lines)])
     values = sorted(r["reward"] for r in rows)
     low = min([values[len(values) // 10], *(r["reward"] for r in lines)])
     high = max([values[-1], *(r["reward"] for r in lines)])
     margin = 0.08 * (high - low) or 0.01
     scale = {"domain": [low - margin, high + margin], "clamp": True, "nice": True, "zero": False}
     y = {"type": "quantitative", "scale": scale, "title": "reward"}
-    told = _told(
+    told = tooltip(
         ("evaluation", "evaluation", ","), ("source", "proposed by", None), ("reward", "reward", ".4f"),
         ("score", "score", ".4f"), ("loss", "error of the outputs", ".4f"), ("ratio", "left", ".1%"),
     )  # fmt: skip
@@ -196,7 +103,9 @@ def rewards(rows: Sequence[Row], lines: Sequence[Row]) -> Spec:
             "encoding": {
                 "y": y | {"field": "reward"},
                 "color": named,
-                "tooltip": _told(("source", "baseline", None), ("reward", "reward", ".4f"), ("score", "score", ".4f")),
+                "tooltip": tooltip(
+                    ("source", "baseline", None), ("reward", "reward", ".4f"), ("score", "score", ".4f")
+                ),
             },
         },
         {
@@ -222,29 +131,22 @@ def rewards(rows: Sequence[Row], lines: Sequence[Row]) -> Spec:
     }
     for layer in layers[1:]:
         layer["encoding"]["x"] = x
-    return _chart("Reward of each evaluation", rows, 280, layer=layers)
+    return chart("Reward of each evaluation", rows, 280, layer=layers)
 
 
 def pareto(rows: Sequence[Row], unit: str, metric: str, limit: float | None) -> Spec:
     """Cost against score of all plans tried, and the front of those that no other one beats in both."""
-    color, shape = _sources([r["source"] for r in rows])
+    color, shape = sources([r["source"] for r in rows])
     many = any(r["search"] != rows[0]["search"] for r in rows)
     x = {
         "field": "ratio",
         "type": "quantitative",
         "title": f"{unit} left",
         "axis": {"format": ".0%" if many else ".1%", "tickCount": 6},
-        "scale": {"zero": False, "padding": 12},
+        "scale": {"zero": False, "nice": False, "padding": 14},
     }
-    values = sorted(r["score"] for r in rows)
-    low = values[len(values) // 20]
-    margin = 0.06 * (values[-1] - low) or 0.01
-    y = {
-        "field": "score",
-        "type": "quantitative",
-        "title": f"score ({metric})",
-        "scale": {"zero": False, "domain": [low - margin, values[-1] + margin], "clamp": True, "nice": True},
-    }
+    found = sorted(r["score"] for r in rows)
+    y = scores("score", metric, found[len(found) // 20 :])
     layers: list[Spec] = [
         {
             "transform": [{"filter": "datum.front"}],
@@ -262,7 +164,7 @@ def pareto(rows: Sequence[Row], unit: str, metric: str, limit: float | None) -> 
                     "condition": {"test": "datum.search == 'this budget'", "value": 0.85},
                     "value": 0.35,
                 },
-                "tooltip": _told(
+                "tooltip": tooltip(
                     ("source", "proposed by", None), ("search", "in the search for", None), ("ratio", f"{unit} left", ".2%"),
                     ("score", "score", ".4f"), ("loss", "error of the outputs", ".4f"), ("reward", "reward", ".4f"),
                 ),
@@ -271,21 +173,21 @@ def pareto(rows: Sequence[Row], unit: str, metric: str, limit: float | None) -> 
     ]  # fmt: skip
     if limit is not None:
         rule = {"type": "rule", "strokeDash": [5, 4], "color": MUTED}
-        told = _told(("limit", "budget", ".1%"))
+        told = tooltip(("limit", "budget", ".1%"))
         place = {"datum": limit, "type": "quantitative"}
         layers.insert(
             0, {"data": {"values": [{"limit": limit}]}, "mark": rule, "encoding": {"x": place, "tooltip": told}}
         )
-    return _chart("Cost and score of all evaluated plans", rows, 300, layer=layers)
+    return chart("Cost and score of all evaluated plans", rows, 300, layer=layers)
 
 
 def times(rows: Sequence[Row]) -> Spec:
     """Two bars for each layer: before and after."""
     names = list(dict.fromkeys(r["layer"] for r in rows))
-    return _chart(
+    return chart(
         "Latency of each layer before and after",
         rows,
-        {"step": 11},
+        28 * len(names),
         mark={"type": "bar", "cornerRadius": 1},
         encoding={
             "y": {
@@ -309,7 +211,7 @@ def times(rows: Sequence[Row]) -> Spec:
                 "scale": {"domain": ["original", "delivered"], "range": ["var(--fixed)", "var(--accent)"]},
                 "legend": {"symbolType": "square"},
             },
-            "tooltip": _told(
+            "tooltip": tooltip(
                 ("name", "layer", None), ("op", "operator", None), ("when", "in", None), ("time", "\u00b5s", ",.1f")
             ),
         },
@@ -319,21 +221,21 @@ def times(rows: Sequence[Row]) -> Spec:
 def errors(rows: Sequence[Row]) -> Spec:
     """A bar for each layer: how far its output is from the original's."""
     names = [r["layer"] for r in rows]
-    return _chart(
+    return chart(
         "Relative squared error of each layer's output",
         rows,
         200,
-        _wide(names),
+        wide(names),
         mark={"type": "bar", "cornerRadius": 1, "color": "var(--accent)"},
         encoding={
-            "x": _depth(names) | {"field": "layer"},
+            "x": depth(names) | {"field": "layer"},
             "y": {
                 "field": "error",
                 "type": "quantitative",
                 "title": "relative squared error",
                 "axis": {"tickCount": 5},
             },
-            "tooltip": _told(("name", "layer", None), ("op", "operator", None), ("error", "error", ".4f")),
+            "tooltip": tooltip(("name", "layer", None), ("op", "operator", None), ("error", "error", ".4f")),
         },
     )
 
@@ -345,7 +247,7 @@ def confusion(rows: Sequence[Row]) -> Spec:
     encoding: Spec = {
         "x": {"field": "answer", "type": "ordinal", "sort": None, "title": "taken for", "axis": axis | {"labelAngle": -50}},
         "y": {"field": "label", "type": "ordinal", "sort": None, "title": "label", "axis": axis},
-        "tooltip": _told(
+        "tooltip": tooltip(
             ("label", "label", None), ("answer", "taken for", None), ("delivered", "samples, delivered", ","),
             ("original", "samples, original", ","), ("share", "share, delivered", ".1%"), ("was", "share, original", ".1%"),
         ),
@@ -354,7 +256,7 @@ def confusion(rows: Sequence[Row]) -> Spec:
         "mark": {"type": "rect", "color": "var(--accent)", "stroke": "var(--line)", "strokeWidth": 0.5},
         "encoding": {
             "fillOpacity": {
-                "field": "share", "type": "quantitative", "legend": None, "scale": {"type": "sqrt", "domain": [0, 1]}
+                "field": "share", "type": "quantitative", "legend": None, "scale": SHADES
             }
         },
     }  # fmt: skip
@@ -367,15 +269,17 @@ def confusion(rows: Sequence[Row]) -> Spec:
         },
     }
     layers = [fields, texts] if len(names) <= 14 else [fields]
-    return _chart("Which classes are taken for which", rows, {"step": 26}, encoding=encoding, layer=layers)
+    return chart(
+        "Which classes are taken for which", rows, 26 * len({r["label"] for r in rows}), encoding=encoding, layer=layers
+    )
 
 
 def recovery(rows: Sequence[Row], metric: str) -> Spec:
     """The held-out score over the epochs of the training."""
     start = [rows[0]]
-    y = {"field": "score", "type": "quantitative", "title": f"held-out score ({metric})", "scale": {"zero": False}}
-    told = _told(("epoch", "epoch", ","), ("score", "score", ".4f"))
-    return _chart(
+    y = scores("held-out score", metric, [r["score"] for r in rows])
+    told = tooltip(("epoch", "epoch", ","), ("score", "score", ".4f"))
+    return chart(
         "Held-out score over the epochs of the training",
         rows,
         220,
@@ -383,7 +287,7 @@ def recovery(rows: Sequence[Row], metric: str) -> Spec:
             {
                 "data": {"values": start},
                 "mark": {"type": "rule", "strokeDash": [5, 4], "color": "var(--second)"},
-                "encoding": {"y": y, "tooltip": _told(("score", "before the training", ".4f"))},
+                "encoding": {"y": y, "tooltip": tooltip(("score", "before the training", ".4f"))},
             },
             {
                 "mark": {

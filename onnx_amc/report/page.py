@@ -18,6 +18,7 @@ from typing import Any
 
 from onnx_amc.errors import OptionError
 from onnx_amc.report import charts, rows, view
+from onnx_amc.report.look import Spec
 from onnx_amc.report.record import Run
 
 NEEDED = {"vl_convert": "vl-convert-python", "jinja2": "jinja2"}
@@ -69,9 +70,9 @@ def render(run: Run) -> str:
     )
 
 
-def specs(run: Run) -> dict[str, charts.Spec]:
+def specs(run: Run) -> dict[str, Spec]:
     """The charts that there is something to draw in, by name."""
-    found: dict[str, charts.Spec] = {}
+    found: dict[str, Spec] = {}
     parts, metric = view.parts(run), str(run.record["metric"])
     if steps := rows.plan_rows(run):
         found["plan"] = charts.plan(steps, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,23 +14,34 @@ MOST = 24
 MOST_CLASSES = 24
 """Classes of which every pair is drawn."""
 
+SHARES = {"top1", "top5", "agreement", "fidelity", "miou"}
+"""Metrics that are read in percent."""
+
+OPERATOR = re.compile(r"[A-Z][A-Za-z]+(_\d+)?")
+"""How exporters end the name of a node: with its operator."""
+
 Row = dict[str, Any]
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """The names without what all of them begin and end with, as far as they stay different."""
+    """The names without what all begin with, what the next part repeats, and the operator, as far as they stay different."""
     unique = list(dict.fromkeys(names))
-    if len(unique) < 2:
-        return list(names)
-    parts = [name.split("/") for name in unique]
-    same = min(len(p) for p in parts) - 1
-    start = next((i for i in range(same) if len({p[i] for p in parts}) > 1), same)
-    end = next((i for i in range(same - start) if len({p[-1 - i] for p in parts}) > 1), same - start)
-    cut = ["/".join(p[start : len(p) - end]) for p in parts]
-    if len(set(cut)) < len(unique) or not all(cut):
-        return list(names)
-    of = dict(zip(unique, cut, strict=True))
-    return [of[name] for name in names]
+    parts = [_unrepeated([p for p in name.split("/") if p]) or [name] for name in unique]
+    least = min(map(len, parts), default=1) - 1
+    start = next((i for i in range(least) if len({p[i] for p in parts}) > 1), least) if len(unique) > 1 else 0
+    parts = [p[start:] for p in parts]
+    bare = [p[:-1] if len(p) > 1 and OPERATOR.fullmatch(p[-1]) else p for p in parts]
+    for shorter in (bare, parts):
+        cut = ["/".join(p) for p in shorter]
+        if len(set(cut)) == len(unique):
+            of = dict(zip(unique, cut, strict=True))
+            return [of[name] for name in names]
+    return list(names)
+
+
+def _unrepeated(parts: Sequence[str]) -> list[str]:
+    """`body/body.0` is `body.0`."""
+    return [p for p, after in zip(parts, [*parts[1:], ""], strict=True) if not after.startswith(f"{p}.")]
 
 
 def plan_rows(run: Run) -> list[Row]:

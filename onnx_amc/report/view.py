@@ -88,8 +88,8 @@ def asked(run: Run) -> str:
         return f"The smallest network by {COUNTED[budget['kind']]} that loses at most {points}."
     what = COUNTED[budget["kind"]]
     if budget["kind"] == "channels":
-        return f"{percent(budget['ratio'])} of the channels of every group."
-    return f"At most {percent(budget['ratio'])} of the {what}."
+        return f"{100 * budget['ratio']:g} % of the channels of every group."
+    return f"At most {100 * budget['ratio']:g} % of the {what}."
 
 
 def delivered(run: Run) -> str:
@@ -110,7 +110,8 @@ def loss(run: Run) -> str:
     if before is None or after is None:
         return "Not measured: the run had no data."
     shown, samples = score_of(metric), run.details.get("samples", {}).get("reward")
-    text = f"{lost(metric, before, after)} of {metric} ({shown(before)} \N{RIGHTWARDS ARROW} {shown(after)})"
+    text = "" if after < before else "Nothing: "
+    text += f"{lost(metric, before, after)} of {metric} ({shown(before)} \N{RIGHTWARDS ARROW} {shown(after)})"
     text += f", on {samples:,} held-out samples." if samples else "."
     if drop := record.get("max_drop"):
         low, high = drop["interval"]
@@ -144,11 +145,12 @@ def tiles(run: Run) -> list[Tile]:
     counted = [("MACs", "macs"), ("parameters", "params"), ("file", "bytes")]
     if small["nonzeros"] < small["params"]:
         counted = [("weights not zero", "nonzeros"), ("file", "bytes")]
+    unit = {"bytes": "B"}
     found = [
         Tile(
             label,
             percent(small[key] / max(whole[key], 1)),
-            f"{amount(whole[key])} \N{RIGHTWARDS ARROW} {amount(small[key])}",
+            f"{amount(whole[key])} \N{RIGHTWARDS ARROW} {amount(small[key])}{unit.get(key, '')}",
         )
         for label, key in counted
     ]
@@ -162,10 +164,10 @@ def tiles(run: Run) -> list[Tile]:
 
 
 def comparison(run: Run) -> Table:
-    """Original, baselines and what is delivered, side by side."""
+    """Original, the uniform plan of the same budget, and what is delivered, side by side."""
     record = run.record
     whole, others = record["original"], record["baselines"]
-    columns = {"original": whole, **{n: others[n] for n in others if n == "uniform" or n != record["policy"]}}
+    columns = {"original": whole, **{n: c for n, c in others.items() if n == "uniform"}}
     columns["delivered"] = record["compressed"]
     counted = [("MACs", "macs"), ("parameters", "params"), ("of them not zero", "nonzeros"), ("bytes", "bytes")]
     if all(c.get("nonzeros") == c.get("params") for c in columns.values()):
@@ -174,7 +176,7 @@ def comparison(run: Run) -> Table:
     timed = [
         ""
         if "latency_ms" not in c
-        else f"{c['latency_ms']:.3g} ms ({c.get('latency_ratio', 1.0):.2f}\N{MULTIPLICATION SIGN})"
+        else f"{c.get('latency_ratio', 1.0):.2f}\N{MULTIPLICATION SIGN}\n{c['latency_ms']:.3g} ms"
         for c in columns.values()
     ]
     rows.append(["latency, batch 1", *timed])
@@ -185,7 +187,7 @@ def comparison(run: Run) -> Table:
 
 
 def _counted(value: int | None, whole: int) -> str:
-    return "" if value is None else f"{value:,} ({percent(value / max(whole, 1))})"
+    return "" if value is None else f"{percent(value / max(whole, 1))}\n{value:,}"
 
 
 # ---- the plan --------------------------------------------------------------------------------------------------------
@@ -334,6 +336,6 @@ def origin_table(run: Run) -> Table:
     checks = f"masked equals cut to {record['checks']['masked_equals_cut']:.1e}"
     rows += [["self-check", checks], ["finished", details["finished"]]]
     rows.append(["machine", f"{machine['system']}, {machine['processor']}, {machine['cores']} cores"])
-    rows += [[f"version of {name}", text] for name, text in details["versions"].items()]
+    rows.append(["versions", ", ".join(f"{name} {text}" for name, text in details["versions"].items())])
     rows += [[f"sha256 of {name}", text] for name, text in details["sha256"].items()]
     return Table(["", ""], rows, (1,))
