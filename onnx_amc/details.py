@@ -22,7 +22,8 @@ from onnx_amc.granularity import thinnable
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.inspection import matching, protected
-from onnx_amc.run.layerwise import layer_errors, layer_times
+from onnx_amc.prune.layers import find_layers
+from onnx_amc.run.layerwise import layer_errors, layer_times, tensors_behind
 from onnx_amc.run.metrics import confusion
 from onnx_amc.run.score import Scorer
 from onnx_amc.search.loop import Tried
@@ -145,7 +146,13 @@ def errors_json(
 def times_json(analysis: Analysis, model: onnx.ModelProto, provider: str) -> list[dict[str, Any]]:
     """Microseconds of each layer before and after."""
     found = layer_times(analysis, model, one_feed(analysis.model), provider)
-    return [_named(analysis, tensor) | {"before": before, "after": after} for tensor, (before, after) in found.items()]
+    layers = find_layers(analysis)[0]
+    known = {layer.node for layer in layers}
+    served = {t: node for node, t in tensors_behind(analysis, layers).items() if t not in known}
+    return [
+        _named(analysis, served.get(tensor, tensor)) | {"before": before, "after": after}
+        for tensor, (before, after) in found.items()
+    ]
 
 
 def _named(analysis: Analysis, tensor: str) -> dict[str, str]:

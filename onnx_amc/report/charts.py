@@ -42,7 +42,7 @@ def plan(rows: Sequence[Row], parts: str) -> Spec:
     }
     ticks = {
         "transform": [{"filter": "datum.state == 'kept' && datum.uniform != null"}],
-        "mark": {"type": "tick", "thickness": 2, "color": "var(--second)", "bandSize": 14},
+        "mark": {"type": "tick", "thickness": 2, "color": "var(--second)", "opacity": 1},
         "encoding": {"y": {"field": "uniform", "type": "quantitative"}, "tooltip": told},
     }
     layers = [bars] + ([ticks] if any(r["uniform"] is not None for r in rows) else [])
@@ -86,7 +86,7 @@ def rewards(rows: Sequence[Row], lines: Sequence[Row]) -> Spec:
     """The reward of each evaluation, the best so far, and the baselines as lines."""
     color, shape = sources([r["source"] for r in (*rows, *lines)])
     values = sorted(r["reward"] for r in rows)
-    low = min([values[len(values) // 10], *(r["reward"] for r in lines)])
+    low = min([values[len(values) // 4], *(r["reward"] for r in lines)])
     high = max([values[-1], *(r["reward"] for r in lines)])
     margin = 0.08 * (high - low) or 0.01
     scale = {"domain": [low - margin, high + margin], "clamp": True, "nice": True, "zero": False}
@@ -137,12 +137,12 @@ def rewards(rows: Sequence[Row], lines: Sequence[Row]) -> Spec:
 def pareto(rows: Sequence[Row], unit: str, metric: str, limit: float | None) -> Spec:
     """Cost against score of all plans tried, and the front of those that no other one beats in both."""
     color, shape = sources([r["source"] for r in rows])
-    many = any(r["search"] != rows[0]["search"] for r in rows)
+    spread = max(r["ratio"] for r in rows) - min(r["ratio"] for r in rows)
     x = {
         "field": "ratio",
         "type": "quantitative",
         "title": f"{unit} left",
-        "axis": {"format": ".0%" if many else ".1%", "tickCount": 6},
+        "axis": {"format": ".1%" if spread < 0.1 else ".0%", "tickCount": 6},
         "scale": {"zero": False, "nice": False, "padding": 14},
     }
     found = sorted(r["score"] for r in rows)

@@ -57,7 +57,6 @@ CONFIG: Spec = {
         "symbolStrokeWidth": 0,
         "columnPadding": 14,
         "offset": 6,
-        "columns": 5,
     },
     "text": {"color": INK, "fontSize": 11},
 }
@@ -113,10 +112,11 @@ def sources(names: Sequence[str]) -> tuple[Spec, Spec]:
 def scores(title: str, metric: str, values: Sequence[float]) -> Spec:
     """An axis of scores, in percent where they are shares, that shows these values and clamps what is outside."""
     margin = 0.08 * (max(values) - min(values)) or max(0.01 * abs(values[0]), 1e-4)
+    low, high, share = min(values) - margin, max(values) + margin, metric in SHARES
     return {
         "field": "score",
         "type": "quantitative",
         "title": f"{title} ({metric})",
-        "axis": {"format": ".1%" if metric in SHARES else "~g", "tickCount": 6},
-        "scale": {"zero": False, "domain": [min(values) - margin, max(values) + margin], "clamp": True, "nice": True},
+        "axis": {"format": ".1%" if share else "~g", "tickCount": 6},
+        "scale": {"zero": False, "domain": [low, min(high, 1.0) if share else high], "clamp": True, "nice": True},
     }

@@ -76,7 +76,7 @@ def layer_errors(
 
     """
     have = {o for n in model.graph.node for o in n.output}
-    behind = {layer.node: last for layer in layers if (last := _behind(analysis, layer)) in have}
+    behind = {node: last for node, last in tensors_behind(analysis, layers).items() if last in have}
     tensors = sorted(set(behind.values()))
     index = index[:: max(1, len(index) // SAMPLES)][:SAMPLES]
     size = 8 * sum(int(np.prod(analysis.model.shapes[t][1:])) for t in tensors)
@@ -102,17 +102,23 @@ def _flat(values: np.ndarray, layer: Layer) -> np.ndarray:
     )
 
 
-def _behind(analysis: Analysis, layer: Layer) -> str:
-    """The tensor behind a layer's addition and activation, where these are all that reads it."""
-    nodes, ends = analysis.model.proto.graph.node, {o.name for o in analysis.model.proto.graph.output}
-    tensor = layer.output
-    for kinds in (("Add",), ("Relu", "Clip")):
-        users = [n for n in nodes if tensor in names_read(n)]
-        alone = len(users) == 1 and tensor not in ends and users[0].op_type in kinds
-        shapes = analysis.model.shapes
-        if alone and shapes.get(users[0].output[0]) == shapes.get(tensor):
-            tensor = users[0].output[0]
-    return tensor if tensor in analysis.model.shapes else layer.output
+def tensors_behind(analysis: Analysis, layers: Sequence[Layer]) -> dict[str, str]:
+    """By layer the tensor behind its addition and activation, where these are all that reads its output."""
+    graph, shapes = analysis.model.proto.graph, analysis.model.shapes
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in names_read(node):
+            users.setdefault(name, []).append(node)
+    ends, found = {o.name for o in graph.output}, {}
+    for layer in layers:
+        tensor = layer.output
+        for kinds in (("Add",), ("Relu", "Clip")):
+            read = users.get(tensor, [])
+            after = read[0].output[0] if len(read) == 1 and read[0].op_type in kinds and tensor not in ends else None
+            tensor = after if after is not None and shapes.get(after) == shapes.get(tensor) else tensor
+        if tensor in shapes:
+            found[layer.node] = tensor
+    return found
 
 
 def _values(
