@@ -75,7 +75,7 @@ def _steps(search: Search, analysis: Analysis, settings: Settings, counts: np.nd
     found = []
     for i, step in enumerate(about):
         if step["why"] is None and len(search.units.levels[i]) == 1:
-            step["why"] = "too narrow to be rounded"
+            step["why"] = "no smaller number fits the rounding or the pattern"
         found.append(step | {"kept": int(counts[i]), "uniform": even[i]} if i < len(counts) else step)
     return sorted(found, key=lambda step: step.pop("place"))
 

@@ -92,8 +92,8 @@ def rewards(rows: Sequence[Row], lines: Sequence[Row]) -> Spec:
     scale = {"domain": [low - margin, high + margin], "clamp": True, "nice": True, "zero": False}
     y = {"type": "quantitative", "scale": scale, "title": "reward"}
     told = tooltip(
-        ("evaluation", "evaluation", ","), ("source", "proposed by", None), ("reward", "reward", ".4f"),
-        ("score", "score", ".4f"), ("loss", "error of the outputs", ".4f"), ("ratio", "left", ".1%"),
+        ("evaluation", "evaluation", ","), ("source", "proposed by", None), ("reward", "reward", ".4~g"),
+        ("score", "score", ".4~g"), ("loss", "error of the outputs", ".4~g"), ("ratio", "left", ".1%"),
     )  # fmt: skip
     named = {"field": "source", "type": "nominal", "scale": color}
     layers: list[Spec] = [
@@ -104,7 +104,7 @@ def rewards(rows: Sequence[Row], lines: Sequence[Row]) -> Spec:
                 "y": y | {"field": "reward"},
                 "color": named,
                 "tooltip": tooltip(
-                    ("source", "baseline", None), ("reward", "reward", ".4f"), ("score", "score", ".4f")
+                    ("source", "baseline", None), ("reward", "reward", ".4~g"), ("score", "score", ".4~g")
                 ),
             },
         },
@@ -166,7 +166,7 @@ def pareto(rows: Sequence[Row], unit: str, metric: str, limit: float | None) -> 
                 },
                 "tooltip": tooltip(
                     ("source", "proposed by", None), ("search", "in the search for", None), ("ratio", f"{unit} left", ".2%"),
-                    ("score", "score", ".4f"), ("loss", "error of the outputs", ".4f"), ("reward", "reward", ".4f"),
+                    ("score", "score", ".4~g"), ("loss", "error of the outputs", ".4~g"), ("reward", "reward", ".4~g"),
                 ),
             },
         },
@@ -235,7 +235,7 @@ def errors(rows: Sequence[Row]) -> Spec:
                 "title": "relative squared error",
                 "axis": {"tickCount": 5},
             },
-            "tooltip": tooltip(("name", "layer", None), ("op", "operator", None), ("error", "error", ".4f")),
+            "tooltip": tooltip(("name", "layer", None), ("op", "operator", None), ("error", "error", ".4~g")),
         },
     )
 
@@ -278,7 +278,7 @@ def recovery(rows: Sequence[Row], metric: str) -> Spec:
     """The held-out score over the epochs of the training."""
     start = [rows[0]]
     y = scores("held-out score", metric, [r["score"] for r in rows])
-    told = tooltip(("epoch", "epoch", ","), ("score", "score", ".4f"))
+    told = tooltip(("epoch", "epoch", ","), ("score", "score", ".4~g"))
     return chart(
         "Held-out score over the epochs of the training",
         rows,
@@ -287,7 +287,7 @@ def recovery(rows: Sequence[Row], metric: str) -> Spec:
             {
                 "data": {"values": start},
                 "mark": {"type": "rule", "strokeDash": [5, 4], "color": "var(--second)"},
-                "encoding": {"y": y, "tooltip": tooltip(("score", "before the training", ".4f"))},
+                "encoding": {"y": y, "tooltip": tooltip(("score", "before the training", ".4~g"))},
             },
             {
                 "mark": {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.util
+import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -107,7 +108,7 @@ def _part(name: str) -> str:
 
 def _inline(script: str) -> str:
     """The script as it may stand between tags."""
-    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return re.sub(r"<(?=/script|!--)", r"\\x3C", script, flags=re.IGNORECASE)
 
 
 def _digest(script: str) -> str:

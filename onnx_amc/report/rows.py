@@ -41,7 +41,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 def _unrepeated(parts: Sequence[str]) -> list[str]:
     """`body/body.0` is `body.0`."""
-    return [p for p, after in zip(parts, [*parts[1:], ""], strict=True) if not after.startswith(f"{p}.")]
+    return [p for p, after in zip(parts, [*parts[1:], ""], strict=False) if not after.startswith(f"{p}.")]
 
 
 def plan_rows(run: Run) -> list[Row]:

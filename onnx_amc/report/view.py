@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def loss(run: Run) -> str:
     if drop := record.get("max_drop"):
         low, high = drop["interval"]
         text += f" On the samples that decide: {drop['points']:+.2f} points"
-        known = low is not None and high is not None
+        known = math.isfinite(low) and math.isfinite(high)
         text += f", {low:+.2f} to {high:+.2f} with confidence {drop['confidence']:.0%}." if known else "."
     return text
 

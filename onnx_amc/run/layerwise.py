@@ -68,7 +68,7 @@ def layer_errors(
         index: Which samples; 64 of them at most.
 
     Returns:
-        Errors by the layers' nodes; a layer whose output one of the networks does not have is left out.
+        Errors by the layers' nodes; a layer whose output one of the networks does not have, or in another shape, is left out.
 
     Raises:
         ModelError: onnxruntime refuses one of the networks with its activations as outputs.
@@ -91,8 +91,9 @@ def layer_errors(
             if layer.node in behind:
                 goal, mine = (_flat(values[behind[layer.node]], layer) for values in (goals, found))
                 alive = slice(None) if layer.outputs is None else keep(layer.outputs)
-                sums[layer.node].add(mine, goal[:, alive])
-    return {node: s.relative for node, s in sums.items()}
+                if mine.shape == goal[:, alive].shape:
+                    sums[layer.node].add(mine, goal[:, alive])
+    return {node: s.relative for node, s in sums.items() if s.count}
 
 
 def _flat(values: np.ndarray, layer: Layer) -> np.ndarray:
