@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -56,6 +57,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--seconds", type=float, default=6.0, help="time to spend (6)")
     one.add_argument("--threads", type=int, default=0, metavar="N", help="of each session (0: all cores)")
     one.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    one = commands.add_parser("report", help="draw the page of a run again")
+    one.add_argument("run_dir", metavar="RUN_DIR")
+    one.add_argument("-o", "--out", metavar="FILE.html", help="where it goes (RUN_DIR/report.html)")
     return top
 
 
@@ -126,7 +130,7 @@ def _compress(one: argparse.ArgumentParser) -> None:
     one.add_argument("--run-dir", metavar="DIR", help="where plan.json and record.json go (OUT with .run)")
     one.add_argument("--json", metavar="FILE", help="write the record as JSON")
     one.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    one.add_argument("--report", help=argparse.SUPPRESS)
+    one.add_argument("--report", metavar="FILE.html", help="draw a page of what happened; it times the layers too")
     _parallel_options(one)
     one.add_argument("--resume", action="store_true", help="go on with the interrupted run in the run directory")
 
@@ -193,6 +197,7 @@ def _budget_options(one: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0 done, 2 input or options, 3 budget out of reach, 1 a fault of ours, 130 interrupted."""
     args = parser().parse_args(argv)
+    args.typed = shlex.join(["onnx-amc", *(sys.argv[1:] if argv is None else argv)])
     if args.version:
         from onnx_amc import __version__  # noqa: PLC0415
 
@@ -223,12 +228,16 @@ def run() -> None:
 def compress(args: argparse.Namespace) -> int:
     """`onnx-amc compress`."""
     out = Path(args.out) if args.out else Path(args.model).with_suffix(".amc.onnx")
-    _refuse_what_is_to_come(args)
     folder = Path(args.run_dir) if args.run_dir else out.with_suffix(".run")
     _writable(out, "-o")
     _writable(folder / "plan.json", "--run-dir")
     if args.json:
         _writable(Path(args.json), "--json")
+    if args.report:
+        from onnx_amc.report import page  # noqa: PLC0415
+
+        page.require()
+        _writable(Path(args.report), "--report")
     budgets = _budgets(args)
     settings = _settings(args, budgets[0])
     from onnx_amc import pipeline  # noqa: PLC0415
@@ -243,11 +252,7 @@ def compress(args: argparse.Namespace) -> int:
         mine, place = out, folder
         if len(budgets) > 1:
             mine, place = out.with_stem(f"{out.stem}-{budget.ratio:g}"), folder / f"{budget.ratio:g}"
-        result.save(mine)
-        result.record["out"] = str(mine)
-        place.mkdir(parents=True, exist_ok=True)
-        result.plan.save(place / "plan.json", result.analysis)
-        pipeline.save_record(result.record, place / "record.json")
+        pipeline.deposit(result, mine, place, args.typed, timed=settings.provider if args.report else None)
         if not args.quiet:
             display.table(result.record, mine, place)
     record = results[0].record
@@ -256,7 +261,35 @@ def compress(args: argparse.Namespace) -> int:
         pipeline.save_record(record, folder / "record.json")
     if args.json:
         pipeline.save_record(record, Path(args.json))
+    if args.report:
+        _draw(folder, Path(args.report), display)
     forget(folder)
+    return DONE
+
+
+def _draw(folder: Path, out: Path | None, display: Display) -> None:
+    """Write the pages of a run directory: into it, or to a file, which has the budget in its name where there are several."""
+    from onnx_amc.report import page, record  # noqa: PLC0415  Vega takes seconds to unpack
+
+    runs = record.read_all(folder)
+    with display:
+        display.stage("report", None)
+        for run in runs:
+            to = run.folder / "report.html" if out is None else out
+            if out is not None and len(runs) > 1:
+                to = out.with_stem(f"{out.stem}-{run.ratio:g}")
+            page.write(run, to)
+            display.wrote(to)
+
+
+def report(args: argparse.Namespace) -> int:
+    """`onnx-amc report`."""
+    from onnx_amc.report import page  # noqa: PLC0415
+
+    page.require()
+    if args.out:
+        _writable(Path(args.out), "-o")
+    _draw(Path(args.run_dir), Path(args.out) if args.out else None, _display(quiet=False))
     return DONE
 
 
@@ -347,23 +380,20 @@ def bench(args: argparse.Namespace) -> int:
     return DONE
 
 
-COMMANDS = {"compress": compress, "inspect": inspect, "apply": apply, "evaluate": evaluate, "bench": bench}
+COMMANDS = {
+    "compress": compress,
+    "inspect": inspect,
+    "apply": apply,
+    "evaluate": evaluate,
+    "bench": bench,
+    "report": report,
+}
 
 
 def _display(*, quiet: bool) -> Display:
     from onnx_amc.display import Display  # noqa: PLC0415  keeps --help light
 
     return Display(quiet=quiet)
-
-
-def _refuse_what_is_to_come(args: argparse.Namespace) -> None:
-    """Options of the interface that this version does not have yet are refused, never ignored."""
-    asked = {
-        "--report": args.report is not None,
-    }
-    for option, given in asked.items():
-        if given:
-            raise OptionError("is not available in this version", where=option, fix="leave it out")
 
 
 def _writable(path: Path, option: str) -> None:

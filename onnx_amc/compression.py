@@ -17,6 +17,7 @@ import onnx
 from onnx_amc.builder import Builder, Kept
 from onnx_amc.config import Settings
 from onnx_amc.delivery import Result, actual_cost, check_feed, class_count, figures, one_feed, outcome
+from onnx_amc.details import confusion_json, details_of, errors_json
 from onnx_amc.errors import BudgetError, SelfCheckError
 from onnx_amc.granularity import Units, units_of
 from onnx_amc.graph import light
@@ -26,7 +27,7 @@ from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.latency import measure
-from onnx_amc.run.metrics import find_metric
+from onnx_amc.run.metrics import Outputs, find_metric
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.rundir import Memo, RunDir
@@ -188,6 +189,8 @@ class Compression:
         model = self.builder.deliverable(kept, trained)
         self._remark()
         compressed = self._recounted(model, counts)
+        outputs = None if self.scorer is None else self.scorer.outputs(model)
+        compressed["score"] = self.scorer.score(outputs).value if self.scorer and outputs else None
         original = figures(self.model.original, self.analysis)
         original["score"] = self.scorer.original.value if self.scorer else None
         baselines = self._timed_against(model, original, compressed)
@@ -219,9 +222,21 @@ class Compression:
         )
         space = self.search.space
         whole = space.price(space.full)
-        return Result(
-            model, plan, record, self.analysis, self.search.journal.trials, lambda counts: space.price(counts) / whole
-        )
+        price = lambda counts: space.price(counts) / whole  # noqa: E731
+        details = self._detailed(counts, kept, model, outputs)
+        return Result(model, plan, record, self.analysis, self.search.journal.trials, price, details)
+
+    def _detailed(
+        self, counts: np.ndarray, kept: Kept, model: onnx.ModelProto, outputs: Outputs | None
+    ) -> dict[str, Any]:
+        """What a report shows beside the record."""
+        found = details_of(self.search, counts)
+        if self.scorer is not None and outputs is not None:
+            found["samples"] = {"calibration": len(self.builder.calibration), "reward": len(self.scorer.index)}
+            found["synthetic"] = self.scorer.data.synthetic
+            found["layer_errors"] = errors_json(self.search, kept, model, self.scorer) if kept else []
+            found["confusion"] = confusion_json(self.scorer, outputs)
+        return found
 
     def _recovered(
         self, kept: Kept, ready: onnx.ModelProto | None
@@ -304,5 +319,4 @@ class Compression:
                 where=self.settings.budget.option,
                 fix="ask for a larger fraction",
             )
-        found["score"] = self.scorer(model).value if self.scorer else None
         return found

@@ -36,6 +36,7 @@ class Result:
         analysis: Of the original.
         trials: Every evaluated plan.
         price: What a plan costs relative to the original, in what the budget counts.
+        details: What else a report shows, see `details`.
 
     """
 
@@ -45,6 +46,7 @@ class Result:
     analysis: Analysis = field(repr=False)
     trials: list[Tried] = field(repr=False, default_factory=list)
     price: Callable[[np.ndarray], float] = field(repr=False, default=lambda _counts: 1.0)
+    details: dict[str, Any] = field(repr=False, default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model: beside its place first, then renamed, so that a file there is replaced by a whole one only."""

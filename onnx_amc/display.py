@@ -137,6 +137,11 @@ class Display(Listener):
             )
         self._out.print(f"plan: {folder / 'plan.json'}")
 
+    def wrote(self, path: Path) -> None:
+        """Say where a page is."""
+        if not self.quiet:
+            self._out.print(f"report: {path}")
+
     def inspection(self, found: dict[str, Any]) -> None:
         """Print groups, what is fixed and why, and what can be reached."""
         whole = max(found["macs"], 1)

@@ -13,8 +13,10 @@ from scipy.special import stdtrit
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget
 from onnx_amc.delivery import Result
+from onnx_amc.details import tried_json
 from onnx_amc.run.score import Score, Scorer
 from onnx_amc.search.loop import CLOSED
+from onnx_amc.searching import Search
 
 HALVINGS = 6
 """Steps of the bisection by which the smallest plan in closed form is found: to a hundredth of the original."""
@@ -89,6 +91,7 @@ class Guarantee:
     def __init__(self, first: Compression, allowed: float) -> None:
         self.first, self.allowed = first, allowed
         self.judge = _judge(first)
+        self.searches: list[Search] = []
         space = first.search.space
         self.least = float(np.nextafter(space.price(space.smallest) / max(space.price(space.full), 1), 2))
         self.best: tuple[float, Compression, np.ndarray, Drop] | None = None
@@ -142,6 +145,7 @@ class Guarantee:
     def _holds(self, ratio: float, run: Compression) -> bool:
         """Whether the best plan of a run stays within the drop; the smallest that does is kept in mind."""
         counts = run.choose()
+        self.searches.append(run.search)
         drop = self._drop(run.search.model_of(counts))
         self.first.listener.note(f"{ratio:.1%} by {run.settings.policy}: {drop}")
         holds = drop.points <= self.allowed
@@ -163,6 +167,7 @@ class Guarantee:
                 break
             run = self.first.again(budget=self._budget(wanted))
             result = run.deliver(run.choose())
+            self.searches.append(run.search)
             drop = self._drop(result.model)
             self.first.listener.note(f"{wanted:.1%}, trained: {drop}")
             if drop.points <= self.allowed:
@@ -182,7 +187,11 @@ class Guarantee:
             "samples": drop.samples,
             "uniform": even,
         }
-        return replace(result, record=result.record | {"max_drop": told})
+        others = [s for s in self.searches if s.journal.trials is not result.trials]
+        elsewhere = [tried for s in others for tried in tried_json(s, s.journal.trials)]
+        return replace(
+            result, record=result.record | {"max_drop": told}, details=result.details | {"elsewhere": elsewhere}
+        )
 
 
 def _judge(first: Compression) -> Scorer | None:

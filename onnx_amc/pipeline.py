@@ -17,6 +17,7 @@ from onnx_amc.builder import Builder
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings, parse_round_to
 from onnx_amc.delivery import Result, check_feed, class_count, input_specs
+from onnx_amc.details import finite, provenance, times_json
 from onnx_amc.errors import OptionError, PlanError
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import Model
@@ -69,6 +70,9 @@ def pareto(
             listener.note(f"budget {budget.option}")
             run = first.again(budget=budget)
             found.append(run.deliver(run.choose()))
+    for result in found:
+        others = [r for r in found if r is not result]
+        result.details["elsewhere"] = [tried for r in others for tried in r.details["trials"]]
     return found
 
 
@@ -148,6 +152,28 @@ def inspect(
 ) -> dict[str, Any]:
     """Return layers, groups, what is fixed and why, and the smallest reachable price."""
     return summary(analyse(load_model(model), approximate=approximate), min_keep, round_to)
+
+
+def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: str | None = None) -> None:
+    """Write the model, and into the run directory its plan, its record and what else a report shows.
+
+    Args:
+        result: Of a run.
+        out: Where the model goes.
+        folder: The run directory, or the part of it that is this result's.
+        command: What was typed.
+        timed: Provider on which layers are timed before and after; None times none.
+
+    """
+    result.save(out)
+    result.record["out"] = str(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    result.plan.save(folder / "plan.json", result.analysis)
+    save_record(result.record, folder / "record.json")
+    details = result.details | provenance(command, result.record, result.analysis.model.sha256, out)
+    if timed is not None:
+        details["layer_times"] = times_json(result.analysis, result.model, timed)
+    save_record(finite(details), folder / "details.json")
 
 
 def save_record(record: Mapping[str, Any], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,7 +99,8 @@ def train(
         listener.note(f"no recovery: {error.what}")
         return task.cut, {}, {}
     told = {"samples": len(task.index), "epochs": len(standing.shares), "best_epoch": standing.best_epoch,
-            "before": standing.before[0], "after": standing.best[0]}  # fmt: skip
+            "before": standing.before[0], "after": standing.best[0],
+            "held_out": [score if math.isfinite(score) else None for score in standing.held]}  # fmt: skip
     known = {"course": asdict(task.course), **asdict(standing.replay)} if standing.best_epoch else {}
     return model, told, known
 

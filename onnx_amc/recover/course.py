@@ -107,6 +107,7 @@ class Standing:
         prelude: Wall time before the first epoch, in seconds.
         seconds: Wall time of the epochs so far.
         diverged: Whether the loss was no number in the end.
+        held: Score on held-out samples after each epoch.
 
     """
 
@@ -119,6 +120,7 @@ class Standing:
     prelude: float = 0.0
     seconds: float = 0.0
     diverged: bool = False
+    held: list[float] = field(default_factory=list)
 
     @property
     def replay(self) -> Replay:

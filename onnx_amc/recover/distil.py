@@ -128,6 +128,7 @@ class Distiller:
             score = (-math.inf, -math.inf) if standing.diverged else judge(self.reading.trained())
             if score[0] >= standing.before[0] and score[1] > standing.best[1]:
                 standing.best, standing.best_epoch, found = score, done + 1, self._copied()
+            standing.held.append(score[0])
             standing.seconds += time.monotonic() - began
             self._save(checkpoint, standing, found)
             held, best, before = (shown(s) for s in (score[0], standing.best[0], standing.before[0]))

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnx_amc.errors import DataError
 from onnx_amc.run.calls import CALL, FORMS, array, call, drain, gather, importable
-from onnx_amc.run.images import Pixels, channels_first, pixels, read_folder
+from onnx_amc.run.images import Pixels, channels_first, class_names, pixels, read_folder
 from onnx_amc.run.samples import MIN_SAMPLES, Dataset, InputSpec, check, check_dataset, missing, show
 
 __all__ = ["MIN_SAMPLES", "Dataset", "InputSpec", "load", "sidecar", "synthesise"]
@@ -135,7 +135,8 @@ def _folder(path: Path, inputs: Sequence[InputSpec], classes: int | None) -> Dat
             fix="give an .npz with arrays named like the model's inputs",
         )
     x, labels, feed = read_folder(path, inputs[0].shape, inputs[0].dtype)
-    data = Dataset(tuple(inputs), {inputs[0].name: x}, labels, str(path), pixels=feed)
+    names = {} if labels is None else class_names(path)
+    data = Dataset(tuple(inputs), {inputs[0].name: x}, labels, str(path), pixels=feed, classes=names)
     return check(data, {inputs[0].name: "the images"}, classes)
 
 

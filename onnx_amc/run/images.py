@@ -235,7 +235,7 @@ def _open(file: Path, fit: _Fit, color: str) -> np.ndarray:
 
 def _files(folder: Path) -> tuple[list[Path], np.ndarray | None]:
     """Every image, sorted by class and name, and the labels; none where the images lie in `folder` itself."""
-    classes = sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))), key=_name)
+    classes = _classes(folder)
     loose = _images(folder)
     if not classes and not loose:
         raise DataError(
@@ -262,6 +262,19 @@ def _files(folder: Path) -> tuple[list[Path], np.ndarray | None]:
             )
     labels = np.repeat(np.array(_codes(folder, [c.name for c in classes]), np.int64), [len(f) for f in found])
     return [file for images in found for file in images], labels
+
+
+def _classes(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))), key=_name)
+
+
+def class_names(folder: Path) -> dict[int, str]:
+    """What the classes of a folder of images are called: as classes.json says, otherwise like their folders."""
+    table, _ = _json(folder, "classes.json")
+    folders = [c.name for c in _classes(folder)]
+    entries = [(table or {}).get(name) for name in folders]
+    said = [str(e.get("name", n)) if isinstance(e, dict) else n for e, n in zip(entries, folders, strict=True)]
+    return dict(zip(_codes(folder, folders), said, strict=True))
 
 
 def _images(folder: Path) -> list[Path]:

@@ -175,6 +175,13 @@ def shown(score: float) -> str:
     return f"{score:.4f}" if abs(score) >= 1e-3 or score == 0 else f"{score:.3g}"
 
 
+def confusion(outputs: Outputs, labels: np.ndarray) -> list[list[int]]:
+    """How often a class was taken for another: label, class with the highest output, samples; pairs that occur only."""
+    pairs = np.stack([labels, _flat(outputs[0]).argmax(axis=1)], axis=1)
+    found, counts = np.unique(pairs, axis=0, return_counts=True)
+    return np.column_stack([found, counts]).tolist()  # type: ignore[no-any-return]
+
+
 def relative(z: np.ndarray, z0: np.ndarray) -> float:
     """E|z - z0|^2 relative to the variance of z0; 1e6 where z is not finite."""
     gap = _squared(z, z0)

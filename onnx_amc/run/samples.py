@@ -5,7 +5,7 @@ Samples stay in the form they came in (uint8 images stay uint8) and become what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +55,7 @@ class Dataset:
         synthetic: Whether the samples are made up.
         pixels: How uint8 images (N,H,W,C) of a model's one input are fed; None where arrays are fed as they are.
         unused: Names of arrays that came along and that nothing reads.
+        classes: What class numbers are called, where that is known.
 
     """
 
@@ -65,6 +66,7 @@ class Dataset:
     synthetic: bool = False
     pixels: Pixels | None = None
     unused: tuple[str, ...] = ()
+    classes: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Count the samples."""

@@ -74,7 +74,7 @@ class Scorer:
         self.scale = scale_of(metric, self.labels, self.reference, known)
         best, unit = self.scale
         self.worst = 0.0 if best > 0 else best - WORST * unit
-        self.original = self._score(self.reference)
+        self.original = self.score(self.reference)
 
     def on(self, index: np.ndarray) -> Scorer:
         """The same on some of its samples; nothing is run for that."""
@@ -84,7 +84,7 @@ class Scorer:
         other.parts = self.parts if len(index) >= SMALLEST * self.parts else 0
         other.labels = None if self.labels is None else self.labels[places]
         other.reference = [z[places] for z in self.reference]
-        other.original = other._score(other.reference)  # noqa: SLF001  its own copy
+        other.original = other.score(other.reference)
         return other
 
     def outputs(self, model: onnx.ModelProto) -> Outputs:
@@ -99,13 +99,14 @@ class Scorer:
 
     def __call__(self, model: onnx.ModelProto) -> Score:
         """Score one model."""
-        return self._score(self.outputs(model))
+        return self.score(self.outputs(model))
 
     def loss(self, model: onnx.ModelProto) -> float:
         """Return only the error against the original's outputs."""
         return _loss(self.outputs(model), self.reference)
 
-    def _score(self, outputs: Outputs) -> Score:
+    def score(self, outputs: Outputs) -> Score:
+        """Score what a model has given."""
         parts = [self._both(outputs, slice(k, None, self.parts)) for k in range(self.parts)]
         return Score(*self._both(outputs, slice(None)), tuple(v for pair in parts for v in pair))
 
