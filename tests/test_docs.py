@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from onnx_amc.cli import main, parser
+from onnx_amc.cli import main
+from onnx_amc.options import parser
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -1,0 +1,178 @@
+"""The options of the command line."""
+
+from __future__ import annotations
+
+import argparse
+
+APPROXIMATE = "cut channels under norms and reductions too, where cutting is not quite masking"
+METRIC = "top1, top5, agreement, fidelity, mse, psnr, miou or module:function (what suits data and model)"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="onnx-amc",
+        description="Compress a trained network given as an ONNX file: smaller, and really faster in onnxruntime.",
+    )
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    _compress(commands.add_parser("compress", help="cut a model down to a budget"))
+    one = commands.add_parser("inspect", help="layers, groups, MACs, what is fixed and why, smallest reachable MACs")
+    one.add_argument("model", metavar="MODEL")
+    one.add_argument(
+        "--min-keep", type=float, default=0.2, metavar="R", help="smallest fraction of a group that is kept (0.2)"
+    )
+    one.add_argument("--round-to", default="auto", metavar="auto|K", help="multiple of the kept channels (auto)")
+    one.add_argument("--approximate", action="store_true", help=APPROXIMATE)
+    one.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    one = commands.add_parser("apply", help="replay a plan")
+    one.add_argument("model", metavar="MODEL")
+    one.add_argument("plan", metavar="PLAN.json")
+    one.add_argument("--data", metavar="DATA", help="the data of the run that wrote the plan")
+    one.add_argument("-o", "--out", required=True, metavar="OUT")
+    one = commands.add_parser("evaluate", help="score a model on data")
+    one.add_argument("model", metavar="MODEL")
+    one.add_argument("--data", required=True, metavar="DATA")
+    one.add_argument("--metric", metavar="NAME", help=METRIC)
+    one.add_argument("--against", metavar="ORIGINAL", help="the model that agreement and the like compare with")
+    one.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    one = commands.add_parser("bench", help="latency side by side: in turn, medians and ratios to the first")
+    one.add_argument("models", nargs="+", metavar="MODEL")
+    one.add_argument("--seconds", type=float, default=6.0, help="time to spend (6)")
+    one.add_argument("--threads", type=int, default=0, metavar="N", help="of each session (0: all cores)")
+    one.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    one = commands.add_parser("report", help="draw the page of a run again")
+    one.add_argument("run_dir", metavar="RUN_DIR")
+    one.add_argument("-o", "--out", metavar="FILE.html", help="where it goes (RUN_DIR/report.html)")
+    return top
+
+
+def _compress(one: argparse.ArgumentParser) -> None:
+    one.add_argument("model", metavar="MODEL")
+    one.add_argument(
+        "--data", metavar="DATA", help="FILE.npz, a folder of images, or module:function; MODEL.npz if it is there"
+    )
+    _budget_options(one)
+    one.add_argument("-o", "--out", metavar="OUT", help="the compressed model (MODEL with .amc.onnx)")
+    one.add_argument(
+        "--policy",
+        default="ddpg",
+        help="ddpg (default), td3, sac, evolution, random, knapsack, uniform, shallow or deep",
+    )
+    one.add_argument(
+        "--granularity",
+        default="channel",
+        metavar="channel|weight",
+        help="cut whole channels (default), or set single weights to zero",
+    )
+    one.add_argument(
+        "--pattern", metavar="N:M", help="of each M weights along the inputs N stay (2:4); single weights only"
+    )
+    one.add_argument("--episodes", type=int, default=100, metavar="N", help="plans that the search evaluates (100)")
+    one.add_argument("--seed", type=int, default=0, metavar="S", help="of everything random (0)")
+    one.add_argument(
+        "--round-to", default="auto", metavar="auto|K", help="multiple of the kept channels (auto; 1 rounds nothing)"
+    )
+    one.add_argument(
+        "--min-keep",
+        type=float,
+        metavar="R",
+        help="smallest fraction of a group's channels (0.2) or of a layer's weights (0.03) that is kept",
+    )
+    one.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave these nodes, weights or operator types whole",
+    )
+    one.add_argument("--approximate", action="store_true", help=APPROXIMATE)
+    one.add_argument(
+        "--refit", action=argparse.BooleanOptionalAction, default=True, help="refit what is left by least squares"
+    )
+    one.add_argument(
+        "--criterion",
+        default="obs",
+        metavar="NAME",
+        help="which channels go first: obs (elimination over all readers), wanda, fpgm, magnitude or random",
+    )
+    _recovery_options(one)
+    one.add_argument("--metric", metavar="NAME", help=METRIC)
+    one.add_argument(
+        "--reward",
+        default="error",
+        metavar="NAME",
+        help="what the search makes of a score: error (default), flops, params or size (-error x log of it), or module:function",
+    )
+    agent = one.add_argument_group("the agent (ddpg, td3 and sac)")
+    agent.add_argument("--agent", metavar="FILE", help="begin with an agent that was trained on any network")
+    agent.add_argument("--save-agent", metavar="FILE.npz", help="keep the agent")
+    agent.add_argument("--tensorboard", metavar="DIR", help="log its training")
+    one.add_argument(
+        "--provider", default="CPUExecutionProvider", metavar="NAME", help="execution provider of onnxruntime"
+    )
+    one.add_argument("--run-dir", metavar="DIR", help="where plan.json and record.json go (OUT with .run)")
+    one.add_argument("--json", metavar="FILE", help="write the record as JSON")
+    one.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    one.add_argument("--report", metavar="FILE.html", help="draw a page of what happened; it times the layers too")
+    _parallel_options(one)
+    one.add_argument("--resume", action="store_true", help="go on with the interrupted run in the run directory")
+
+
+def _recovery_options(one: argparse.ArgumentParser) -> None:
+    recover = one.add_argument_group("recovery: training towards the original's outputs")
+    recover.add_argument(
+        "--recover",
+        action=argparse.BooleanOptionalAction,
+        help="train what is delivered, without labels (where there are a few hundred samples)",
+    )
+    recover.add_argument("--recover-epochs", type=int, metavar="N", help="passes over the samples, at most")
+    recover.add_argument("--recover-minutes", type=float, metavar="M", help="wall time of the training, at most")
+    recover.add_argument("--recover-labels", action="store_true", help="let labels count too")
+    recover.add_argument("--recover-flip", action="store_true", help="images may be mirrored left to right")
+
+
+def _parallel_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="plans evaluated at a time (one per core); changes nothing that is found",
+    )
+    one.add_argument(
+        "--ahead",
+        type=int,
+        default=4,
+        metavar="N",
+        help="evaluations under way while the next plan is chosen (4): more keep more workers busy",
+    )
+
+
+def _budget_options(one: argparse.ArgumentParser) -> None:
+    budget = one.add_argument_group(
+        "budget (exactly one): the fraction that is left, above 0 and at most 1; several with commas give a model each"
+    )
+    budget.add_argument("--flops", metavar="R[,R...]", help="of the multiply-accumulates")
+    budget.add_argument("--params", metavar="R[,R...]", help="of the parameters (of single weights: not zero)")
+    budget.add_argument("--size", metavar="R[,R...]", help="of the bytes of the file")
+    budget.add_argument("--channels", metavar="R", help="of the channels of every group, in place of a budget")
+    budget.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="in place of a budget: the smallest that loses no more of the score",
+    )
+    budget.add_argument(
+        "--reduce",
+        default="flops",
+        metavar="KIND",
+        help="what --max-drop makes small: flops (default), params, size or latency",
+    )
+    budget.add_argument("--latency", metavar="R[,R...]", help="of the latency, measured in onnxruntime, batch 1")
+    budget.add_argument(
+        "--latency-command", metavar="CMD", help="times a model elsewhere: it gets a path and prints milliseconds"
+    )
+    budget.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="of a session whose latency is measured (0: all cores)"
+    )
+    budget.add_argument("--cache", metavar="DIR", help="where measured latencies are kept (the user's cache folder)")
