@@ -78,6 +78,8 @@ def layer_errors(
     have = {o for n in model.graph.node for o in n.output}
     behind = {node: last for node, last in tensors_behind(analysis, layers).items() if last in have}
     tensors = sorted(set(behind.values()))
+    if not tensors:
+        return {}
     index = index[:: max(1, len(index) // SAMPLES)][:SAMPLES]
     size = 8 * sum(int(np.prod(analysis.model.shapes[t][1:])) for t in tensors)
     pairs = zip(
