@@ -81,7 +81,7 @@ def compress(args: argparse.Namespace) -> int:
         mine, place = out, folder
         if len(budgets) > 1:
             mine, place = out.with_stem(f"{out.stem}-{budget.ratio:g}"), folder / f"{budget.ratio:g}"
-        pipeline.deposit(result, mine, place, args.typed, timed=settings.provider if args.report else None)
+        pipeline.deposit(result, mine, place, args.typed, timed=settings if args.report else None)
         if not args.quiet:
             display.table(result.record, mine, place)
     record = results[0].record

@@ -143,9 +143,9 @@ def errors_json(
     return [_named(builder.analysis, node) | {"error": error} for node, error in found.items()]
 
 
-def times_json(analysis: Analysis, model: onnx.ModelProto, provider: str) -> list[dict[str, Any]]:
+def times_json(analysis: Analysis, model: onnx.ModelProto, settings: Settings) -> list[dict[str, Any]]:
     """Microseconds of each layer before and after."""
-    found = layer_times(analysis, model, one_feed(analysis.model), provider)
+    found = layer_times(analysis, model, one_feed(analysis.model), threads=settings.threads, provider=settings.provider)
     layers = find_layers(analysis)[0]
     known = {layer.node for layer in layers}
     served = {t: node for node, t in tensors_behind(analysis, layers).items() if t not in known}

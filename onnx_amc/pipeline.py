@@ -154,7 +154,7 @@ def inspect(
     return summary(analyse(load_model(model), approximate=approximate), min_keep, round_to)
 
 
-def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: str | None = None) -> None:
+def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: Settings | None = None) -> None:
     """Write the model, and into the run directory its plan, its record and what else a report shows.
 
     Args:
@@ -162,7 +162,7 @@ def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: str
         out: Where the model goes.
         folder: The run directory, or the part of it that is this result's.
         command: What was typed.
-        timed: Provider on which layers are timed before and after; None times none.
+        timed: How layers are timed before and after: provider and threads; None times none.
 
     """
     result.save(out)

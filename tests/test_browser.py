@@ -138,6 +138,8 @@ def test_tables_need_no_script(browse: Open) -> None:
 def test_the_page_fits(browse: Open, width: int) -> None:
     driver = browse(width=width)
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+    last = "return document.querySelector('table td:last-child').getBoundingClientRect().right"
+    assert driver.execute_script(last) <= width, "what is delivered is seen at once"
     assert driver.execute_script("return document.querySelectorAll('.chart svg').length") == len(CHARTS)
 
 

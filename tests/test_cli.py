@@ -233,7 +233,7 @@ def test_model_without_prunable_layer(place: Path, capsys: pytest.CaptureFixture
         (["--channels", "-1"], "not a fraction"),
         (["--flops", "0.5", "--params", "0.5"], "2 budgets at once: --flops, --params"),
         ([], "no budget"),
-        (["--flops", "0.5", "--workers", "2"], "not available in this version"),
+        (["--flops", "0.5", "--workers", "0"], "no whole number from 1"),
         (["--flops", "0.5", "--recover-epochs", "0"], "below 1"),
         (["--flops", "0.5", "--recover-minutes", "-1"], "no time"),
         (["--flops", "0.5", "--keep", "nosuchnode"], "matches no node"),

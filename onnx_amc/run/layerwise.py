@@ -78,6 +78,8 @@ def layer_errors(
     have = {o for n in model.graph.node for o in n.output}
     behind = {node: last for node, last in tensors_behind(analysis, layers).items() if last in have}
     tensors = sorted(set(behind.values()))
+    if not tensors:
+        return {}
     index = index[:: max(1, len(index) // SAMPLES)][:SAMPLES]
     size = 8 * sum(int(np.prod(analysis.model.shapes[t][1:])) for t in tensors)
     pairs = zip(
@@ -138,7 +140,7 @@ def _values(
 
 
 def layer_times(
-    analysis: Analysis, model: onnx.ModelProto, feed: Feed, provider: str = CPU
+    analysis: Analysis, model: onnx.ModelProto, feed: Feed, *, threads: int = 0, provider: str = CPU
 ) -> dict[str, tuple[float, float]]:
     """Microseconds of each layer in the original and in a cut network, by onnxruntime's own profile.
 
@@ -146,6 +148,7 @@ def layer_times(
         analysis: Of the original.
         model: The cut network.
         feed: Input of one run.
+        threads: Within an operator; 0 takes all cores.
         provider: Execution provider; only the CPU's kernels can be timed.
 
     Returns:
@@ -155,7 +158,7 @@ def layer_times(
     """
     if provider != CPU:
         return {}
-    _, profiles = in_turn([analysis.model.original, model], feed, runs=RUNS, seconds=SECONDS)
+    _, profiles = in_turn([analysis.model.original, model], feed, threads=threads, runs=RUNS, seconds=SECONDS)
     anchors = Anchors(analysis)
     shared = frozenset.intersection(*(frozenset(anchors.grouped(p)) for p in profiles))
     before, after = (
