@@ -6,13 +6,16 @@ start: after every epoch the weights are judged on samples that nothing is train
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import os
 import time
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from itertools import pairwise
@@ -37,6 +40,7 @@ from onnx_amc.recover.course import (
 )
 from onnx_amc.recover.hints import Hint
 from onnx_amc.recover.reading import Reading
+from onnx_amc.run.crew import usable_cores
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.metrics import shown
 from onnx_amc.run.session import open_session, run_session
@@ -55,6 +59,11 @@ BLOWN_UP = 1.25
 
 BELOW = 6.0
 """So many times below that, a peak rate is right."""
+
+SHARDS, PIECE = 4, 2**18
+"""Parts, at most, of a step's samples whose gradients are taken side by side, and numbers that go into one at least, if there are
+two. How many there are does not depend on the cores, so that the sum is the same on any number of them. Threads within torch's
+operators give a small network nothing, and small parts stay in the cache."""
 
 SAMPLED = 256
 """Samples by which the size of the original's outputs is judged."""
@@ -100,6 +109,8 @@ class Distiller:
         self.data, self.index, self.course, self.where, self.seed = data, index, course, where, seed
         self.images = [spec.name for spec in data.inputs if channels_axis(spec.shape) is not None]
         self.optimizer = torch.optim.AdamW(self.reading.parameters(), weight_decay=course.decay)
+        cores = usable_cores() if self.device.type == "cpu" else 1
+        self.pool = ThreadPoolExecutor(min(cores, SHARDS), "onnx-amc-train")
         facts = [
             student.SerializeToString(deterministic=True),
             repr((course, seed, index.tolist(), sorted(thinned))).encode(),
@@ -117,6 +128,10 @@ class Distiller:
             checkpoint: Where the state is written after every epoch, and gone on from if it is there.
 
         """
+        with one_thread():
+            return self._train(judge, progress, checkpoint)
+
+    def _train(self, judge: Judge, progress: Progress, checkpoint: Path | None) -> tuple[Values, Standing]:
         standing, found = self._resumed(checkpoint) or self._begun(judge)
         while left := self._left(standing):
             began, done = time.monotonic(), len(standing.shares)
@@ -138,10 +153,11 @@ class Distiller:
 
     def repeat(self, replay: Replay, progress: Progress = lambda _done, _total, _note: None) -> Values:
         """Return the weights that a training found, by training in the same way up to where they were found."""
-        for number, (start, end) in enumerate(pairwise((0.0, *replay.shares))):
-            loss = self._epoch(number, replay.steps, replay.rate, start, end)
-            progress(number + 1, len(replay.shares), f"loss {loss:.4f}")
-        return self._copied()
+        with one_thread():
+            for number, (start, end) in enumerate(pairwise((0.0, *replay.shares))):
+                loss = self._epoch(number, replay.steps, replay.rate, start, end)
+                progress(number + 1, len(replay.shares), f"loss {loss:.4f}")
+            return self._copied()
 
     def _begun(self, judge: Judge) -> tuple[Standing, Values]:
         began = time.monotonic()
@@ -170,7 +186,7 @@ class Distiller:
         taken = []
         for _ in range(PROBE):
             began = time.monotonic()
-            self._loss_of(self.index[: self.course.batch], np.random.default_rng(0)).backward()  # type: ignore[no-untyped-call]
+            self._gradients(self.index[: self.course.batch], np.random.default_rng(0))
             taken.append(time.monotonic() - began)
         self.optimizer.zero_grad(set_to_none=True)
         return min(taken)
@@ -216,21 +232,47 @@ class Distiller:
         """Take one step on some samples, and return the loss before it."""
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = self._loss_of(part, rng)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._gradients(part, rng)
         for weight, alive in self.alive:
             if weight.grad is not None:
                 weight.grad *= alive
         torch.nn.utils.clip_grad_norm_(self.reading.parameters(), self.course.clip)
         optimizer.step()
-        return float(loss.detach())
+        return loss
 
-    def _loss_of(self, part: np.ndarray, rng: np.random.Generator) -> Tensor:
+    def _gradients(self, part: np.ndarray, rng: np.random.Generator) -> float:
+        """Leave the gradients of the mean loss of some samples at the weights, and return the loss."""
         feed = {
             name: augmented(value, self.course, rng) if name in self.images else value
             for name, value in self.data.batch(part).items()
         }
+        weights = list(self.reading.parameters())
+
+        def work(places: np.ndarray) -> tuple[float, Sequence[Tensor | None]]:
+            loss = self._loss_of({name: value[places] for name, value in feed.items()}, part[places])
+            loss = loss * (len(places) / len(part))
+            return float(loss.detach()), torch.autograd.grad(loss, weights, allow_unused=True)
+
+        self.powers  # noqa: B018  computed once, not by every thread at once
+        losses, gradients = zip(*self.pool.map(work, self._shards(len(part), feed)), strict=True)
+        for weight, *found in zip(weights, *gradients, strict=True):
+            known = [g for g in found if g is not None]
+            weight.grad = functools.reduce(torch.add, known) if known else None
+        return math.fsum(losses)
+
+    def _shards(self, samples: int, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Which of a step's samples go together."""
+        wanted = min(SHARDS, max(2, sum(value.size for value in feed.values()) // PIECE), samples)
+        return np.array_split(np.arange(samples), wanted if self.device.type == "cpu" else 1)
+
+    def _loss_of(self, feed: Mapping[str, np.ndarray], part: np.ndarray) -> Tensor:
+        """The loss on samples that have been read.
+
+        Args:
+            feed: What goes in.
+            part: Which samples these are.
+
+        """
         goals = self._answers(feed)
         found = self.reading(self._sent(feed), self.hints)
         loss = torch.zeros((), device=self.device)
@@ -250,7 +292,7 @@ class Distiller:
 
     def _in_onnxruntime(self, proto: onnx.ModelProto, where: str) -> Teacher:
         """The original as onnxruntime computes it: the faster one on a CPU."""
-        session, names = open_session(proto, where=where), [o.name for o in proto.graph.output]
+        session, names = open_session(proto, threads=1, where=where), [o.name for o in proto.graph.output]
 
         def answers(feed: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
             return {
@@ -332,3 +374,14 @@ class Distiller:
 def _laid_out(value: Tensor) -> Tensor:
     """The same tensor with channels innermost in memory, in which torch convolves a fifth faster on a CPU."""
     return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch's operators do without threads of their own, in this thread and in those that it starts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -94,7 +94,11 @@ def _where(c: Call) -> Tensor:
 def _clip(c: Call) -> Tensor:
     low = c.optional(1) if c.optional(1) is not None else c.attrs.get("min")
     high = c.optional(2) if c.optional(2) is not None else c.attrs.get("max")
-    return c.x if low is None and high is None else torch.clamp(c.x, low, high)
+    if low is None and high is None:
+        return c.x
+    if c.x.is_floating_point() and low is not None and high is not None:
+        return F.hardtanh(c.x, float(low), float(high))  # its gradient takes one pass over memory, that of clamp four
+    return torch.clamp(c.x, low, high)
 
 
 @operator("LeakyRelu")
