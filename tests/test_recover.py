@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,6 +25,7 @@ from onnx_amc.recover.hints import hints_of
 from onnx_amc.recover.reading import TINY, scale_of
 from onnx_amc.recover.recovery import recovered, repeated, with_values
 from onnx_amc.run import data as sources
+from onnx_amc.run.crew import usable_cores
 from onnx_amc.run.metrics import fidelity
 from onnx_amc.run.score import Scorer
 
@@ -76,6 +78,33 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_labels(halved: Halved) 
     tasks = (task, replace(task, data=replace(task.data, labels=None)), replace(task, seed=1))
     one, same, other = (recovered(t, judged(scorer))[0].SerializeToString() for t in tasks)
     assert one == same != other
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or usable_cores() < 2, reason="needs two cores to compare with one"
+)
+def test_one_core_finds_the_same_as_several(halved: Halved) -> None:
+    task, scorer = halved
+    several, cores = recovered(task, judged(scorer))[0], os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        one = recovered(task, judged(scorer))[0]
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert one.SerializeToString() == several.SerializeToString()
+
+
+def test_a_step_in_parts_has_the_gradient_of_the_whole(halved: Halved, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, _ = halved
+    gradients = []
+    for parts in (1, 3):
+        proto = onnx.ModelProto.FromString(task.analysis.model.proto.SerializeToString())
+        distiller = Distiller(task.cut, proto, task.data, task.index, SHORT)
+        monkeypatch.setattr(distiller, "_shards", lambda samples, _f, n=parts: np.array_split(np.arange(samples), n))
+        distiller._gradients(task.index[:25], np.random.default_rng(0))
+        gradients.append(torch.cat([w.grad.flatten() for w in distiller.reading.parameters() if w.grad is not None]))
+    whole, summed = gradients
+    assert float((summed - whole).norm() / whole.norm()) < 1e-5
 
 
 def test_what_is_not_better_is_not_kept(halved: Halved) -> None:
