@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,8 @@ def measure(
         provider: Execution provider.
 
     """
-    sessions = [open_session(m, threads=threads, provider=provider) for m in models]
+    with ThreadPoolExecutor() as pool:
+        sessions = list(pool.map(lambda m: open_session(m, threads=threads, provider=provider), models))
     feeds = [{i.name: feed[i.name] for i in s.get_inputs()} for s in sessions]
     for session, fed in zip(sessions, feeds, strict=True):
         run_session(session, None, fed, where="latency")  # the first run allocates

@@ -62,7 +62,7 @@ RUNNING = Meter()
 
 def open_session(
     model: onnx.ModelProto | str, *, threads: int | None = None, provider: str = "CPUExecutionProvider", where: str = "model",
-    profile: str | None = None,
+    profile: str | None = None, once: bool = False,
 ) -> ort.InferenceSession:  # fmt: skip
     """Build an inference session at full graph optimisation (the fast kernels need it).
 
@@ -72,6 +72,7 @@ def open_session(
         provider: Execution provider.
         where: What to call the model in messages.
         profile: Where onnxruntime's own profile goes, a path that it adds a time and `.json` to; None takes none.
+        once: Whether it will run once: then the weights are not laid out for the fast kernels, which takes longer than a run.
 
     Raises:
         ModelError: onnxruntime refuses the model or does not have the provider.
@@ -82,6 +83,9 @@ def open_session(
     options.intra_op_num_threads = _threads.get() if threads is None else threads
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
+    if once:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.add_session_config_entry("session.disable_prepacking", "1")
     known = ort.get_available_providers()
     if provider not in known:
         raise ModelError(
