@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ class Model:
         proto: Constants are initializers, size arithmetic is folded, accidental sharing undone. Owned: never change it.
         original: The model as it came.
         source: Where it came from, for messages.
-        sha256: Of the original's bytes.
+        digest: SHA-256 of the original's file; None where it came from none.
         bytes: Length of the original's serialisation, external data included.
         external: Whether the original keeps weights in files of their own.
         shapes: Every tensor's shape for one sample (batch 1).
@@ -51,7 +52,7 @@ class Model:
     proto: onnx.ModelProto
     original: onnx.ModelProto
     source: str
-    sha256: str
+    digest: str | None
     bytes: int
     external: bool
     shapes: dict[str, tuple[int, ...]]
@@ -60,6 +61,11 @@ class Model:
     lifted: dict[str, onnx.NodeProto]
     made: frozenset[str]
     weights: dict[str, onnx.TensorProto] = field(repr=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the original's bytes."""
+        return self.digest or _sha256(self.original)
 
     def value(self, name: str) -> np.ndarray:
         """The array of an initializer."""
@@ -89,7 +95,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         ModelError: No such file, not ONNX, truncated, invalid, or not to be run by onnxruntime.
 
     """
-    original, where, sha256, external = _read(source)
+    original, where, digest, external = _read(source)
     _check(original, where)
     _examine_inputs(original, where)
     proto = onnx.ModelProto()
@@ -106,7 +112,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         proto=proto,
         original=original,
         source=where,
-        sha256=sha256,
+        digest=digest,
         bytes=light.size(original),
         external=external,
         shapes=shapes,
@@ -131,12 +137,12 @@ def true_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [i for i in proto.graph.input if i.name not in known]
 
 
-def _read(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, str, bool]:
-    """The model, what to call it, its file's sha256, and whether weights lie in other files."""
+def _read(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, str | None, bool]:
+    """The model, what to call it, its file's sha256 if it has one, and whether weights lie in other files."""
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
         model.CopyFrom(source)
-        return model, source.graph.name or "model", _sha256(source), False
+        return model, source.graph.name or "model", None, False
     path = Path(source)
     if not path.is_file():
         raise ModelError("no such file", where=str(path), fix="give the path of an existing .onnx file")
