@@ -39,7 +39,7 @@ from onnx_amc.timing import ratio_of, table_of
 from onnx_amc.training import course_of, parts_of, train
 
 TIMING = (0.7, 3.0)
-"""Seconds of the last measurement of latency, at least and at most; between them a quarter of the run before."""
+"""Seconds of the last measurement of latency, at least and at most; between them a sixth of the run before."""
 
 PARTS = 8
 """Into how many parts the reward samples are split to see what the loss should count for."""
@@ -273,7 +273,7 @@ class Compression:
             tables.append(found["uniform"])
         self.listener.stage("latency", None)
         feed, settings = one_feed(self.model, self.data), self.settings
-        seconds = float(np.clip((time.perf_counter() - self.started) / 4, *TIMING))
+        seconds = float(np.clip((time.perf_counter() - self.started) / 6, *TIMING))
         times = measure(candidates, feed, seconds=seconds, threads=settings.threads, provider=settings.provider)
         for table, taken in zip(tables, times, strict=True):
             table["latency_ms"], table["latency_ratio"] = taken.milliseconds, taken.ratio

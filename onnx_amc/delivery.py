@@ -124,7 +124,7 @@ def write_model(model: onnx.ModelProto, path: Path, *, external: bool = False) -
             temporary.write_bytes(graph.SerializeToString(deterministic=True))
         else:
             temporary.write_bytes(model.SerializeToString(deterministic=True))
-        open_session(str(temporary), where=str(path))
+        open_session(str(temporary), where=str(path), once=True)
         if external:
             graph, _ = light.externalise(model, beside.name)
             temporary.write_bytes(graph.SerializeToString(deterministic=True))
