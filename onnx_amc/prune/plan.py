@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnx_amc.errors import PlanError
+from onnx_amc.files import parse_json, write_text
 from onnx_amc.graph.groups import Analysis, Group
 
 FORMAT = 1
@@ -46,7 +47,7 @@ class Plan:
 
     def save(self, path: str | Path, analysis: Analysis) -> None:
         """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(self.to_json(analysis), indent=1) + "\n", encoding="utf-8")
+        write_text(Path(path), json.dumps(self.to_json(analysis), indent=1) + "\n")
 
 
 def read_plan(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def read_plan(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     where = str(path)
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = parse_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise PlanError("no such file", where=where, fix="give the plan.json of a run") from error
     except (ValueError, OSError) as error:
