@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,6 +16,19 @@ LARGEST = 2**30
 
 RATIO = 50
 """Bytes of arrays that each byte of a larger file may stand for: no real data is compressed that well, bombs are."""
+
+
+DAMAGE = (
+    ValueError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+"""What zipfile and numpy raise at damaged files; the header of an array is Python text."""
 
 
 class ArchiveError(Exception):
@@ -49,15 +63,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             for member in members:
                 name = member.filename.removesuffix(".npy")
                 arrays[name] = _array(archive, member, name)
-    except (
-        ValueError,
-        EOFError,
-        RuntimeError,
-        NotImplementedError,
-        MemoryError,
-        zlib.error,
-        zipfile.BadZipFile,
-    ) as error:
+    except DAMAGE as error:
         raise ArchiveError(f"it cannot be read ({error or type(error).__name__})", name) from error
     return arrays
 

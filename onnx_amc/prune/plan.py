@@ -93,7 +93,12 @@ def parse_plan(document: Any, analysis: Analysis, where: str) -> Plan:
             fix="give the very model file that the plan was made from",
         )
     read = _weight_entry if fine else _entry
-    kept: dict[str, Any] = dict(read(entry, analysis, where) for entry in document[entries])
+    found = [read(entry, analysis, where) for entry in document[entries]]
+    kept: dict[str, Any] = dict(found)
+    if len(kept) < len(found):
+        named = [name for name, _ in found]
+        twice = next(name for name in named if named.count(name) > 1)
+        raise PlanError(f"{twice!r} is named twice", where=where, fix="give the plan.json of a run, as it was written")
     rest = {k: v for k, v in document.items() if k not in {"format", "model_sha256", entries}}
     return Plan(kept, rest)
 
@@ -101,7 +106,7 @@ def parse_plan(document: Any, analysis: Analysis, where: str) -> Plan:
 def _weight_entry(entry: Any, analysis: Analysis, where: str) -> tuple[str, int]:
     name: Any = entry.get("tensor") if isinstance(entry, dict) else None
     count: Any = entry.get("kept") if isinstance(entry, dict) else None
-    if name not in analysis.model.weights:
+    if not isinstance(name, str) or name not in analysis.model.weights:
         raise PlanError(f"unknown weight {name!r}", where=where, fix="give the plan.json of a run on this model")
     total = math.prod(analysis.model.weights[name].dims)
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= total:
@@ -116,7 +121,7 @@ def _weight_entry(entry: Any, analysis: Analysis, where: str) -> tuple[str, int]
 def _entry(entry: Any, analysis: Analysis, where: str) -> tuple[str, tuple[int, ...]]:
     name: Any = entry.get("name") if isinstance(entry, dict) else None
     channels: Any = entry.get("kept") if isinstance(entry, dict) else None
-    if name not in analysis.index:
+    if not isinstance(name, str) or name not in analysis.index:
         raise PlanError(f"unknown group {name!r}", where=where, fix="see `onnx-amc inspect` for the model's groups")
     total = analysis.groups[analysis.index[name]].channels
     fits = (
