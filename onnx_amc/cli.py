@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_amc.errors import AmcError, OptionError
+from onnx_amc.files import write_text
 from onnx_amc.options import parser
 
 if TYPE_CHECKING:
@@ -67,10 +68,19 @@ def compress(args: argparse.Namespace) -> int:
 
         page.require()
         _writable(Path(args.report), "--report")
+    from onnx_amc.rundir import forget, held  # noqa: PLC0415
+
+    with held(folder, resume=args.resume):
+        _compress(args, out, folder)
+        forget(folder)
+    return DONE
+
+
+def _compress(args: argparse.Namespace, out: Path, folder: Path) -> None:
+    """Compress to all budgets and write what comes of it."""
     budgets = _budgets(args)
     settings = _settings(args, budgets[0])
     from onnx_amc import pipeline  # noqa: PLC0415
-    from onnx_amc.rundir import forget  # noqa: PLC0415
 
     with _display(quiet=args.quiet) as display:
         if len(budgets) == 1:
@@ -92,8 +102,6 @@ def compress(args: argparse.Namespace) -> int:
         pipeline.save_record(record, Path(args.json))
     if args.report:
         _draw(folder, Path(args.report), display)
-    forget(folder)
-    return DONE
 
 
 def _draw(folder: Path, out: Path | None, display: Display) -> None:
@@ -240,7 +248,7 @@ def _writable(path: Path, option: str) -> None:
 
 def _save(found: dict[str, Any], path: Path) -> None:
     _writable(path, "--json")
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_amc.errors import OptionError
+from onnx_amc import files
 from onnx_amc.granularity import Units
 from onnx_amc.graph import cost, light
 from onnx_amc.graph.groups import Analysis, analyse
@@ -114,29 +115,33 @@ def write_model(model: onnx.ModelProto, path: Path, *, external: bool = False) -
 
     """
     beside = path.with_name(f"{path.name}.data")
-    temporary, data = (p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in (path, beside))
+    bare, data = files.temporary(path), files.temporary(beside)
     external = external or light.size(model) > light.LARGEST
     try:
+        for place in (path, beside):
+            files.sweep(place)
         if external:
             graph, weights = light.externalise(model, data.name)
             with data.open("wb") as file:
                 file.writelines(tensor.raw_data for tensor in weights)
-            temporary.write_bytes(graph.SerializeToString(deterministic=True))
+            bare.write_bytes(graph.SerializeToString(deterministic=True))
         else:
-            temporary.write_bytes(model.SerializeToString(deterministic=True))
-        open_session(str(temporary), where=str(path), once=True)
+            bare.write_bytes(model.SerializeToString(deterministic=True))
+        open_session(str(bare), where=str(path), once=True)
         if external:
             graph, _ = light.externalise(model, beside.name)
-            temporary.write_bytes(graph.SerializeToString(deterministic=True))
-            data.replace(beside)
-        temporary.replace(path)
+            bare.write_bytes(graph.SerializeToString(deterministic=True))
+            path.unlink(
+                missing_ok=True
+            )  # stopped between the two, there is no model rather than one with another's weights
+            files.settle(data, beside)
+        files.settle(bare, path)
     except OSError as error:
-        raise OptionError(
-            f"cannot be written: {error.strerror}", where=str(path), fix="choose another place"
-        ) from error
+        raise files.unwritable(error, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
-        data.unlink(missing_ok=True)
+        for left in (bare, data):
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
 
 
 def input_specs(model: onnx.ModelProto) -> list[InputSpec]:

@@ -19,6 +19,7 @@ from onnx_amc.config import Budget, Settings, parse_round_to
 from onnx_amc.delivery import Result, check_feed, class_count, input_specs
 from onnx_amc.details import finite, provenance, times_json
 from onnx_amc.errors import OptionError, PlanError
+from onnx_amc.files import unwritable, write_text
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import Model
 from onnx_amc.guarantee import Guarantee
@@ -167,7 +168,10 @@ def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: Set
     """
     result.save(out)
     result.record["out"] = str(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(error, str(folder)) from error
     result.plan.save(folder / "plan.json", result.analysis)
     save_record(result.record, folder / "record.json")
     details = result.details | provenance(command, result.record, result.analysis.model.sha256, out)
@@ -178,7 +182,7 @@ def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: Set
 
 def save_record(record: Mapping[str, Any], path: Path) -> None:
     """Write a record as JSON."""
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def _settings_of(plan: Plan) -> Settings:

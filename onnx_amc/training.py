@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import onnx
@@ -113,13 +113,43 @@ def replay_of(known: Mapping[str, Any]) -> tuple[Course, Replay]:
 
     """
     try:
-        return Course(**known["course"]), Replay(
-            int(known["steps"]), float(known["rate"]), tuple(float(s) for s in known["shares"])
+        course = Course(**known["course"])
+        replay = Replay(
+            _number(known["steps"], 1, MOST_STEPS),
+            float(_number(known["rate"], 0.0, 1e6)),
+            tuple(float(_number(share, 0.0, 1.0)) for share in known["shares"]),
         )
+        for name, (low, high) in BOUNDS.items():
+            _number(getattr(course, name), low, high)
+        if sorted(replay.shares) != list(replay.shares) or not replay.shares or type(course.flip) is not bool:
+            raise ValueError(replay.shares)
     except (TypeError, ValueError, KeyError) as error:
         raise PlanError(
-            f"its settings of the recovery are damaged: {error!r}", where="plan", fix="give a plan written by onnx-amc"
+            f"its settings of the recovery are damaged: {str(error)[:200]!r}",
+            where="plan",
+            fix="give a plan written by onnx-amc",
         ) from error
+    return course, replay
+
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "epochs": (1, 10**5), "batch": (1, 2**20), "decay": (0.0, 1e3), "clip": (0.0, 1e9), "shift": (0.0, 1.0),
+    "hints": (0.0, 1e9), "labels": (0.0, 1e9),
+}  # fmt: skip
+"""What the numbers of a training may be."""
+
+MOST_STEPS = 10**7
+"""Steps of an epoch, at most."""
+
+Number = TypeVar("Number", int, float)
+
+
+def _number(value: Any, low: Number, high: Number) -> Number:
+    """The value, if it is a number, whole where the least is, and within its bounds."""
+    kinds = (int,) if isinstance(low, int) else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        raise ValueError(f"{str(value)[:60]} is no number from {low} to {high}")
+    return cast("Number", value)
 
 
 def train_again(task: Task, replay: Replay, listener: Listener) -> onnx.ModelProto:

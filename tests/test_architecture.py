@@ -18,13 +18,15 @@ TREE = {
 
 MAY = {
     "errors": set(),
+    "files": {"errors"},
+    "archive": {"errors"},
     "fit": {"errors"},
-    "graph": {"errors"},
-    "search": {"errors"},
-    "report": {"errors"},
-    "prune": {"errors", "graph", "fit"},
-    "run": {"errors", "graph", "fit", "prune"},
-    "recover": {"errors", "graph", "fit", "prune", "run"},
+    "graph": {"errors", "files"},
+    "search": {"errors", "files", "archive"},
+    "report": {"errors", "files"},
+    "prune": {"errors", "files", "graph", "fit"},
+    "run": {"errors", "files", "archive", "graph", "fit", "prune"},
+    "recover": {"errors", "files", "archive", "graph", "fit", "prune", "run"},
 }
 """What each package may import besides itself."""
 

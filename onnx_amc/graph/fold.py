@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from onnx_amc.errors import ModelError
 from onnx_amc.graph.light import declared
+from onnx_amc.graph.limits import is_huge
 from onnx_amc.graph.shapes import is_light, is_weight, measured
 
 RANDOM = frozenset(
@@ -39,6 +40,7 @@ def fold(proto: onnx.ModelProto, where: str) -> None:
             node.op_type in RANDOM | QUANTISED
             or node.domain not in {"", "ai.onnx"}
             or any(a.HasField("g") for a in node.attribute)
+            or any(is_huge(shapes.get(name, ())) for name in node.output)
         ):
             continue
         sizes = _sizes(node, shapes, weights)
@@ -96,7 +98,7 @@ def _known_shapes(proto: onnx.ModelProto) -> dict[str, Dims]:
     found.update({t.name: list(t.dims) for t in proto.graph.initializer})
     fixed = {name for name, dims in found.items() if None not in dims}
     unknown = {n.input[0] for n in proto.graph.node if n.op_type == "Shape" and n.input[0] not in fixed}
-    if unknown and all(i.name in fixed for i in proto.graph.input) and not _data_dependent(proto):
+    if unknown and all(i.name in fixed for i in proto.graph.input) and not _data_dependent(proto) | _has_huge(found):
         given = {i.name: tuple(d or 0 for d in found[i.name]) for i in proto.graph.input}
         found.update({name: list(shape) for name, shape in measured(proto, given, sorted(unknown)).items()})
     return found
@@ -128,6 +130,10 @@ def _sizes(node: onnx.NodeProto, shapes: dict[str, Dims], weights: dict[str, onn
     else:
         return None
     return None if None in dims else np.array(dims, dtype=np.int64)
+
+
+def _has_huge(shapes: dict[str, Dims]) -> bool:
+    return any(is_huge(dims) for dims in shapes.values())
 
 
 def _data_dependent(proto: onnx.ModelProto) -> bool:

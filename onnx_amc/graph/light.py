@@ -80,7 +80,7 @@ def size(proto: onnx.ModelProto) -> int:
 def _bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of one initializer in a graph: its data, and what protobuf writes before each of its lengths."""
     empty = _empty(tensor)
-    data = _length(tensor)
+    data = data_length(tensor)
     inner = len(empty.SerializeToString()) + 1 + _varint(data) + data
     return inner + 1 + _varint(inner)
 
@@ -93,11 +93,11 @@ def _empty(tensor: onnx.TensorProto) -> onnx.TensorProto:
     return empty
 
 
-def _length(tensor: onnx.TensorProto) -> int:
-    """Bytes of its data; asking protobuf for the data itself would copy it."""
-    if tensor.data_type in PACKED:
-        return len(tensor.raw_data)
+def data_length(tensor: onnx.TensorProto) -> int:
+    """Bytes that its shape and type ask for; asking protobuf for the data itself would copy it."""
     elements: int = math.prod(tensor.dims)
+    if tensor.data_type in PACKED:
+        return len(tensor.raw_data) or -(-elements // 2)
     return int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize) * elements
 
 
@@ -115,7 +115,7 @@ def externalise(
         empty = light.graph.initializer.add()
         empty.CopyFrom(_empty(tensor))
         empty.data_location = onnx.TensorProto.EXTERNAL
-        length = _length(tensor)
+        length = data_length(tensor)
         for key, value in (("location", location), ("offset", offset), ("length", length)):
             empty.external_data.add(key=key, value=str(value))
         offset += length
@@ -136,7 +136,7 @@ def check(proto: onnx.ModelProto) -> None:
     onnx.checker.check_model(whole)
     for tensor in proto.graph.initializer:
         if is_heavy(tensor) and tensor.data_type not in PACKED:
-            needed = _length(tensor)
+            needed = data_length(tensor)
             if needed != len(tensor.raw_data):
                 raise onnx.checker.ValidationError(
                     f"tensor '{tensor.name}' does not hold the {needed} bytes that its shape {list(tensor.dims)} needs"

@@ -6,6 +6,7 @@ Nothing of what the user wrote is lost: the graph is edited in place, so metadat
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,8 @@ from onnx import numpy_helper
 from onnx_amc.errors import ModelError
 from onnx_amc.graph import light
 from onnx_amc.graph.fold import QUANTISED, fold
+from onnx_amc.graph.limits import LARGEST_INPUT, is_huge, too_large
+from onnx_amc.graph.outside import all_tensors, fetch, scattered
 from onnx_amc.graph.proto import attributes, key_of, names_read
 from onnx_amc.graph.shapes import concrete_shapes, other_shapes
 
@@ -101,7 +104,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
     if len(proto.functions):
-        proto = onnx.inliner.inline_local_functions(proto)
+        proto = _inlined(proto, where)
     _densify(proto)
     lifted = _lift_constants(proto)
     fold(proto, where)
@@ -124,6 +127,18 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     )
 
 
+def _inlined(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    """The model without local functions."""
+    try:
+        return onnx.inliner.inline_local_functions(proto)
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"its local functions cannot be written out: {str(error).splitlines()[0][:300]}",
+            where=where,
+            fix="export it again without functions, or mend them: none may call itself",
+        ) from error
+
+
 def _made(proto: onnx.ModelProto, original: onnx.ModelProto, origin: dict[str, tuple[str, str]]) -> frozenset[str]:
     """Initializers that a plan cannot name to somebody who has the original file alone."""
     known = {t.name for t in original.graph.initializer} | {t.values.name for t in original.graph.sparse_initializer}
@@ -142,25 +157,25 @@ def _read(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, s
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
         model.CopyFrom(source)
-        return model, source.graph.name or "model", None, False
+        where = source.graph.name or "model"
+        if scattered(model):
+            raise ModelError(
+                "its weights lie in files and are not loaded", where=where, fix="give onnx.load(PATH), or the path"
+            )
+        return model, where, None, False
     path = Path(source)
     if not path.is_file():
         raise ModelError("no such file", where=str(path), fix="give the path of an existing .onnx file")
     payload = path.read_bytes()
     try:
         model = onnx.load_model_from_string(payload)
-        external = light.has_external_data(model)
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+    except (DecodeError, ValueError) as error:
         raise ModelError(
             f"not an ONNX model, or a truncated one ({len(payload)} bytes): {str(error).splitlines()[0]}",
             where=str(path),
             fix="export or download the file again; it must load with onnx.load",
         ) from error
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"its external data is missing: {error}", where=str(path), fix="put the data file beside the model"
-        ) from error
+    external = fetch(model, path.parent, str(path))
     return model, str(path), hashlib.sha256(payload).hexdigest(), external
 
 
@@ -188,6 +203,22 @@ def _check(model: onnx.ModelProto, where: str) -> None:
             where=where,
             fix="export it again, or repair the node that is named",
         ) from error
+    for tensor in all_tensors(model):
+        _examine_tensor(tensor, where)
+
+
+def _examine_tensor(tensor: onnx.TensorProto, where: str) -> None:
+    """Refuse a tensor that does not hold what it says: the checker looks at some of them only."""
+    if light.is_heavy(tensor) or tensor.data_type == onnx.TensorProto.UNDEFINED:
+        return
+    try:
+        numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+        raise ModelError(
+            f"tensor '{tensor.name[:80]}' of shape {list(tensor.dims)} cannot be read: {error}",
+            where=where,
+            fix="export the model again: the file is damaged",
+        ) from error
 
 
 def _examine_inputs(model: onnx.ModelProto, where: str) -> None:
@@ -206,6 +237,9 @@ def _examine_inputs(model: onnx.ModelProto, where: str) -> None:
                 where=where,
                 fix="export again with an input that is not empty, or with a dynamic dimension",
             )
+        sizes = [d.dim_value for d in info.type.tensor_type.shape.dim if d.dim_value > 0]
+        if math.prod(sizes) > LARGEST_INPUT:
+            raise too_large(info.name, tuple(sizes))
 
 
 def _lift_constants(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
@@ -231,6 +265,8 @@ def _densify(proto: onnx.ModelProto) -> None:
     for sparse in proto.graph.sparse_initializer:
         values = numpy_helper.to_array(sparse.values)
         indices = numpy_helper.to_array(sparse.indices)
+        if math.prod(sparse.dims) > LARGEST_INPUT or is_huge(sparse.dims):
+            raise too_large(sparse.values.name, tuple(sparse.dims))
         dense = np.zeros(list(sparse.dims), dtype=values.dtype)
         if indices.ndim == 1:
             dense.reshape(-1)[indices] = values

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 
 from onnx_amc.graph.light import declared, session
+from onnx_amc.graph.limits import check_memory, is_huge
 
 IMAGE_SIDE = 224
 """Height and width assumed for an image input that names neither."""
@@ -35,6 +36,7 @@ def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
     given = stored | {i.name: _settled(i, LENGTHS[0]) for i in light.graph.input if i.name not in stored}
     shapes = given | _inferred(light, given)
+    check_memory(proto, shapes)
     torn = [n.output[0] for n in proto.graph.node if n.op_type == "Reshape" and _torn(shapes, n)]
     missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
     if torn:  # the assumed lengths are not those that the network takes
@@ -103,6 +105,8 @@ def _tried(
     inputs = [i for i in proto.graph.input if i.name in names and _settled(i, 1) != _settled(i, 2)]
     for length in _lengths(proto) if inputs else LENGTHS[:1]:
         sizes = {**given, **{i.name: _settled(i, length) for i in inputs}}
+        if any(is_huge(shape) for shape in (sizes | _inferred(light, sizes)).values()):
+            return {}
         found = measured(proto, sizes, missing)
         if found:
             return (sizes | _inferred(light, sizes) if length != LENGTHS[0] else {}) | found

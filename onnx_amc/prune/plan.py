@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnx_amc.errors import PlanError
+from onnx_amc.files import parse_json, write_text
 from onnx_amc.graph.groups import Analysis, Group
 
 FORMAT = 1
@@ -46,7 +47,7 @@ class Plan:
 
     def save(self, path: str | Path, analysis: Analysis) -> None:
         """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(self.to_json(analysis), indent=1) + "\n", encoding="utf-8")
+        write_text(Path(path), json.dumps(self.to_json(analysis), indent=1) + "\n")
 
 
 def read_plan(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def read_plan(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     where = str(path)
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = parse_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise PlanError("no such file", where=where, fix="give the plan.json of a run") from error
     except (ValueError, OSError) as error:
@@ -92,7 +93,12 @@ def parse_plan(document: Any, analysis: Analysis, where: str) -> Plan:
             fix="give the very model file that the plan was made from",
         )
     read = _weight_entry if fine else _entry
-    kept: dict[str, Any] = dict(read(entry, analysis, where) for entry in document[entries])
+    found = [read(entry, analysis, where) for entry in document[entries]]
+    kept: dict[str, Any] = dict(found)
+    if len(kept) < len(found):
+        named = [name for name, _ in found]
+        twice = next(name for name in named if named.count(name) > 1)
+        raise PlanError(f"{twice!r} is named twice", where=where, fix="give the plan.json of a run, as it was written")
     rest = {k: v for k, v in document.items() if k not in {"format", "model_sha256", entries}}
     return Plan(kept, rest)
 
@@ -100,7 +106,7 @@ def parse_plan(document: Any, analysis: Analysis, where: str) -> Plan:
 def _weight_entry(entry: Any, analysis: Analysis, where: str) -> tuple[str, int]:
     name: Any = entry.get("tensor") if isinstance(entry, dict) else None
     count: Any = entry.get("kept") if isinstance(entry, dict) else None
-    if name not in analysis.model.weights:
+    if not isinstance(name, str) or name not in analysis.model.weights:
         raise PlanError(f"unknown weight {name!r}", where=where, fix="give the plan.json of a run on this model")
     total = math.prod(analysis.model.weights[name].dims)
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= total:
@@ -115,7 +121,7 @@ def _weight_entry(entry: Any, analysis: Analysis, where: str) -> tuple[str, int]
 def _entry(entry: Any, analysis: Analysis, where: str) -> tuple[str, tuple[int, ...]]:
     name: Any = entry.get("name") if isinstance(entry, dict) else None
     channels: Any = entry.get("kept") if isinstance(entry, dict) else None
-    if name not in analysis.index:
+    if not isinstance(name, str) or name not in analysis.index:
         raise PlanError(f"unknown group {name!r}", where=where, fix="see `onnx-amc inspect` for the model's groups")
     total = analysis.groups[analysis.index[name]].channels
     fits = (

@@ -10,9 +10,7 @@ import functools
 import hashlib
 import json
 import math
-import os
 import time
-import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  its usual name
 
+from onnx_amc.archive import ArchiveError, read_arrays
+from onnx_amc.files import whole
 from onnx_amc.recover.course import (
     Course,
     Judge,
@@ -334,21 +334,15 @@ class Distiller:
         for i, (name, weight) in enumerate(self.reading.named()):
             arrays |= {f"now{i}": weight.detach().cpu().numpy(), f"best{i}": found[name]}
             arrays |= {f"{key}{i}": value.cpu().numpy() for key, value in state[weight].items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-        try:
-            np.savez(beside, allow_pickle=False, **arrays)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with whole(path) as beside, beside.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
 
     def _resumed(self, path: Path | None) -> tuple[Standing, Values] | None:
         """What `_save` wrote, if it is of this very training and whole."""
         if path is None or not path.is_file():
             return None
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                arrays = dict(archive)
+            arrays = read_arrays(path)
             known = json.loads(str(arrays["state"]))
             if known.pop("print") != self._print:
                 return None
@@ -362,7 +356,7 @@ class Distiller:
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
                 found[name] = arrays[f"best{i}"]
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ArchiveError):
             return None
         return standing, found
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_amc.errors import OptionError
+from onnx_amc.files import write_text
 from onnx_amc.report import charts, rows, view
 from onnx_amc.report.look import Spec
 from onnx_amc.report.record import Run
@@ -47,11 +48,7 @@ def write(run: Run, path: Path) -> None:
     """
     require()
     text = render(run)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        what = f"cannot be written: {error.strerror}"
-        raise OptionError(what, where=str(path), fix="choose another place") from error
+    write_text(path, text)
 
 
 def render(run: Run) -> str:

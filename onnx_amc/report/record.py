@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnx_amc.errors import OptionError
+from onnx_amc.files import parse_json
 
 FORMAT = 1
 
@@ -57,7 +57,7 @@ def _run(folder: Path, record: Mapping[str, Any]) -> Run:
 
 def _json(folder: Path, path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise _unfinished(folder, path) from None
     except (OSError, ValueError) as error:

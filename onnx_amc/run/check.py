@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
-from onnx_amc.errors import SelfCheckError
+from onnx_amc.errors import ModelError, SelfCheckError
 from onnx_amc.graph import light
 from onnx_amc.graph.groups import Analysis
+from onnx_amc.graph.load import FLOATS
 from onnx_amc.prune.plan import slices_json
 from onnx_amc.prune.surgery import cut, finish, masked
-from onnx_amc.run.session import open_session
+from onnx_amc.run.session import open_session, run_session
 
 TOLERANCE = 1e-4
 """Largest accepted difference, relative to the largest output in magnitude: float32 summed in another order."""
@@ -23,8 +24,10 @@ Feed = Mapping[str, np.ndarray]
 def difference(a: onnx.ModelProto, b: onnx.ModelProto, feed: Feed) -> float:
     """Return the largest |a - b| over all outputs, relative to the largest |a| of each; infinity where shapes or NaN differ."""
     names = [o.name for o in a.graph.output]
-    left = open_session(a, where="masked original", once=True).run(names, dict(feed))
-    right = open_session(b, where="cut model", once=True).run(names, dict(feed))
+    left, right = (
+        run_session(open_session(model, where=called, once=True), names, feed, where=called)
+        for model, called in ((a, "masked original"), (b, "cut model"))
+    )
     worst = 0.0
     for x, y in zip(left, right, strict=True):
         if not isinstance(x, np.ndarray) or x.size == 0:
@@ -43,17 +46,42 @@ def self_check(analysis: Analysis, kept: Mapping[str, Sequence[int]], feed: Feed
 
     Raises:
         SelfCheckError: They differ by more than `TOLERANCE`; the message names the first group that does so alone.
+        ModelError: They do because there is NaN or infinity in the original.
 
     """
     found = gap(analysis, kept, feed) if kept else 0.0
     if found <= TOLERANCE:
         return found
+    _examine(analysis, feed)
     guilty = next((n for n, c in kept.items() if gap(analysis, {n: c}, feed) > TOLERANCE), "a combination of groups")
     raise SelfCheckError(
         f"the cut model differs from the masked original by {found:.2g} (relative); group '{guilty}' is to blame",
         where=analysis.model.source,
         fix=f"nothing was written. Protect it with --keep '{guilty}' and please report the model's graph as a bug",
     )
+
+
+def _examine(analysis: Analysis, feed: Feed) -> None:
+    """Refuse an original that makes what is no number: infinity times the zero of a masked channel is not nothing."""
+    odd = [
+        n
+        for n, t in analysis.model.weights.items()
+        if t.data_type in FLOATS and not np.isfinite(analysis.model.value(n)).all()
+    ]
+    where, names = analysis.model.source, [o.name for o in analysis.model.original.graph.output]
+    made = run_session(open_session(analysis.model.original, where=where), names, feed, where=where)
+    bad = [
+        n
+        for n, v in zip(names, made, strict=True)
+        if getattr(v, "dtype", np.dtype("O")).kind == "f" and not np.isfinite(v).all()
+    ]
+    if odd or bad:
+        what = f"weight '{odd[0]}' holds" if odd else f"output '{bad[0]}' of the original, on the check's input, holds"
+        raise ModelError(
+            f"{what} NaN or infinity, so that masked and cut network cannot be compared",
+            where=where,
+            fix="mend the weights, or train the network again",
+        )
 
 
 def same(dense: onnx.ModelProto, stored: onnx.ModelProto, feed: Feed, where: str) -> float:

@@ -27,6 +27,7 @@ import onnx
 import onnxruntime as ort
 
 from onnx_amc.errors import OptionError
+from onnx_amc.files import whole
 from onnx_amc.graph import light
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.run.kernels import CPU, Feed, Kernel, in_turn
@@ -321,15 +322,12 @@ def _write(path: Path, name: str, probes: Sequence[Probe]) -> None:
         OptionError: The folder cannot be written.
 
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"key": name, "probes": probes}), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
+        with whole(path) as beside:
+            beside.write_text(json.dumps({"key": name, "probes": probes}), encoding="utf-8")
+    except (OSError, OptionError) as error:
+        why = error.what if isinstance(error, OptionError) else error.strerror
         raise OptionError(
-            f"measurements cannot be kept: {error.strerror}", where=str(path.parent), fix="choose another cache folder"
+            f"measurements cannot be kept: {why}", where=str(path.parent), fix="choose another cache folder"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from onnx_amc.archive import ArchiveError, read_arrays
 from onnx_amc.errors import DataError
 from onnx_amc.run.calls import CALL, FORMS, array, call, drain, gather, importable
 from onnx_amc.run.images import Pixels, channels_first, class_names, pixels, read_folder
@@ -107,23 +107,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             cut = file.read(2) == b"PK"
         raise DataError(what="the file is truncated" if cut else "the file is no .npz archive", where=where, fix=again)
-    arrays: dict[str, np.ndarray] = {}
-    name = ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            for name in archive.files:
-                arrays[name] = archive[name]
-    except (ValueError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        if "allow_pickle" in str(error):
-            raise DataError(
-                what="the array holds pickled Python objects, which could run code when read: refused",
-                where=f"{where}: array '{name}'",
-                fix="save it as a numeric array: np.asarray(a, dtype=np.float32), not dtype=object",
-            ) from error
-        raise DataError(
-            what=f"the array cannot be read ({error})", where=f"{where}: array '{name}'", fix=again
-        ) from error
-    return arrays
+        return read_arrays(path)
+    except ArchiveError as error:
+        at = f"{where}: array '{error.name}'" if error.name else where
+        numeric = "save it as a numeric array: np.asarray(a, dtype=np.float32), not dtype=object"
+        raise DataError(what=error.what, where=at, fix=numeric if error.pickled else again) from error
 
 
 def _folder(path: Path, inputs: Sequence[InputSpec], classes: int | None) -> Dataset:

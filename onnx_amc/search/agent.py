@@ -7,7 +7,6 @@ environment made of the action, and the critic learns about that. The only file 
 
 from __future__ import annotations
 
-import zipfile
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from onnx_amc.archive import ArchiveError, read_arrays
 from onnx_amc.errors import OptionError
+from onnx_amc.files import whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -287,13 +288,8 @@ def save_agent(agent: OffPolicyAlgorithm, path: str) -> None:
 
     """
     arrays = {name: value.detach().numpy() for name, value in agent.policy.state_dict().items()}
-    try:
-        with Path(path).open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-    except OSError as error:
-        raise OptionError(
-            f"cannot be written: {error.strerror}", where=f"--save-agent {path}", fix="choose another place"
-        ) from error
+    with whole(Path(path), f"--save-agent {path}") as beside, beside.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def load_agent(agent: OffPolicyAlgorithm, path: str) -> None:
@@ -306,9 +302,8 @@ def load_agent(agent: OffPolicyAlgorithm, path: str) -> None:
     where, fix = f"--agent {path}", "give a file that --save-agent has written, and the same --policy"
     wanted = agent.policy.state_dict()
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: torch.from_numpy(file[name]) for name in file.files}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        found = {name: torch.from_numpy(value) for name, value in read_arrays(path).items()}
+    except (OSError, TypeError, ArchiveError) as error:
         raise OptionError(f"cannot be read: {error}", where=where, fix=fix) from error
     if {n: v.shape for n, v in found.items()} != {n: v.shape for n, v in wanted.items()}:
         raise OptionError("it holds other networks", where=where, fix=fix)

@@ -1,0 +1,625 @@
+"""Mutated models, data files and plans through the command line: each is refused with a remedy, or works, soon, in little memory.
+
+    python benchmarks/fuzz.py [--models 5000] [--data 1000] [--plans 1000] [--first 0] [--seed 0] [--keep FOLDER] [--out FILE.md]
+
+Every case is a function of seed and number, so that one is repeated by `--models 1 --first NUMBER`. Cases run in a worker process
+with limits, which is begun again when it dies. What is counted: `refused` (exit code 2 or 3), `worked` (0), and as failures
+`fault` (anything else, with its traceback), `crash` (a signal: native code), `hang` (beyond 60 s), `memory` (beyond 4 GB, or the
+process's limit was met) and `litter` (a file written for what was refused). A failed input is kept in FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pickle
+import queue
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from nets import rows  # noqa: E402
+
+from onnx_amc.cli import main as command_line  # noqa: E402
+
+KINDS = ("models", "data", "plans")
+SECONDS, MEMORY, ADDRESSES = 60.0, 4 * 2**30, 6 * 2**30
+"""Limits of a case: wall time, resident memory, and addresses, of which onnxruntime and torch reserve more than they use."""
+
+NUMBERS = (-(2**63), -(2**31), -7, -1, 0, 1, 2, 3, 7, 1000, 2**16, 2**20, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1)
+OPERATORS = ("Add", "Conv", "Concat", "ConstantOfShape", "Expand", "Gather", "Gemm", "If", "LSTM", "Loop", "MatMul", "NonZero",
+             "Pad", "Range", "Reshape", "Resize", "Scan", "Shape", "Slice", "Softmax", "Split", "Tile",
+             "Transpose", "Unsqueeze")  # fmt: skip
+PLACES = ("../../secret", "/etc/passwd", "..", ".", "", "link", "a/../../secret", "\0", "w" * 5000, "pipe", "short")
+Draw = np.random.Generator
+
+
+def pick(rng: Draw, choices: Any) -> Any:
+    """One of them."""
+    found = list(choices)
+    return found[int(rng.integers(len(found)))]
+
+
+def chance(rng: Draw, share: float) -> bool:
+    """True in this share of cases."""
+    return bool(rng.random() < share)
+
+
+# ---- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def flipped(content: bytes, rng: Draw) -> bytes:
+    """Some bytes changed, a part left out, doubled or moved, or the end cut off."""
+    data = bytearray(content)
+    for _ in range(int(rng.integers(1, 8))):
+        if len(data) < 2:
+            break
+        start, end = sorted(rng.integers(0, len(data), 2).tolist())
+        end = min(end, start + 64)
+        match int(rng.integers(8)):
+            case 0:
+                del data[start:end]
+            case 1:
+                data[start:start] = data[start:end]
+            case 2:
+                del data[len(data) - int(rng.integers(len(data))) :]
+            case _:
+                data[start] = int(rng.integers(256))
+    return bytes(data)
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def bases() -> list[onnx.ModelProto]:
+    """What is mutated: the toy networks of the tests, and a real one."""
+    return [row.model() for row in rows()] + [onnx.load(ROOT / "models" / "digits_mlp.onnx")]
+
+
+def tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Initializers and constants."""
+    inside = [a.t for n in model.graph.node for a in n.attribute if a.HasField("t")]
+    return [*model.graph.initializer, *inside] or [model.graph.initializer.add()]
+
+
+def dims(model: onnx.ModelProto, rng: Draw) -> None:
+    """An axis of a tensor gets another length."""
+    if chance(rng, 0.5):
+        tensor = pick(rng, tensors(model))
+        if len(tensor.dims):
+            tensor.dims[int(rng.integers(len(tensor.dims)))] = pick(rng, NUMBERS)
+    else:
+        info = pick(rng, [*model.graph.input, *model.graph.output])
+        if shape := info.type.tensor_type.shape.dim:
+            pick(rng, shape).dim_value = pick(rng, NUMBERS)
+
+
+def names(model: onnx.ModelProto, rng: Draw) -> None:
+    """Something is called like something else."""
+    known = [t.name for t in model.graph.initializer] + [i.name for i in [*model.graph.input, *model.graph.output]]
+    known += ["", "<script>alert(1)</script>", "a\0b", "x" * 9000]
+    thing = pick(rng, [*model.graph.initializer, *model.graph.input, *model.graph.output, *model.graph.node])
+    thing.name = pick(rng, known)
+
+
+def edges(model: onnx.ModelProto, rng: Draw) -> None:
+    """A node reads or makes another tensor: cycles, twins, loose ends."""
+    node, every = pick(rng, model.graph.node), [t for n in model.graph.node for t in [*n.input, *n.output]]
+    ends = pick(rng, (node.input, node.output))
+    if ends and chance(rng, 0.7):
+        ends[int(rng.integers(len(ends)))] = pick(rng, [*every, ""])
+    elif ends and chance(rng, 0.5):
+        del ends[-1]
+    else:
+        ends.append(pick(rng, every))
+
+
+def settings(model: onnx.ModelProto, rng: Draw) -> None:
+    """An attribute has another value, another type, or is gone."""
+    found = [(n, a) for n in model.graph.node for a in n.attribute]
+    if not found:
+        return
+    node, attribute = pick(rng, found)
+    match int(rng.integers(4)):
+        case 0:
+            node.attribute.remove(attribute)
+        case 1:
+            attribute.type = pick(rng, range(14))
+        case 2 if attribute.ints:
+            attribute.ints[int(rng.integers(len(attribute.ints)))] = pick(rng, NUMBERS)
+        case _:
+            attribute.i, attribute.f = pick(rng, NUMBERS), float(pick(rng, (np.nan, np.inf, -1.0, 1e38)))
+
+
+def operator(model: onnx.ModelProto, rng: Draw) -> None:
+    """A node does something else."""
+    node = pick(rng, model.graph.node)
+    node.op_type = pick(rng, [*OPERATORS, "NoSuch", ""])
+    if chance(rng, 0.1):
+        node.domain = pick(rng, ("com.microsoft", "nowhere", "ai.onnx.ml"))
+
+
+def content(model: onnx.ModelProto, rng: Draw) -> None:
+    """A tensor's values, type or length of data change."""
+    tensor = pick(rng, tensors(model))
+    match int(rng.integers(4)):
+        case 0:
+            tensor.data_type = int(rng.integers(-1, 26))
+        case 1:
+            tensor.raw_data = flipped(tensor.raw_data or b"ab", rng)
+        case 2 if tensor.data_type in {TensorProto.INT64, TensorProto.FLOAT}:
+            with contextlib.suppress(ValueError):
+                values = numpy_helper.to_array(tensor).copy()
+                odd = NUMBERS if tensor.data_type == TensorProto.INT64 else (np.nan, np.inf, 1e38, -1e38)
+                if values.size:
+                    values.flat[int(rng.integers(values.size))] = pick(rng, odd)
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        case _:
+            tensor.ClearField("raw_data")
+
+
+def outside(model: onnx.ModelProto, rng: Draw) -> None:
+    """A tensor lies in a file that it must not lie in."""
+    tensor = pick(rng, tensors(model))
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=pick(rng, PLACES))
+    for key in ("offset", "length"):
+        if chance(rng, 0.6):
+            tensor.external_data.add(key=key, value=pick(rng, (*map(str, NUMBERS), "x", "")))
+
+
+def versions(model: onnx.ModelProto, rng: Draw) -> None:
+    """Other versions of the format and of the operators."""
+    model.ir_version = pick(rng, (*range(14), 2**31))
+    if model.opset_import:
+        model.opset_import[0].version = pick(rng, (*range(28), *NUMBERS))
+
+
+def more(model: onnx.ModelProto, rng: Draw) -> None:
+    """Nodes that make much of little, a function that calls itself, a sparse tensor of any size, graphs in graphs."""
+    graph, size = model.graph, [int(n) for n in rng.choice(NUMBERS, int(rng.integers(1, 4)))]
+    match int(rng.integers(5)):
+        case 0:
+            graph.initializer.append(numpy_helper.from_array(np.array(size), "how many"))
+            made = helper.make_node(
+                pick(rng, ("ConstantOfShape", "RandomNormalLike", "NonZero")), ["how many"], ["much"]
+            )
+            last = helper.make_node("Shape" if chance(rng, 0.5) else "ReduceMax", ["much"], ["much more"])
+            graph.node.insert(0, last)
+            graph.node.insert(0, made)
+            graph.output.append(helper.make_tensor_value_info("much more", pick(rng, (1, 7)), None))
+        case 1:
+            call = helper.make_node("again", ["a"], ["b"], domain="own")
+            model.functions.append(
+                helper.make_function("own", "again", ["a"], ["b"], [call], [helper.make_opsetid("own", 1)])
+            )
+            model.opset_import.append(helper.make_opsetid("own", 1))
+            graph.node.insert(0, helper.make_node("again", [graph.input[0].name], ["never read"], domain="own"))
+        case 2:
+            values = numpy_helper.from_array(np.ones(1, np.float32), "sparse")
+            index = numpy_helper.from_array(np.array([pick(rng, NUMBERS)]), "")
+            graph.sparse_initializer.append(helper.make_sparse_tensor(values, index, size))
+        case 3:
+            inner = onnx.GraphProto()
+            inner.CopyFrom(graph)
+            for _ in range(int(rng.integers(1, 40))):
+                outer = onnx.GraphProto(name="outer")
+                outer.node.append(
+                    helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner.__class__())
+                )
+                inner = outer
+            graph.node.append(helper.make_node("Loop", ["", "", graph.input[0].name], ["w"], body=inner))
+        case _:
+            node = pick(rng, graph.node)
+            graph.node.extend([node] * int(rng.integers(1, 20)))
+
+
+CHANGES = (dims, names, edges, settings, operator, content, outside, versions, more)
+
+
+def mutated(rng: Draw) -> bytes:
+    """A model that has changed somewhere."""
+    model = onnx.ModelProto()
+    model.CopyFrom(pick(rng, bases()))
+    if chance(rng, 0.3):
+        return flipped(model.SerializeToString(), rng)
+    for _ in range(1 if chance(rng, 0.6) else int(rng.integers(2, 6))):
+        with contextlib.suppress(Exception):  # a change upon a change may not be possible
+            pick(rng, CHANGES)(model, rng)
+    return model.SerializeToString()
+
+
+def surroundings(folder: Path) -> None:
+    """What paths of external data can lead to."""
+    (folder.parent / "secret").write_bytes(bytes(2**16))
+    (folder / "short").write_bytes(bytes(64))
+    (folder / "link").symlink_to("../secret")
+    os.mkfifo(folder / "pipe")
+
+
+def run_model(folder: Path, rng: Draw) -> list[int]:
+    """Look at a mutated model, cut half of what can be cut, and at times do all of `compress`."""
+    path, out = folder / "m.onnx", folder / "out.onnx"
+    path.write_bytes(mutated(rng))
+    surroundings(folder)
+    codes = [command(["inspect", path, "--json", folder / "i.json"])]
+    if codes[0] == 0:
+        groups = json.loads((folder / "i.json").read_text())["groups"]
+        kept = [{"name": g["name"], "kept": list(range(0, g["channels"], 2))} for g in groups]
+        sha = hashlib.sha256(path.read_bytes()).hexdigest()
+        plan = {"format": 1, "model_sha256": sha, "refit": False, "groups": kept}
+        (folder / "p.json").write_text(json.dumps(plan))
+        codes.append(command(["apply", path, folder / "p.json", "-o", out]))
+    if chance(rng, 0.04):
+        options = [
+            "--flops",
+            "0.6",
+            "--policy",
+            "uniform",
+            "--quiet",
+            "--run-dir",
+            folder / "run",
+            "-o",
+            folder / "c.onnx",
+        ]
+        codes.append(command(["compress", path, *options]))
+    return codes
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def odd_array(value: np.ndarray, rng: Draw) -> np.ndarray:  # noqa: PLR0911  a list of odd things
+    """Another type, shape or value."""
+    match int(rng.integers(7)):
+        case 0:
+            return value.astype(pick(rng, ("f2", "f4", "f8", "i1", "i8", "u1", "?", "c8", "U4", "S3", "O", "M8[s]")))
+        case 1:
+            return value.reshape(-1)[: int(rng.integers(value.size + 1))]
+        case 2:
+            return value[..., None]
+        case 3:
+            return np.asarray(pick(rng, NUMBERS))
+        case 4:
+            return value[: int(rng.integers(len(value) + 1))] if value.ndim else value
+        case 5:
+            return np.zeros(value.shape, [("a", "f4"), ("b", "O" if chance(rng, 0.3) else "i4")])
+        case _:
+            wide = value.astype(np.float64)
+            if wide.size:
+                wide.flat[int(rng.integers(wide.size))] = pick(rng, (np.nan, np.inf, -1.0, 1e300))
+            return wide
+
+
+def odd_header(path: Path, rng: Draw) -> None:
+    """An array whose header says something else than there is, compressed."""
+    shape = [pick(rng, NUMBERS) for _ in range(int(rng.integers(4)))]
+    descr = pick(rng, ("<f4", "|u1", "|O", "<U9", "nonsense", [("a", "<f4")], "<f4" * 99))
+    text = pick(
+        rng,
+        (
+            repr({"descr": descr, "fortran_order": False, "shape": tuple(shape)}),
+            "(" * 400,
+            "{'a':",
+            "\n  1\n 2L",
+            "-" * 9000,
+        ),
+    )
+    head = text.encode()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("x.npy", "w", force_zip64=True) as member:
+        version = pick(rng, (b"\1\0", b"\2\0", b"\3\0", b"\7\7"))
+        member.write(b"\x93NUMPY" + version + len(head).to_bytes(2 if version[0] == 1 else 4, "little") + head)
+        for _ in range(int(pick(rng, (0, 1, 8, 2000 if chance(rng, 0.1) else 2)))):
+            member.write(bytes(2**20))
+
+
+def run_data(folder: Path, rng: Draw) -> list[int]:
+    """Score a model on a mutated file."""
+    network = pick(rng, ("digits_mlp", "digits_resnet"))
+    path = folder / "d.npz"
+    if chance(rng, 0.25):
+        return [command(["evaluate", ROOT / "models" / f"{network}.onnx", "--data", pictures(folder, rng)])]
+    match int(rng.integers(5)):
+        case 0:
+            path.write_bytes(flipped((ROOT / "models" / f"{network}.npz").read_bytes(), rng))
+        case 1:
+            odd_header(path, rng)
+        case 2 if chance(rng, 0.2):
+            path.write_bytes(pickle.dumps([1, 2, 3]))
+        case _:
+            arrays = dict(np.load(ROOT / "models" / f"{network}.npz"))
+            name = pick(rng, arrays)
+            arrays[name] = odd_array(arrays[name], rng)
+            if chance(rng, 0.2):
+                del arrays[pick(rng, arrays)]
+            if chance(rng, 0.2):
+                arrays[pick(rng, ("labels", "y", "input", "a/b", "../x"))] = odd_array(np.arange(400), rng)
+            with warnings.catch_warnings(action="ignore"):
+                (np.savez_compressed if chance(rng, 0.5) else np.savez)(path, **arrays)
+    return [command(["evaluate", ROOT / "models" / f"{network}.onnx", "--data", path])]
+
+
+def pictures(folder: Path, rng: Draw) -> Path:
+    """A folder of images, some broken, with settings that are odd."""
+    from PIL import Image  # noqa: PLC0415
+
+    place = folder / "images"
+    for name in ("0", "1", "<b>"):
+        (place / name).mkdir(parents=True)
+        for i in range(4):
+            side = pick(rng, (8, 8, 8, 1, 30, 3000))
+            picture = io.BytesIO()
+            Image.fromarray(np.zeros((side, 8), np.uint8)).save(
+                picture, pick(rng, ("PNG", "BMP", "GIF", "TIFF", "JPEG"))
+            )
+            data = flipped(picture.getvalue(), rng) if chance(rng, 0.1) else picture.getvalue()
+            (place / name / f"{i}.png").write_bytes(data)
+    values = (*NUMBERS, None, True, "x", [], [8], [8, 8], [-1, 8], {}, 1e400, 1e-400, "RGB", "L", "NCHW", [0.5, "a"])
+    keys = ("size", "crop", "color", "layout", "scale", "mean", "std", "more")
+    odd = {key: pick(rng, values) for key in rng.choice(keys, int(rng.integers(4)), replace=False)}
+    odd = odd if chance(rng, 0.9) else pick(rng, values)
+    text = json.dumps(odd)
+    (place / "preprocess.json").write_bytes(flipped(text.encode(), rng) if chance(rng, 0.2) else text.encode())
+    if chance(rng, 0.3):
+        classes = {
+            name: pick(rng, [{"index": v, "name": v} for v in values] + list(values)) for name in ("0", "1", "<b>")
+        }
+        (place / "classes.json").write_text(json.dumps(classes))
+    return place
+
+
+# ---- plans -----------------------------------------------------------------------------------------------------------
+
+PLANS = {
+    "plain": ["--channels", "0.5", "--policy", "uniform", "--no-refit"],
+    "refit": ["--flops", "0.5", "--policy", "uniform", "--no-recover"],
+    "trained": ["--flops", "0.5", "--policy", "uniform", "--recover", "--recover-epochs", "1"],
+    "weights": ["--params", "0.3", "--policy", "uniform", "--granularity", "weight", "--no-refit"],
+}
+
+
+def plans(folder: Path) -> dict[str, Any]:
+    """One of each kind."""
+    found = {}
+    folder.mkdir()
+    for name, options in PLANS.items():
+        out = ["-o", str(folder / "o.onnx"), "--run-dir", str(folder / name), "--quiet"]
+        command_line(["compress", str(ROOT / "models" / "digits_mlp.onnx"), *options, *out])
+        found[name] = json.loads((folder / name / "plan.json").read_text())
+    return found
+
+
+def spots(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in a JSON value: what holds it, and its key."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inside:
+        yield value, key
+        yield from spots(part)
+
+
+def run_plan(folder: Path, rng: Draw) -> list[int]:
+    """Replay a mutated plan."""
+    kept = folder.parents[2] / "plans.json"
+    kind = pick(rng, ("plain", "plain", "weights", "refit", "trained"))
+    plan = json.loads(kept.read_text())[kind]
+    for entry in plan.get("groups", []):
+        del entry["slices"]  # nothing reads them
+    if chance(rng, 0.15):
+        text = flipped(json.dumps(plan).encode(), rng)
+    else:
+        values = (
+            *NUMBERS,
+            None,
+            True,
+            False,
+            "",
+            "x",
+            [],
+            {},
+            [[]],
+            [1],
+            {"a": 1},
+            0.5,
+            1e308,
+            float("nan"),
+            float("inf"),
+            "9" * 5000,
+        )
+        top = [spot for spot in spots(plan) if spot[0] is plan or chance(rng, 0.3)]
+        for _ in range(int(rng.integers(1, 4))):
+            holder, key = pick(rng, top)
+            if isinstance(holder, dict) and chance(rng, 0.15):
+                holder.pop(key, None)
+            elif key in holder if isinstance(holder, dict) else True:
+                holder[key] = pick(rng, values)
+        text = json.dumps(plan).encode()
+    (folder / "p.json").write_bytes(text)
+    return [command(["apply", ROOT / "models" / "digits_mlp.onnx", folder / "p.json", "-o", folder / "out.onnx"])]
+
+
+# ---- one case ----------------------------------------------------------------------------------------------------------
+
+RUN: dict[str, Callable[[Path, Draw], list[int]]] = {"models": run_model, "data": run_data, "plans": run_plan}
+OUTPUTS = ("out.onnx", "c.onnx", "out.onnx.data", "c.onnx.data")
+said: list[str] = []
+"""What the commands of the current case wrote to stderr."""
+
+
+def command(argv: list[Any]) -> int:
+    """Run the command line in this process; its exit code, and that nothing was written where it is not 0."""
+    heard = io.StringIO()
+    with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(io.StringIO()):
+        code = command_line([str(a) for a in argv])
+    said.append(heard.getvalue())
+    out = Path(str(argv[argv.index("-o") + 1])) if "-o" in argv else None
+    if code and out is not None:
+        litter = [p.name for p in out.parent.iterdir() if p.name.startswith((out.name, f".{out.name}"))]
+        if litter:
+            raise AssertionError(f"litter: {litter}")
+    if code in {2, 3} and "->" not in said[-1]:
+        raise AssertionError(f"no remedy: {said[-1]}")
+    return code
+
+
+def peak() -> int:
+    """Bytes of resident memory at most, since it was last reset."""
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(text.partition("VmHWM:")[2].split()[0])
+
+
+def outcome(kind: str, number: int, seed: int, folder: Path) -> tuple[str, str]:
+    """What becomes of a case: a word, and what is to be said of it."""
+    rng = np.random.default_rng([seed, KINDS.index(kind), number])
+    Path("/proc/self/clear_refs").write_text("5")
+    said.clear()
+    place = folder / "in" / "here"
+    place.mkdir(parents=True)
+    try:
+        codes = RUN[kind](place, rng)
+    except MemoryError:
+        return "memory", traceback.format_exc()
+    except BaseException as error:  # noqa: BLE001  that is what is looked for
+        return ("litter" if "litter" in str(error) else "fault"), traceback.format_exc()
+    heard = "\n".join(said)
+    if peak() > MEMORY or "bad_alloc" in heard or "MemoryError" in heard or "allocate" in heard:
+        return "memory", f"{peak() / 2**30:.1f} GB\n{heard[-2000:]}"
+    if not set(codes) <= {0, 2, 3}:
+        return "fault", heard
+    return ("worked", "") if not any(codes) else ("refused", heard.strip().splitlines()[0] if heard.strip() else "")
+
+
+def work(kind: str, numbers: range, seed: int, folder: Path) -> None:
+    """Run cases and print what becomes of them, a line of JSON each."""
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
+    warnings.simplefilter("ignore")
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native code prints too
+    os.chdir(folder)
+    for number in numbers:
+        place = folder / str(number)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        print(json.dumps([number]), file=out, flush=True)
+        word, note = outcome(kind, number, seed, place)
+        if word in {"worked", "refused"}:
+            shutil.rmtree(place)
+        print(json.dumps([number, word, note]), file=out, flush=True)
+
+
+# ---- all of them -------------------------------------------------------------------------------------------------------
+
+
+def cases(kind: str, numbers: range, seed: int, folder: Path) -> Iterator[tuple[int, str, str]]:
+    """Number, outcome and note of every case; a worker that dies or does not answer costs the case it was at."""
+    at = numbers.start
+    while at < numbers.stop:
+        argv = [sys.executable, __file__, "--worker", kind, str(at), str(numbers.stop), str(seed), str(folder)]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as worker:
+            lines: queue.Queue[str | None] = queue.Queue()
+            threading.Thread(target=_pump, args=(worker, lines), daemon=True).start()
+            began = False
+            while True:
+                try:
+                    line = lines.get(timeout=SECONDS + (30 if not began else 0))
+                except queue.Empty:
+                    worker.kill()
+                    yield at, "hang", f"no answer in {SECONDS:.0f} s"
+                    at += 1
+                    break
+                if line is None:
+                    if at < numbers.stop:
+                        yield at, "crash", f"exit {worker.wait()}"
+                        at += 1
+                    break
+                found = json.loads(line)
+                began = True
+                if len(found) == 3:
+                    yield found[0], found[1], found[2]
+                    at = found[0] + 1
+
+
+def _pump(worker: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        lines.put(line)
+    lines.put(None)
+
+
+def survey(kind: str, numbers: range, seed: int, keep: Path) -> tuple[Counter[str], list[str]]:
+    """Run all cases of a kind; what became of them, and a line for each failure."""
+    counts: Counter[str] = Counter()
+    failures = []
+    start = time.perf_counter()
+    for number, word, note in cases(kind, numbers, seed, keep):
+        counts[word] += 1
+        if word not in {"worked", "refused"}:
+            last = [line for line in note.splitlines() if line.strip() and "fault of ours" not in line][-1:] or [""]
+            where = [line.strip() for line in note.splitlines() if "onnx_amc/" in line][-1:]
+            failures.append(f"{kind} {number}: {word}: {last[0][:160]} {' '.join(where)[-120:]}")
+            print(failures[-1], flush=True)
+            (keep / f"{kind}-{number}.txt").write_text(note)
+    print(f"{kind}: {dict(counts)} in {time.perf_counter() - start:.0f} s", flush=True)
+    return counts, failures
+
+
+def main() -> int:
+    """Run, print, and write the table where asked; 1 where anything failed."""
+    if sys.argv[1:2] == ["--worker"]:
+        kind, start, stop, seed, folder = sys.argv[2:]
+        work(kind, range(int(start), int(stop)), int(seed), Path(folder))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for kind, number in zip(KINDS, (5000, 1000, 1000), strict=True):
+        parser.add_argument(f"--{kind}", type=int, default=number, metavar="N")
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    words = ("worked", "refused", "fault", "crash", "hang", "memory", "litter")
+    lines = [f"| seed {args.seed} | cases | {' | '.join(words)} |", f"|---|{'---:|' * (len(words) + 1)}"]
+    failures = []
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
+        for kind in KINDS:
+            place = (args.keep or Path(scratch)).resolve() / kind
+            place.mkdir(parents=True, exist_ok=True)
+            if kind == "plans" and args.plans:
+                (place / "plans.json").write_text(json.dumps(plans(Path(scratch) / "made")))
+            numbers = range(args.first, args.first + getattr(args, kind))
+            counts, found = survey(kind, numbers, args.seed, place)
+            failures += found
+            lines.append(f"| {kind} | {len(numbers)} | {' | '.join(str(counts[w]) for w in words)} |")
+    text = "\n".join(lines)
+    print(text)
+    if args.out:
+        args.out.write_text("\n".join([text, *(f"- {f}" for f in failures)]) + "\n", encoding="utf-8")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
