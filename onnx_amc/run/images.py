@@ -125,12 +125,12 @@ def channels_first(shape: tuple[int | None, ...], channels: Collection[int]) -> 
 
 
 def read_folder(
-    folder: Path, shape: tuple[int | None, ...], dtype: np.dtype
+    folder: Path, shape: tuple[int | None, ...], dtype: np.dtype, preset: Mapping[str, Any] | None = None
 ) -> tuple[np.ndarray | Pictures, np.ndarray | None, Pixels]:
     """Decode a folder of images for an input of `shape` (four axes) and `dtype`.
 
-    Images are brought to size as preprocess.json says. Without `size` and `crop` there they are scaled to cover the
-    model's own height and width, then centre-cropped; those that have the right size are left alone.
+    Images are brought to size as preprocess.json says, and where it says nothing, as the settings `preset` do. Without `size`
+    and `crop` there they are scaled to cover the model's own height and width, then centre-cropped; those that have the right size are left alone.
 
     Returns:
         uint8 (N,H,W,C) in the network's order of colours (decoded when asked for where it is large), int64 (N,) labels if there are
@@ -138,10 +138,11 @@ def read_folder(
         name among the names, sorted as text ("10" before "2").
 
     Raises:
-        DataError: No images, a class without images, a broken image, a wrong setting.
+        DataError: No images, a class without images, a broken image, a wrong setting, or one that contradicts the preset.
 
     """
     given, where = _settings(folder)
+    given = agreed(given, preset, where)
     files, labels = _files(folder)
     color = _choice(given, "color", ("RGB", "BGR", "L"), where)
     channels = {1: {1}, 3: {3}}[1 if color == "L" else 3] if color else {1, 3}
@@ -162,6 +163,36 @@ def read_folder(
         )
     feed = pixels(given, 1 if color == "L" else 3, first=first, dtype=dtype, where=where, scale=scale)
     return _decode(files, fit, color), labels, feed
+
+
+def agreed(given: Mapping[str, Any], preset: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
+    """Settings that came with the data, and those of a preset besides.
+
+    Raises:
+        DataError: They contradict each other.
+
+    """
+    for key in sorted(given.keys() & (preset or {}).keys()):
+        mine, named = given[key], (preset or {})[key]
+        if not _equal(mine, named):
+            raise DataError(
+                what=f"'{key}' is {_short(mine)} here and {_short(named)} in --preset",
+                where=where,
+                fix="leave --preset out, or take that setting away here",
+            )
+    return {**(preset or {}), **given}
+
+
+def _equal(mine: object, named: object) -> bool:
+    try:
+        a, b = (np.ravel(np.asarray(v, np.float64)) for v in (mine, named))
+    except (TypeError, ValueError):
+        return False
+    return a.shape == b.shape and np.allclose(a, b)
+
+
+def _short(value: object) -> str:
+    return np.array2string(value, separator=", ") if isinstance(value, np.ndarray) else str(value)
 
 
 @dataclass(frozen=True)
