@@ -52,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
 def _compress(one: argparse.ArgumentParser) -> None:
     one.add_argument("model", metavar="MODEL")
     one.add_argument(
-        "--data", metavar="DATA", help="FILE.npz, a folder of images, or module:function; MODEL.npz if it is there"
+        "--data",
+        metavar="DATA",
+        help="FILE.npz, .npy, .csv or .parquet, a folder of images or a saved data set, or module:function; MODEL.npz if there",
     )
     one.add_argument("--preset", metavar="NAME", help=PRESET)
     _budget_options(one)

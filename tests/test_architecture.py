@@ -41,6 +41,8 @@ DOORS = {
     "rich": ("display.py",),
     "vl_convert": ("report/",),
     "jinja2": ("report/",),
+    "pyarrow": ("run/tables.py",),
+    "datasets": ("run/hugging.py",),
 }
 """Where the heavy packages come in; nowhere else."""
 

@@ -15,7 +15,7 @@ from onnx_amc.recover.distil import one_thread
 from onnx_amc.recover.reading import Reading
 from onnx_amc.run.capture import fixed_batch
 from onnx_amc.run.crew import usable_cores
-from onnx_amc.run.images import Pixels
+from onnx_amc.run.pixels import Pixels
 from onnx_amc.run.samples import Dataset
 
 BATCH = 16
@@ -105,4 +105,5 @@ def _natural(gradient: Tensor) -> Tensor:
     frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
     parts = torch.fft.rfft2(gradient) / frequency.clamp_min(1 / max(height, width))
     smooth = torch.fft.irfft2(parts, s=(height, width))
-    return smooth / smooth.flatten(1).std(1).clamp_min(1e-20)[:, None, None, None]
+    found: Tensor = smooth / smooth.flatten(1).std(1).clamp_min(1e-20)[:, None, None, None]
+    return found

@@ -11,13 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from onnx_amc.errors import DataError
+from onnx_amc.run import hugging, tables
 from onnx_amc.run.calls import CALL, FORMS, array, call, drain, gather, importable
-from onnx_amc.run.images import Pixels, agreed, channels_first, class_names, pixels, read_folder
+from onnx_amc.run.images import class_names, read_folder
 from onnx_amc.run.madeup import synthesise
+from onnx_amc.run.pixels import Pixels, channels_first, pixels
 from onnx_amc.run.presets import fitted, settings_of
+from onnx_amc.run.recipe import agreed, recipe, settings_in
 from onnx_amc.run.samples import MIN_SAMPLES, Dataset, InputSpec, check, check_dataset, missing, show
 
 __all__ = ["MIN_SAMPLES", "Dataset", "InputSpec", "load", "sidecar", "synthesise"]
+
+FILES = frozenset({".npz", ".npy", *tables.SUFFIXES})
+AGAIN = "write it again with np.savez(FILE, NAME=array, ...)"
 
 
 def load(
@@ -30,8 +36,9 @@ def load(
     """Read the user's data and check it against the model.
 
     Args:
-        source: A FILE.npz, a folder of images, "module:function", a mapping of arrays as in the .npz, or a dataset,
-            which comes back as it is once checked. A path that exists is never taken for a module.
+        source: A FILE.npz, .npy, .csv or .parquet, a folder of images or of a saved data set, "module:function", a mapping
+            of arrays as in the .npz, or a dataset, which comes back as it is once checked. A path that exists is never
+            taken for a module.
         inputs: What the model takes.
         classes: Number of classes the model tells apart; labels have to be below it.
         preset: How images are normalised and brought to size, by a name of `run.presets`.
@@ -70,12 +77,12 @@ def _load(
         if name and path.is_dir():
             return _folder(path, inputs, classes, preset)
         if path.is_file():
-            return _bind(_read_npz(path), inputs, name, classes, preset=preset)
+            return _bind(_read(path, inputs), inputs, name, classes, preset=preset)
     except OSError as error:
         raise DataError(
             what=f"it cannot be read ({error})", where=name, fix="check the path and its permissions"
         ) from error
-    if (match := CALL.fullmatch(name)) and not name.endswith(".npz"):
+    if (match := CALL.fullmatch(name)) and path.suffix.lower() not in FILES:
         return _from_call(match[1], match[2], inputs, classes, preset)
     raise DataError(
         what="there is no such file or folder", where=name or "''", fix=f"check the path from {Path.cwd()}; {FORMS}"
@@ -88,15 +95,43 @@ def sidecar(model_path: str | os.PathLike[str]) -> Path | None:
     return path if path.is_file() else None
 
 
+def _read(path: Path, inputs: Sequence[InputSpec]) -> dict[str, np.ndarray]:
+    """Read the arrays of a file by its kind."""
+    kind = path.suffix.lower()
+    if kind == ".npy":
+        return _read_npy(path, inputs)
+    if kind in tables.SUFFIXES:
+        return tables.read_table(path, inputs)
+    if kind != ".npz":
+        raise DataError(
+            what=f"data of the kind '{path.suffix}' cannot be read", where=str(path), fix=f"{FORMS}; {AGAIN}"
+        )
+    return _read_npz(path)
+
+
+def _read_npy(path: Path, inputs: Sequence[InputSpec]) -> dict[str, np.ndarray]:
+    """Read the samples of a model's one input."""
+    if len(inputs) != 1:
+        raise DataError(
+            what=f"a .npy holds one array, the model takes {', '.join(repr(s.name) for s in inputs)}",
+            where=str(path),
+            fix=AGAIN,
+        )
+    try:
+        return {inputs[0].name: np.load(path, allow_pickle=False)}
+    except (ValueError, EOFError) as error:
+        raise DataError(
+            what=f"the array cannot be read ({error})", where=str(path), fix="write it with np.save, no Python objects"
+        ) from error
+
+
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     """Read all arrays of an .npz."""
-    where, again = str(path), "write it again with np.savez(FILE, NAME=array, ...)"
-    if path.suffix.lower() != ".npz":
-        raise DataError(what=f"data of the kind '{path.suffix}' cannot be read", where=where, fix=f"{FORMS}; {again}")
+    where = str(path)
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             cut = file.read(2) == b"PK"
-        raise DataError(what="the file is truncated" if cut else "the file is no .npz archive", where=where, fix=again)
+        raise DataError(what="the file is truncated" if cut else "the file is no .npz archive", where=where, fix=AGAIN)
     arrays: dict[str, np.ndarray] = {}
     name = ""
     try:
@@ -111,12 +146,17 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 fix="save it as a numeric array: np.asarray(a, dtype=np.float32), not dtype=object",
             ) from error
         raise DataError(
-            what=f"the array cannot be read ({error})", where=f"{where}: array '{name}'", fix=again
+            what=f"the array cannot be read ({error})", where=f"{where}: array '{name}'", fix=AGAIN
         ) from error
     return arrays
 
 
 def _folder(path: Path, inputs: Sequence[InputSpec], classes: int | None, preset: str | None) -> Dataset:
+    """Read a folder: of images, or of a saved data set."""
+    saved = hugging.opened(path) if hugging.is_saved(path) else None
+    column = None if saved is None else hugging.image_column(saved)
+    if saved is not None and (column is None or inputs[0].name in saved.column_names):
+        return _bind(hugging.columns(saved, inputs, str(path)), inputs, str(path), classes, preset=preset)
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         takes = ", ".join(f"'{s.name}' {show(s.shape)}" for s in inputs)
         raise DataError(
@@ -124,12 +164,17 @@ def _folder(path: Path, inputs: Sequence[InputSpec], classes: int | None, preset
             where=str(path),
             fix="give an .npz with arrays named like the model's inputs",
         )
-    shape, settings = inputs[0].shape, None
+    shape, dtype, settings = inputs[0].shape, inputs[0].dtype, None
     if preset is not None:
         first = channels_first(shape, {1, 3})
         settings = fitted(settings_of(preset, *(shape[2:] if first else shape[1:3])), shape[1 if first else 3] or 3)
-    x, labels, feed = read_folder(path, shape, inputs[0].dtype, settings)
-    names = {} if labels is None else class_names(path)
+    if saved is not None and column is not None:
+        given, where = settings_in(path)
+        how = recipe(agreed(given, settings, where), shape, dtype, where)
+        x, labels, feed, names = hugging.pictures(saved, column, how, str(path))
+    else:
+        x, labels, feed = read_folder(path, shape, dtype, settings)
+        names = {} if labels is None else class_names(path)
     data = Dataset(tuple(inputs), {inputs[0].name: x}, labels, str(path), pixels=feed, classes=names)
     return check(data, {inputs[0].name: "the images"}, classes)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_amc.run.images import Pixels, channels_first
 from onnx_amc.run.metrics import Outputs
+from onnx_amc.run.pixels import Pixels, channels_first
 from onnx_amc.run.presets import IMAGENET, fitted
 from onnx_amc.run.samples import Dataset, InputSpec, show
 from onnx_amc.run.score import Scorer

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnx_amc.run.images import channels_first
+from onnx_amc.run.pixels import channels_first
 from onnx_amc.run.presets import normalise
 from onnx_amc.run.samples import Dataset, InputSpec
 from onnx_amc.run.scenes import scenes

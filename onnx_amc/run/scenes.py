@@ -12,6 +12,9 @@ import numpy as np
 COLOURS = np.array([[0.58, 0.58, 0.58], [0.16, 0.02, -0.20], [0.05, -0.09, 0.05]], np.float32)
 """Deviations of natural colours along light, yellow against blue, and red against green; in halves of the range."""
 
+MUTED = np.array([1.0, 0.4, 0.4], np.float32)
+"""Of textures: they differ in light more than in colour."""
+
 SLOPES = (0.6, 1.0, 1.5)
 """How fast the amplitudes of textures fall with frequency: rough, natural, smooth."""
 
@@ -42,7 +45,7 @@ def _scene(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     rough = rng.gamma(1.2, 0.19, things + 1).astype(np.float32)[places]
     kind = rng.integers(len(SLOPES), size=things + 1)[places]
     for k, slope in enumerate(SLOPES):
-        texture = _texture(rng, height, width, slope, 3) * np.float32([1.0, 0.4, 0.4]) @ COLOURS
+        texture = _texture(rng, height, width, slope, 3) * MUTED @ COLOURS
         x += np.where(kind == k, rough, 0)[..., None] * texture
     x += np.float32(rng.uniform(0, 0.35)) * _texture(rng, height, width, 2.0, 1)  # light and shade
     x += rng.uniform(0, 0.04) * rng.standard_normal(x.shape, np.float32)
