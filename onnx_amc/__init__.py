@@ -53,7 +53,7 @@ def compress(
     Args:
         model: Path of an ONNX file, or a model.
         data: `.npz` file, folder of images, `module:function`, a mapping of arrays, or a `Dataset`; the file MODEL.npz beside the
-            model, or synthetic noise, where it is left out.
+            model, or what is made up, where it is left out.
         flops: Fraction of the multiply-accumulates to be left, in (0, 1].
         params: Fraction of the parameters to be left, in (0, 1]; of single weights, of those that are not zero.
         size: Fraction of the file's bytes to be left, in (0, 1].
@@ -132,9 +132,14 @@ def apply(model: ModelSource, plan: Any, data: DataSource | None = None) -> onnx
 
 
 def evaluate(
-    model: ModelSource, data: DataSource, *, metric: str | None = None, against: ModelSource | None = None
+    model: ModelSource,
+    data: DataSource,
+    *,
+    metric: str | None = None,
+    against: ModelSource | None = None,
+    preset: str | None = None,
 ) -> dict[str, Any]:
     """Score a model on data; a metric that looks at the original's outputs finds it in `against`, and else the model itself."""
     from onnx_amc.pipeline import evaluate as run  # noqa: PLC0415
 
-    return run(model, data, metric, against=against)
+    return run(model, data, metric, against=against, preset=preset)

@@ -145,7 +145,7 @@ def _settings(args: argparse.Namespace, budget: Budget) -> Settings:
 
     same = (
         "max_drop", "granularity", "policy", "episodes", "seed", "min_keep", "approximate", "refit", "criterion", "metric",
-        "reward", "agent", "save_agent", "tensorboard", "provider", "recover", "recover_epochs", "recover_minutes",
+        "preset", "reward", "agent", "save_agent", "tensorboard", "provider", "recover", "recover_epochs", "recover_minutes",
         "recover_labels", "recover_flip", "latency_command", "cache", "threads", "workers",
         "ahead",
     )  # fmt: skip
@@ -189,11 +189,17 @@ def apply(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """`onnx-amc evaluate`."""
     from onnx_amc import evaluate as score  # noqa: PLC0415
-    from onnx_amc.run.metrics import shown  # noqa: PLC0415  keeps --help light
+    from onnx_amc.run.feed import sentence  # noqa: PLC0415  keeps --help light
+    from onnx_amc.run.metrics import shown  # noqa: PLC0415
 
-    found = score(args.model, args.data, metric=args.metric, against=args.against)
+    found = score(args.model, args.data, metric=args.metric, against=args.against, preset=args.preset)
     if args.json:
         _save(found, Path(args.json))
+    display = _display(quiet=False)
+    for row in found["fed"]:
+        display.note(f"the network is fed {sentence(row)}")
+    for warning in found["warnings"]:
+        display.warn(warning)
     print(f"{found['metric']} {shown(found['score'])} on {found['samples']} samples")
     return DONE
 

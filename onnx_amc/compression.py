@@ -26,6 +26,7 @@ from onnx_amc.intake import DataSource, ModelSource, find_data, load_model, side
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
 from onnx_amc.run.data import Dataset
+from onnx_amc.run.feed import describe, doubts, sentence
 from onnx_amc.run.latency import measure
 from onnx_amc.run.metrics import Outputs, find_metric
 from onnx_amc.run.score import Scorer
@@ -81,7 +82,7 @@ class Compression:
             space = self.units.space(settings)
         self.data: Dataset | None = None
         if data is not None or (len(space) and (not settings.blind or sidecar(model))):
-            self.data = find_data(self.model, model, data, settings.seed, listener.note)
+            self.data = find_data(self.model, model, data, settings.seed, listener, settings.preset)
         self.memo = self._memo(run_dir, resume=resume)
         with self._timed("calibrate"):
             self._calibrate()
@@ -144,12 +145,15 @@ class Compression:
         parts = parts_of(data, settings)
         self.trained, reward = parts.trained, parts.reward
         self.scorer = self.trial = None
+        self.fed: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
         if data is not None:
             for name in data.unused:
                 self.listener.note(f"array '{name}' in {data.source} is neither an input nor labels: ignored")
             name, metric = find_metric(settings.metric, data, class_count(self.model))
             how = (metric, name, settings.provider, self.model.source)
             self.scorer = Scorer(self.model.original, data, reward, *how, parts=PARTS)
+            self._look(parts.calibration if len(parts.calibration) else reward)
             few = np.sort(np.random.default_rng(settings.seed).permutation(reward)[: settings.trial])
             self.trial = self.scorer
             if len(few) < len(reward):
@@ -160,6 +164,17 @@ class Compression:
         for node, why in self.builder.refused.items():
             self.listener.note(f"layer '{self.analysis.names[node]}' is cut but not refitted: {why}")
         self._remark()
+
+    def _look(self, index: np.ndarray) -> None:
+        """Say what the network is fed, and what is doubtful in that."""
+        if self.scorer is None:
+            return
+        self.fed = describe(self.scorer.data, index)
+        for row in self.fed:
+            self.listener.note(f"the network is fed {sentence(row)}")
+        self.warnings = doubts(self.scorer, self.model.original)
+        for warning in self.warnings:
+            self.listener.warn(warning)
 
     def _remark(self) -> None:
         while self.builder.remarks:
@@ -216,6 +231,7 @@ class Compression:
                 "refit": s.refit,
                 "seed": s.seed,
                 **({"approximate": True} if s.approximate else {}),
+                **({"preset": s.preset} if s.preset else {}),
                 **({"granularity": s.granularity, "pattern": s.pattern} if s.granularity != "channel" else {}),
                 "recover": course or self.trained is not None,
             },
@@ -295,6 +311,8 @@ class Compression:
             "policy": settings.policy,
             "metric": self.scorer.name if self.scorer else None,
             "data": self.data.source if self.data else None,
+            "fed": self.fed,
+            "warnings": self.warnings,
             "episodes": 0 if settings.policy in CLOSED else settings.episodes,
             "budget": asdict(settings.budget),
         }

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from onnx_amc.errors import OptionError
 from onnx_amc.prune.criteria import CRITERIA
+from onnx_amc.run.presets import PRESETS
 from onnx_amc.search.loop import AGENTS, AHEAD, POLICIES
 from onnx_amc.search.reward import REWARDS
 
@@ -62,6 +63,7 @@ class Settings:
         criterion: In which order the channels of a group go: `obs` (elimination), or an alternative of `prune.criteria`.
         weighted: Whether elimination weighs each reader's error by what it is worth at the network's output.
         sequential: Whether what is delivered is refitted layer by layer on its own activations.
+        preset: How images are normalised and brought to size, see `run.presets`; None for as the data says.
         metric: Name of the score; None for what suits the data.
         provider: Execution provider of onnxruntime.
         threads: Of a session whose latency is measured; 0 takes all cores.
@@ -109,6 +111,7 @@ class Settings:
     criterion: str = "obs"
     weighted: bool = True
     sequential: bool = True
+    preset: str | None = None
     metric: str | None = None
     provider: str = "CPUExecutionProvider"
     threads: int = 0
@@ -169,12 +172,15 @@ class Settings:
             ("criterion", CRITERIA),
             ("granularity", tuple(LEAST)),
             ("reward", REWARDS),
+            ("preset", (None, *PRESETS)),
         ):
             value = getattr(self, name)
             if value not in known and not (name == "reward" and ":" in value):
                 more = " or module:function" if name == "reward" else ""
                 raise OptionError(
-                    f"unknown {name} '{value}'", where=f"--{name}", fix=f"choose {', '.join(known)}{more}"
+                    f"unknown {name} '{value}'",
+                    where=f"--{name}",
+                    fix=f"choose {', '.join(k for k in known if k)}{more}",
                 )
 
     def _check_combinations(self) -> None:

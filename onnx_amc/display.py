@@ -90,6 +90,11 @@ class Display(Listener):
         if not self.quiet:
             self._err.print(f"note: {text}")
 
+    def warn(self, text: str) -> None:
+        """Print what makes the result doubtful."""
+        if not self.quiet:
+            self._err.print(f"warning: {text}", style="bold yellow")
+
     def table(self, record: dict[str, Any], out: Path, folder: Path) -> None:
         """Print what was gained and lost."""
         original, small = record["original"], record["compressed"]

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from onnx_amc.delivery import class_count, input_specs
+from onnx_amc.errors import ModelError
 from onnx_amc.graph.load import Model, load
+from onnx_amc.listener import Listener
 from onnx_amc.run import data as sources
+from onnx_amc.run import feed, presets
 
 DataSource = str | os.PathLike[str] | sources.Dataset | Mapping[str, np.ndarray]
 ModelSource = str | os.PathLike[str] | onnx.ModelProto
 
 SYNTHETIC_SAMPLES = 256
-"""Samples of noise that stand in where there is no data."""
+"""Samples that are made up where there is no data."""
+
+USUAL = ("imagenet", "raw")
+"""Ways to feed made-up images to a classifier where no preset says which: the first unless another is clearly better."""
 
 
 def load_model(model: ModelSource) -> Model:
@@ -31,15 +38,55 @@ def sidecar(model: ModelSource) -> Path | None:
 
 
 def find_data(
-    loaded: Model, model: ModelSource, data: DataSource | None, seed: int, note: Callable[[str], None]
+    loaded: Model, model: ModelSource, data: DataSource | None, seed: int, listener: Listener, preset: str | None = None
 ) -> sources.Dataset:
-    """Return the user's data, the sidecar, or noise with a remark."""
+    """Return the user's data, the sidecar, or what is made up, with a remark of what that is worth."""
     specs = input_specs(loaded.proto)
     source = data if data is not None else sidecar(model)
     if source is not None:
-        return sources.load(source, specs, classes=class_count(loaded))
-    note(
-        "no data: calibration inputs are synthetic noise and the score is fidelity to the original. Expect a worse result "
-        "than with a few hundred real inputs (--data)"
+        return sources.load(source, specs, classes=class_count(loaded), preset=preset)
+    made = sources.synthesise(specs, SYNTHETIC_SAMPLES, seed, loaded.shapes, preset)
+    if made.pixels is None:
+        listener.note(
+            "no data: calibration inputs are synthetic noise and the score is fidelity to the original. Expect a worse result "
+            "than with a few hundred real inputs (--data)"
+        )
+        return made
+    return _pictured(loaded, made, seed, listener, preset)
+
+
+def _pictured(
+    loaded: Model, made: sources.Dataset, seed: int, listener: Listener, preset: str | None
+) -> sources.Dataset:
+    """Made-up images as the network is best fed with them; a classifier sees its classes in them."""
+    classes, pixels, kind = class_count(loaded), made.pixels, "made up"
+    named = preset or USUAL[0]
+    if pixels is not None and pixels.dtype.kind == "f" and classes is not None:
+        if preset is None:
+            raw = presets.raw(len(pixels.mean), first=pixels.first, dtype=pixels.dtype)
+            named = feed.best_feed(loaded.original, made, {USUAL[0]: pixels, USUAL[1]: raw}, loaded.source)
+            made = replace(made, pixels=raw) if named == USUAL[1] else made
+        made, kind = _dreamt(loaded, made, classes, seed, listener)
+    how = "pixels from 0 to 255" if named == USUAL[1] else f"normalised as --preset {named}"
+    other = "" if preset else "; --preset names another way"
+    listener.note(
+        f"no data: {len(made)} calibration images are {kind} ({how}{other}), and the score is fidelity to the original on them. "
+        "It says little of photographs: expect a clearly worse result than with a few hundred real inputs (--data), and check "
+        "what is delivered before it is used"
     )
-    return sources.synthesise(specs, SYNTHETIC_SAMPLES, seed, loaded.shapes)
+    return made
+
+
+def _dreamt(
+    loaded: Model, made: sources.Dataset, classes: int, seed: int, listener: Listener
+) -> tuple[sources.Dataset, str]:
+    """Images in which the network sees its classes, where torch can read it; and what they are called."""
+    from onnx_amc.recover.dream import dreamt  # noqa: PLC0415  torch takes seconds to import
+
+    listener.stage("make up images", len(made))
+    try:
+        return dreamt(loaded.proto, made, classes, seed, lambda done, _: listener.advance(done)), (
+            "made up and drawn towards the network's classes"
+        )
+    except ModelError:
+        return made, "made up"

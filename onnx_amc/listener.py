@@ -22,3 +22,7 @@ class Listener:
 
     def note(self, text: str) -> None:
         """Say something the user should know."""
+
+    def warn(self, text: str) -> None:
+        """Say what makes the result doubtful."""
+        self.note(f"warning: {text}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 APPROXIMATE = "cut channels under norms and reductions too, where cutting is not quite masking"
+PRESET = "how images are normalised and brought to size: imagenet, torchvision, cifar10, tf or yolo"
 METRIC = "top1, top5, agreement, fidelity, mse, psnr, miou or module:function (what suits data and model)"
 
 
@@ -33,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("evaluate", help="score a model on data")
     one.add_argument("model", metavar="MODEL")
     one.add_argument("--data", required=True, metavar="DATA")
+    one.add_argument("--preset", metavar="NAME", help=PRESET)
     one.add_argument("--metric", metavar="NAME", help=METRIC)
     one.add_argument("--against", metavar="ORIGINAL", help="the model that agreement and the like compare with")
     one.add_argument("--json", metavar="FILE", help="write the result as JSON")
@@ -50,8 +52,11 @@ def parser() -> argparse.ArgumentParser:
 def _compress(one: argparse.ArgumentParser) -> None:
     one.add_argument("model", metavar="MODEL")
     one.add_argument(
-        "--data", metavar="DATA", help="FILE.npz, a folder of images, or module:function; MODEL.npz if it is there"
+        "--data",
+        metavar="DATA",
+        help="FILE.npz, .npy, .csv or .parquet, a folder of images or a saved data set, or module:function; MODEL.npz if there",
     )
+    one.add_argument("--preset", metavar="NAME", help=PRESET)
     _budget_options(one)
     one.add_argument("-o", "--out", metavar="OUT", help="the compressed model (MODEL with .amc.onnx)")
     one.add_argument(

@@ -28,6 +28,7 @@ from onnx_amc.intake import DataSource, ModelSource, find_data, load_model
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan, parse_plan, read_plan
 from onnx_amc.run import data as sources
+from onnx_amc.run import feed
 from onnx_amc.run.metrics import find_metric
 from onnx_amc.run.score import Scorer
 from onnx_amc.thinner import Thinner
@@ -104,7 +105,9 @@ def apply(
     plan = document if isinstance(document, Plan) else parse_plan(document, analysis, where)
     settings, course = _settings_of(plan), plan.settings.get("recover")
     listener = listener or Listener()
-    samples = find_data(analysis.model, model, data, settings.seed, listener.note) if settings.refit or course else None
+    samples = None
+    if settings.refit or course:
+        samples = find_data(analysis.model, model, data, settings.seed, listener, settings.preset)
     parts = parts_of(samples, settings)
     listener.stage("calibrate", len(parts.calibration) or None)
     with threadpool_limits(limits=1, user_api="blas"):
@@ -121,7 +124,7 @@ def apply(
 
 def evaluate(
     model: ModelSource, data: DataSource, metric: str | None = None, provider: str = "CPUExecutionProvider",
-    against: ModelSource | None = None,
+    against: ModelSource | None = None, preset: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Score a model on data; the metric is what suits the data unless named, the original `against` or else the model itself.
 
@@ -135,11 +138,18 @@ def evaluate(
         what = f"its outputs are {theirs}, those of {loaded.source} {mine}"
         raise OptionError(what, where=f"--against {base.source}", fix="name the model that this one was made from")
     classes = class_count(loaded)
-    samples = sources.load(data, input_specs(loaded.proto), classes=classes)
+    samples = sources.load(data, input_specs(loaded.proto), classes=classes, preset=preset)
     name, function = find_metric(metric, samples, classes)
     scorer = Scorer(base.original, samples, np.arange(len(samples)), function, name, provider, loaded.source)
     found = scorer.original if against is None else scorer(loaded.original)
-    return {"model": loaded.source, "metric": name, "samples": len(samples), "score": found.value}
+    return {
+        "model": loaded.source,
+        "metric": name,
+        "samples": len(samples),
+        "score": found.value,
+        "fed": feed.describe(samples, scorer.index),
+        "warnings": feed.doubts(scorer, base.original),
+    }
 
 
 def _outputs(model: Model) -> str:
@@ -196,6 +206,7 @@ def _settings_of(plan: Plan) -> Settings:
             pattern=None if known.get("pattern") is None else (int(known["pattern"][0]), int(known["pattern"][1])),
             round_to=parse_round_to(str(known.get("round_to", "auto"))),
             refit=bool(known.get("refit", True)),
+            preset=None if known.get("preset") is None else str(known["preset"]),
             seed=int(known.get("seed", 0)),
             recover=bool(known.get("recover", False)),
         )

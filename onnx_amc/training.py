@@ -119,10 +119,7 @@ def replay_of(known: Mapping[str, Any]) -> tuple[Course, Replay]:
             float(_number(known["rate"], 0.0, 1e6)),
             tuple(float(_number(share, 0.0, 1.0)) for share in known["shares"]),
         )
-        for name, (low, high) in BOUNDS.items():
-            _number(getattr(course, name), low, high)
-        if sorted(replay.shares) != list(replay.shares) or not replay.shares or type(course.flip) is not bool:
-            raise ValueError(replay.shares)
+        _check(course, replay)
     except (TypeError, ValueError, KeyError) as error:
         raise PlanError(
             f"its settings of the recovery are damaged: {str(error)[:200]!r}",
@@ -142,6 +139,13 @@ MOST_STEPS = 10**7
 """Steps of an epoch, at most."""
 
 Number = TypeVar("Number", int, float)
+
+
+def _check(course: Course, replay: Replay) -> None:
+    for name, (low, high) in BOUNDS.items():
+        _number(getattr(course, name), low, high)
+    if sorted(replay.shares) != list(replay.shares) or not replay.shares or type(course.flip) is not bool:
+        raise ValueError(replay.shares)
 
 
 def _number(value: Any, low: Number, high: Number) -> Number:

@@ -804,8 +804,9 @@ def test_synthesise() -> None:
     assert [a.shape for a in fed.values()] == shapes
     assert [a.dtype for a in fed.values()] == [s.dtype for s in specs]
     assert set(np.unique(fed["ids"])) == {0, 1}
-    assert abs(float(fed["image"].mean())) < 0.01
-    assert abs(float(fed["image"].std()) - 1) < 0.01
+    assert abs(float(fed["fixed"].mean())) < 0.3
+    assert abs(float(fed["image"].mean())) < 1
+    assert 0.5 < float(fed["image"].std()) < 2
     np.testing.assert_array_equal(everything(synthesise(specs, 9, seed=1))["image"], fed["image"])
     assert not np.array_equal(everything(synthesise(specs, 9, seed=2))["image"], fed["image"])
 

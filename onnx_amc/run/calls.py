@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnx_amc.run.samples import InputSpec
 
 CALL = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*(?:\.\w+)*)")
-FORMS = "DATA is a FILE.npz, a folder of images or module:function"
+FORMS = "DATA is a FILE.npz, .npy, .csv or .parquet, a folder of images or of a saved data set, or module:function"
 
 
 @contextlib.contextmanager

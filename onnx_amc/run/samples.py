@@ -15,7 +15,7 @@ from onnx_amc.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from onnx_amc.run.images import Pixels
+    from onnx_amc.run.pixels import Pixels
     from onnx_amc.run.shelf import Pictures
 
 MIN_SAMPLES = 8

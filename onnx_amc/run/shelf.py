@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,8 +50,8 @@ class Pictures:
     """Looks like a uint8 array (N,H,W,C) of which only what is asked for is decoded.
 
     Args:
-        files: One per sample.
-        read: Gives (H,W,C) for a file, or raises a DataError.
+        files: One per sample, or what else names one.
+        read: Gives (H,W,C) for one of them, or raises a DataError.
         shape: (H, W, C) of each.
 
     """
@@ -59,7 +59,7 @@ class Pictures:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, files: Sequence[Path], read: Callable[[Path], np.ndarray], shape: tuple[int, ...]) -> None:
+    def __init__(self, files: Sequence[Any], read: Callable[[Any], np.ndarray], shape: tuple[int, ...]) -> None:
         self.files, self.read = files, read
         self.shape = (len(files), *shape)
 

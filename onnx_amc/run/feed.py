@@ -1,0 +1,159 @@
+"""What a network is really fed, and signs that this is not what it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_amc.run.metrics import Outputs
+from onnx_amc.run.pixels import Pixels, channels_first
+from onnx_amc.run.presets import IMAGENET, fitted
+from onnx_amc.run.samples import Dataset, InputSpec, show
+from onnx_amc.run.score import Scorer
+
+LOOKED_AT = 64
+"""Samples that the description is drawn from."""
+
+NEAR = 0.15
+"""Share of the way from chance to perfect up to which an accuracy is near chance."""
+
+CLEARLY = 2.0
+"""Times that outputs must tell more of the inputs fed in one way than of those fed in another."""
+
+PIXELS = 50.0
+"""Largest value, at least, of what may be pixels from 0 to 255."""
+
+FIX = "check scale, mean, std and the order of colours (preprocess.json, --preset, or the array itself)"
+
+
+def describe(data: Dataset, index: np.ndarray) -> list[dict[str, Any]]:
+    """Say what each input is fed at some of these samples: name, type, shape, layout, range, mean and deviation.
+
+    Mean and std are one number, or one per channel of an image; those of text are None.
+    """
+    fed = data.batch(index[:: max(1, len(index) // LOOKED_AT)][:LOOKED_AT])
+    return [_row(spec, fed[spec.name]) for spec in data.inputs]
+
+
+def _row(spec: InputSpec, x: np.ndarray) -> dict[str, Any]:
+    shape = list(x.shape[1:])
+    row: dict[str, Any] = {"name": spec.name, "type": str(x.dtype), "shape": shape, "layout": layout(x.shape)}
+    if x.dtype.kind not in "fiub" or not x.size:
+        return row | dict.fromkeys(("min", "max", "mean", "std"))
+    axes = {"NCHW": (0, 2, 3), "NHWC": (0, 1, 2)}.get(row["layout"])
+    wide = x.astype(np.float64)
+    mean, std = (np.round(f(axis=axes), 6).tolist() for f in (wide.mean, wide.std))
+    return row | {"min": float(wide.min()), "max": float(wide.max()), "mean": mean, "std": std}
+
+
+def layout(shape: tuple[int, ...]) -> str | None:
+    """NCHW or NHWC where an array of this shape looks like images, None where it does not."""
+    if len(shape) != 4:
+        return None
+    first = channels_first(shape, {1, 3})
+    return ("NCHW" if first else "NHWC") if shape[1 if first else 3] in {1, 3} else None
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """A row of `describe` in words."""
+    form = f"'{row['name']}' {show((None, *row['shape']))} {row['type']}" + (
+        f" {row['layout']}" if row["layout"] else ""
+    )
+    if row["min"] is None:
+        return form
+    return (
+        f"{form}, from {row['min']:.3g} to {row['max']:.3g}, mean {_numbers(row['mean'])}, std {_numbers(row['std'])}"
+    )
+
+
+def _numbers(value: float | Sequence[float]) -> str:
+    return ", ".join(f"{v:.3g}" for v in (value if isinstance(value, list) else [value]))
+
+
+def doubts(scorer: Scorer, original: onnx.ModelProto) -> list[str]:
+    """Signs that the data is not what the network was trained on; none where it is made up.
+
+    Classes that it cannot tell apart are a sign, and so are pixels from 0 to 255 of which its outputs tell far less than of the
+    same pixels normalised.
+
+    Args:
+        scorer: Knows the data and the original's outputs.
+        original: The network.
+
+    """
+    found: list[str] = []
+    data, outputs = scorer.data, scorer.reference
+    if data.synthetic or outputs[0].ndim < 2 or outputs[0].dtype.kind != "f":
+        return found
+    labels = None if data.class_numbers is None else data.class_numbers[scorer.index]
+    scores = outputs[0].reshape(len(outputs[0]), -1)
+    if labels is not None and scores.shape[1] > 1 and len(np.unique(labels)) > 1:
+        recall, chance = recalls(scores.argmax(axis=1), labels), 1 / len(np.unique(labels))
+        if recall < chance + NEAR * (1 - chance):
+            found.append(
+                f"the original itself gets {recall:.1%} of a class right on average, and {chance:.1%} would be chance: what "
+                f"it is fed is probably not what it was trained on; {FIX}, and the class numbers"
+            )
+    few = scorer.index[:: max(1, len(scorer.index) // LOOKED_AT)][:LOOKED_AT]
+    if len(data.inputs) == 1 and scores.shape[1] > 1 and (pair := _raw_and_normalised(data, few)):
+        raw, better = (told(original, data, x, scorer.where) for x in pair)
+        if better > CLEARLY * raw:
+            found.append(
+                "the network is fed values from 0 to 255, but its outputs tell its inputs apart far better when they are "
+                f"normalised: {FIX}"
+            )
+    return found
+
+
+def recalls(found: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over the classes that occur of the share that is found; a network that looks at nothing gets 1 / classes."""
+    return float(np.mean([(found[labels == c] == c).mean() for c in np.unique(labels)]))
+
+
+def informed(outputs: Outputs) -> float:
+    """How much the first output tells of which sample it belongs to, in nats: H(mean p) - mean H(p), p its softmax."""
+    z = outputs[0].reshape(len(outputs[0]), -1).astype(np.float64)
+    p = z
+    if (z < 0).any() or not np.allclose(z.sum(axis=1), 1, atol=1e-3):
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+    return float(_entropy(p.mean(axis=0)) - _entropy(p).mean())
+
+
+def _raw_and_normalised(data: Dataset, index: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """What an image input is fed and the same with ImageNet's statistics, if it is pixels from 0 to 255."""
+    x = data.batch(index)[data.inputs[0].name]
+    form = layout(x.shape)
+    if form is None or x.dtype.kind != "f" or x.min() < 0 or not PIXELS < x.max() <= 255:
+        return None
+    known = fitted(IMAGENET, x.shape[1 if form == "NCHW" else 3])
+    mean, std = (np.asarray(known[k], x.dtype) for k in ("mean", "std"))
+    if form == "NCHW":
+        mean, std = mean[:, None, None], std[:, None, None]
+    return x, (x / np.asarray(255, x.dtype) - mean) / std
+
+
+def told(model: onnx.ModelProto, data: Dataset, x: np.ndarray, where: str) -> float:
+    """How much the outputs tell of the input when `x` is fed to the one input of the network."""
+    fed = replace(data, arrays={data.inputs[0].name: x}, labels=None, pixels=None)
+    return informed(Scorer(model, fed, np.arange(len(x)), _nothing, "feed", where=where).reference)
+
+
+def best_feed(model: onnx.ModelProto, data: Dataset, feeds: Mapping[str, Pixels], where: str) -> str:
+    """Which of several ways to feed the same images the outputs tell most of; the first one unless another is clearly better."""
+    x = data.arrays[data.inputs[0].name][np.arange(min(LOOKED_AT, len(data)))]
+    found = {name: told(model, data, feed(x), where) for name, feed in feeds.items()}
+    first, best = next(iter(found)), max(found, key=lambda name: found[name])
+    return best if found[best] > CLEARLY * found[first] else first
+
+
+def _entropy(p: np.ndarray) -> np.ndarray:
+    return -(p * np.log(np.maximum(p, 1e-300))).sum(axis=-1)  # type: ignore[no-any-return]
+
+
+def _nothing(_outputs: Outputs, _labels: np.ndarray | None, _reference: Outputs) -> float:
+    return 0.0
