@@ -60,6 +60,8 @@ def compress(args: argparse.Namespace) -> int:
     folder = Path(args.run_dir) if args.run_dir else out.with_suffix(".run")
     _writable(out, "-o")
     _writable(folder / "plan.json", "--run-dir")
+    if args.int8:
+        _writable(out.with_suffix(".int8.onnx"), "--int8")
     if args.json:
         _writable(Path(args.json), "--json")
     if args.report:
@@ -139,7 +141,7 @@ def _settings(args: argparse.Namespace, budget: Budget) -> Settings:
         "max_drop", "granularity", "policy", "episodes", "seed", "min_keep", "approximate", "refit", "criterion", "metric",
         "reward", "agent", "save_agent", "tensorboard", "provider", "recover", "recover_epochs", "recover_minutes",
         "recover_labels", "recover_flip", "latency_command", "cache", "threads", "workers",
-        "ahead",
+        "ahead", "int8",
     )  # fmt: skip
     return Settings(
         budget=budget,
