@@ -61,7 +61,10 @@ def compress(args: argparse.Namespace) -> int:
     _writable(out, "-o")
     _writable(folder / "plan.json", "--run-dir")
     if args.int8:
-        _writable(out.with_suffix(".int8.onnx"), "--int8")
+        beside = out.with_suffix(".int8.onnx")
+        _writable(beside, "--int8")
+        if beside.exists() and beside.samefile(args.model):
+            raise OptionError("is MODEL itself", where=f"--int8 {beside}", fix="give another name with -o")
     if args.json:
         _writable(Path(args.json), "--json")
     if args.report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
@@ -194,7 +194,7 @@ class Compression:
         compressed["score"] = self.scorer.score(outputs).value if self.scorer and outputs else None
         original = figures(self.model.original, self.analysis)
         original["score"] = self.scorer.original.value if self.scorer else None
-        eight, told8 = self._in_int8(model)
+        eight, told8 = self._in_int8(model, compressed)
         others = [] if eight is None else [(eight, told8)]
         baselines = self._timed_against([(self.model.original, original), (model, compressed), *others])
         self.seconds["total"] = time.perf_counter() - self.started
@@ -260,12 +260,15 @@ class Compression:
             task = self.builder.task(kept, start, self.trained, course)
             return train(task, judge, self.listener, self.memo.checkpoint(self.settings.budget.ratio))
 
-    def _in_int8(self, model: onnx.ModelProto) -> tuple[onnx.ModelProto | None, dict[str, Any]]:
+    def _in_int8(
+        self, model: onnx.ModelProto, compressed: Mapping[str, Any]
+    ) -> tuple[onnx.ModelProto | None, dict[str, Any]]:
         """What is delivered, quantised where that is wanted, and what the record says of it."""
         if not self.settings.int8 or self.scorer is None:
             return None, {}
         with self._timed("int8"):
-            return in_int8(model, self.scorer, self.builder.calibration, self.settings, self.listener)
+            counted = {key: compressed[key] for key in ("macs", "params", "nonzeros")}
+            return in_int8(model, counted, self.scorer, self.builder.calibration, self.settings, self.listener)
 
     def _timed_against(self, models: Sequence[tuple[onnx.ModelProto, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
         """Measure latencies of models and the uniform plan in turn, enter them, and return the baselines' figures."""

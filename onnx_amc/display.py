@@ -95,7 +95,7 @@ class Display(Listener):
         original, small = record["original"], record["compressed"]
         uniform = record["baselines"].get("uniform")
         table = Table(title=f"{record['model']} -> {out}")
-        int8 = record.get("int8") if "score" in (record.get("int8") or {}) else None
+        int8 = record["int8"] if "score" in record.get("int8", {}) else None
         for name in ("", "original", *(["uniform"] if uniform else []), "delivered", *(["int8"] if int8 else [])):
             table.add_column(name, justify="left" if not name else "right")
         columns = [original, *([uniform] if uniform else []), small, *([int8] if int8 else [])]

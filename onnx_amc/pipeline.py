@@ -155,7 +155,7 @@ def inspect(
 
 
 def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: Settings | None = None) -> None:
-    """Write the model, beside it the one in int8 if there is one, and into the run directory its plan, its record and what else a report shows.
+    """Write the model, beside it the int8 one if there is one, and the run directory: plan, record and what else a report shows.
 
     Args:
         result: Of a run.

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnx_amc.config import Settings
-from onnx_amc.delivery import figures
 from onnx_amc.errors import DataError, ModelError
 from onnx_amc.graph import light
 from onnx_amc.listener import Listener
-from onnx_amc.run.quantise import counts_of, quantised
+from onnx_amc.run.quantise import quantised
 from onnx_amc.run.score import Scorer
 
 
 def in_int8(
-    model: onnx.ModelProto, scorer: Scorer, calibration: np.ndarray, settings: Settings, listener: Listener
-) -> tuple[onnx.ModelProto | None, dict[str, Any]]:
+    model: onnx.ModelProto, counted: Mapping[str, Any], scorer: Scorer, calibration: np.ndarray, settings: Settings,
+    listener: Listener,
+) -> tuple[onnx.ModelProto | None, dict[str, Any]]:  # fmt: skip
     """Return the int8 network and what the record says of it; None, and why, where onnxruntime cannot quantise or run it.
 
     Args:
         model: What is delivered in float.
+        counted: Its MACs, parameters and those that are not zero: int8 has as many, in fewer bits.
         scorer: Scores it as it does the float model.
         calibration: Samples that ranges are taken from.
         settings: Of the run.
@@ -38,6 +40,4 @@ def in_int8(
         why = error.what if isinstance(error, ModelError | DataError) else str(error).splitlines()[0]
         listener.note(f"no int8 model, only the float one: {why}")
         return None, {"refused": why}
-    params, nonzero = counts_of(found)
-    counted = figures(found) | {"params": params, "nonzeros": nonzero, "bytes": light.size(found)}
-    return found, counted | {"score": score}
+    return found, {**counted, "bytes": light.size(found), "score": score}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any, Self
 
 import numpy as np
 import onnx
-from onnx import numpy_helper, version_converter
+import onnxruntime as ort
+from onnx import version_converter
 
 from onnx_amc.errors import ModelError
 from onnx_amc.graph import light
-from onnx_amc.graph.load import FLOATS
+from onnx_amc.graph.proto import names_read
 from onnx_amc.run.capture import batches
 from onnx_amc.run.data import Dataset
 
@@ -27,9 +29,14 @@ OPSET = 13
 """From which on QuantizeLinear takes a scale per channel."""
 
 SYMMETRIC = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"})
-"""Providers for which onnxruntime advises signed activations around zero (docstring of `quantize_static`); a CPU likes unsigned ones."""
+"""Providers for which onnxruntime advises signed activations around zero (docstring of `quantize_static`); others get unsigned."""
 
-QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"})
+LOG_SEVERITY = 2
+"""What onnxruntime begins with: warnings."""
+
+QUANTISED = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+)
 
 
 def quantised(
@@ -59,12 +66,10 @@ def quantised(
         raise _refused(f"onnxruntime cannot quantise it: {type(error).__name__}: {first}") from error
     if not any(n.op_type == "DequantizeLinear" for n in found.graph.node):
         raise _refused("it has no operator that onnxruntime quantises")
-    return found
+    return _tidied(found, model)
 
 
-def _quantise(
-    model: onnx.ModelProto, data: Dataset, index: np.ndarray, provider: str, folder: Path
-) -> onnx.ModelProto:
+def _quantise(model: onnx.ModelProto, data: Dataset, index: np.ndarray, provider: str, folder: Path) -> onnx.ModelProto:
     """Fuse, infer shapes, take ranges, quantise; through files, since the tools change a model that they are given."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static  # noqa: PLC0415
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry  # noqa: PLC0415
@@ -73,13 +78,16 @@ def _quantise(
     given, ready, made = (folder / f"{name}.onnx" for name in ("given", "ready", "made"))
     given.write_bytes(model.SerializeToString(deterministic=True))
     quant_pre_process(given, ready, skip_symbolic_shape=True)
+    _flatten_biases(ready)
     signed = provider in SYMMETRIC
     quantize_static(
         ready,
         made,
         Reader(model, data, index),
         quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),  # left to itself it is a set, in no fixed order
+        op_types_to_quantize=sorted(
+            {*QDQRegistry, *QLinearOpsRegistry}
+        ),  # left to itself it is a set, in no fixed order
         per_channel=True,
         activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
@@ -114,18 +122,6 @@ class Reader:
         return next(self, None)
 
 
-def counts_of(model: onnx.ModelProto) -> tuple[int, int]:
-    """Weights of a quantised network, whatever they are stored in, and those of them that are not zero; scales are no weights."""
-    scales = {name for n in model.graph.node if n.op_type in QUANTISED for name in n.input[1:]}
-    stored = {n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    found = [
-        numpy_helper.to_array(t)
-        for t in model.graph.initializer
-        if t.name not in scales and (t.name in stored or t.data_type in FLOATS)
-    ]
-    return sum(a.size for a in found), sum(int(np.count_nonzero(a)) for a in found)
-
-
 def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in a version in which weights have a scale per channel, its initializers not listed as inputs: those could change."""
     found = onnx.ModelProto()
@@ -140,16 +136,41 @@ def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
     return found
 
 
+def _flatten_biases(path: Path) -> None:
+    """Biases (1, N) of Gemm, which a fused MatMul and Add leave, become (N,): the tools fail on them (onnxruntime#24815)."""
+    model = onnx.load(path)
+    uses = Counter(name for node in model.graph.node for name in names_read(node))
+    biases = {n.input[2] for n in model.graph.node if n.op_type == "Gemm" and len(n.input) == 3}
+    for tensor in model.graph.initializer:
+        if tensor.name in biases and uses[tensor.name] == 1 and len(tensor.dims) == 2 and tensor.dims[0] == 1:
+            del tensor.dims[0]
+    onnx.save(model, path)
+
+
+def _tidied(found: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same without what the tools leave in it: shapes of every tensor, marks, versions of domains that no node is of."""
+    del found.graph.value_info[:]
+    del found.metadata_props[:]
+    found.metadata_props.extend(model.metadata_props)
+    used = {node.domain for node in found.graph.node} | {"", "ai.onnx"}
+    for i in reversed(range(len(found.opset_import))):
+        if found.opset_import[i].domain not in used:
+            del found.opset_import[i]
+    return found
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the tools from printing and logging; what goes wrong in them comes as an exception."""
     before: Any = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    ort.set_default_logger_severity(4)
     try:
         with redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.disable(before)
+        ort.set_default_logger_severity(LOG_SEVERITY)
 
 
 def _refused(what: str) -> ModelError:
