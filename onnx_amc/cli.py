@@ -61,6 +61,11 @@ def compress(args: argparse.Namespace) -> int:
     folder = Path(args.run_dir) if args.run_dir else out.with_suffix(".run")
     _writable(out, "-o")
     _writable(folder / "plan.json", "--run-dir")
+    if args.int8:
+        beside = out.with_suffix(".int8.onnx")
+        _writable(beside, "--int8")
+        if beside.exists() and beside.samefile(args.model):
+            raise OptionError("is MODEL itself", where=f"--int8 {beside}", fix="give another name with -o")
     if args.json:
         _writable(Path(args.json), "--json")
     if args.report:
@@ -147,7 +152,7 @@ def _settings(args: argparse.Namespace, budget: Budget) -> Settings:
         "max_drop", "granularity", "policy", "episodes", "seed", "min_keep", "approximate", "refit", "criterion", "metric",
         "preset", "reward", "agent", "save_agent", "tensorboard", "provider", "recover", "recover_epochs", "recover_minutes",
         "recover_labels", "recover_flip", "latency_command", "cache", "threads", "workers",
-        "ahead",
+        "ahead", "int8",
     )  # fmt: skip
     return Settings(
         budget=budget,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
@@ -25,6 +25,7 @@ from onnx_amc.graph.groups import analyse
 from onnx_amc.intake import DataSource, ModelSource, find_data, load_model, sidecar
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
+from onnx_amc.quantising import in_int8
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.feed import describe, doubts, sentence
 from onnx_amc.run.latency import measure
@@ -81,7 +82,7 @@ class Compression:
                 self._remark_whole()
             space = self.units.space(settings)
         self.data: Dataset | None = None
-        if data is not None or (len(space) and (not settings.blind or sidecar(model))):
+        if data is not None or settings.int8 or (len(space) and (not settings.blind or sidecar(model))):
             self.data = find_data(self.model, model, data, settings.seed, listener, settings.preset)
         self.memo = self._memo(run_dir, resume=resume)
         with self._timed("calibrate"):
@@ -98,7 +99,7 @@ class Compression:
     def _begin(self) -> None:
         self.started = time.perf_counter()
         self.seconds = dict.fromkeys(
-            ("analyse", "calibrate", "search", "search_onnxruntime", "refit", "recover", "total"), 0.0
+            ("analyse", "calibrate", "search", "search_onnxruntime", "refit", "recover", "int8", "total"), 0.0
         )
 
     def _search(self) -> Search:
@@ -208,7 +209,9 @@ class Compression:
         compressed["score"] = self.scorer.score(outputs).value if self.scorer and outputs else None
         original = figures(self.model.original, self.analysis)
         original["score"] = self.scorer.original.value if self.scorer else None
-        baselines = self._timed_against(model, original, compressed)
+        eight, told8 = self._in_int8(model, compressed)
+        others = [] if eight is None else [(eight, told8)]
+        baselines = self._timed_against([(self.model.original, original), (model, compressed), *others])
         self.seconds["total"] = time.perf_counter() - self.started
         record = {
             **self._asked(),
@@ -219,6 +222,7 @@ class Compression:
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "checks": checks,
             "recover": told or None,
+            **({"int8": told8} if self.settings.int8 else {}),
             **self._foretold(counts),
             **outcome(self.search.journal, self.settings.policy, self.units, counts),
         }
@@ -240,7 +244,7 @@ class Compression:
         whole = space.price(space.full)
         price = lambda counts: space.price(counts) / whole  # noqa: E731
         details = self._detailed(counts, kept, model, outputs)
-        return Result(model, plan, record, self.analysis, self.search.journal.trials, price, details)
+        return Result(model, plan, record, self.analysis, self.search.journal.trials, price, details, eight)
 
     def _detailed(
         self, counts: np.ndarray, kept: Kept, model: onnx.ModelProto, outputs: Outputs | None
@@ -272,16 +276,24 @@ class Compression:
             task = self.builder.task(kept, start, self.trained, course)
             return train(task, judge, self.listener, self.memo.checkpoint(self.settings.budget.ratio))
 
-    def _timed_against(
-        self, model: onnx.ModelProto, original: dict[str, Any], compressed: dict[str, Any]
-    ) -> dict[str, dict[str, Any]]:
-        """Measure latencies in turn, enter them, and return the baselines' figures."""
+    def _in_int8(
+        self, model: onnx.ModelProto, compressed: Mapping[str, Any]
+    ) -> tuple[onnx.ModelProto | None, dict[str, Any]]:
+        """What is delivered, quantised where that is wanted, and what the record says of it."""
+        if not self.settings.int8 or self.scorer is None:
+            return None, {}
+        with self._timed("int8"):
+            counted = {key: compressed[key] for key in ("macs", "params", "nonzeros")}
+            return in_int8(model, counted, self.scorer, self.builder.calibration, self.settings, self.listener)
+
+    def _timed_against(self, models: Sequence[tuple[onnx.ModelProto, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+        """Measure latencies of models and the uniform plan in turn, enter them, and return the baselines' figures."""
         refined = {t.key: t.score for t in self.search.finals}
         found = {
             name: {"macs": self.units.macs(t.counts), "score": refined.get(t.key, t.score)}
             for name, t in self.search.baselines.items()
         }
-        candidates, tables = [self.model.original, model], [original, compressed]
+        candidates, tables = [model for model, _ in models], [table for _, table in models]
         if "uniform" in self.search.baselines:
             kept = self.builder.kept(self.search.baselines["uniform"].counts)
             candidates.append(self.builder.deliverable(kept, self.builder.build(kept, correct=False)))

@@ -92,6 +92,7 @@ class Settings:
         recover_minutes: Wall time of the training, at most; None for no limit.
         recover_labels: Whether labels count in the training, beside the original's outputs.
         recover_flip: Whether images may be mirrored in the training.
+        int8: Whether what is delivered is handed to onnxruntime's static quantisation as well.
         probe: Calibration samples on which each group's effect on the output is measured, at most.
 
     """
@@ -138,6 +139,7 @@ class Settings:
     recover_minutes: float | None = None
     recover_labels: bool = False
     recover_flip: bool = False
+    int8: bool = False
     probe: int = 256
 
     def __post_init__(self) -> None:
@@ -210,6 +212,7 @@ class Settings:
         return (
             not self.refit
             and not self.recover
+            and not self.int8
             and (self.policy in {"uniform", "shallow", "deep"} or self.budget.kind == "channels")
         )
 

@@ -38,6 +38,7 @@ class Result:
         trials: Every evaluated plan.
         price: What a plan costs relative to the original, in what the budget counts.
         details: What else a report shows, see `details`.
+        int8: The compressed model quantised, where that was wanted and could be done.
 
     """
 
@@ -48,10 +49,22 @@ class Result:
     trials: list[Tried] = field(repr=False, default_factory=list)
     price: Callable[[np.ndarray], float] = field(repr=False, default=lambda _counts: 1.0)
     details: dict[str, Any] = field(repr=False, default_factory=dict)
+    int8: onnx.ModelProto | None = field(repr=False, default=None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model: beside its place first, then renamed, so that a file there is replaced by a whole one only."""
         write_model(self.model, Path(path), external=self.analysis.model.external)
+
+    def save_int8(self, path: str | os.PathLike[str]) -> bool:
+        """Write the int8 model in the same way; return whether there is one."""
+        if self.int8 is not None:
+            write_model(self.int8, Path(path), external=self.analysis.model.external)
+        return self.int8 is not None
+
+
+def int8_beside(out: Path) -> Path:
+    """Where the int8 model of a run goes: OUT with .int8.onnx in place of .onnx."""
+    return out.with_suffix(".int8.onnx")
 
 
 def figures(model: onnx.ModelProto, known: Analysis | None = None) -> dict[str, Any]:

@@ -176,6 +176,8 @@ def confusion_json(scorer: Scorer, outputs: list[np.ndarray]) -> dict[str, Any] 
 def provenance(command: str, record: Mapping[str, Any], model_sha256: str, out: Path) -> dict[str, Any]:
     """The command, versions, machine and hashes of a run whose model has been written."""
     files = {"model": model_sha256, "delivered": _hashed(out)}
+    if beside := record.get("int8", {}).get("out"):
+        files["int8"] = _hashed(Path(beside))
     data = Path(record["data"] or "")
     if data.is_file() and data.stat().st_size <= CHEAP:
         files["data"] = _hashed(data)

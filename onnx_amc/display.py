@@ -100,9 +100,10 @@ class Display(Listener):
         original, small = record["original"], record["compressed"]
         uniform = record["baselines"].get("uniform")
         table = Table(title=f"{record['model']} -> {out}")
-        for name in ("", "original", *(["uniform"] if uniform else []), "delivered"):
+        int8 = record["int8"] if "score" in record.get("int8", {}) else None
+        for name in ("", "original", *(["uniform"] if uniform else []), "delivered", *(["int8"] if int8 else [])):
             table.add_column(name, justify="left" if not name else "right")
-        columns = [original, *([uniform] if uniform else []), small]
+        columns = [original, *([uniform] if uniform else []), small, *([int8] if int8 else [])]
         counted = [("of them not zero", "nonzeros")] if small["nonzeros"] < small["params"] else []
         rows = [("MACs", "macs"), ("parameters", "params"), *counted, ("bytes", "bytes")]
         for label, key in rows:
@@ -123,6 +124,8 @@ class Display(Listener):
                 f"recovered: {shown(trained['before'])} -> {shown(trained['after'])} on samples not trained on; "
                 f"{trained['epochs']} epochs of {trained['samples']} samples, {seconds['recover']:.0f} s"
             )
+        if int8:
+            self._out.print(f"int8: {int8['out']}; {seconds['int8']:.0f} s")
         if drop := record.get("max_drop"):
             low, high = drop["interval"]
             self._out.print(

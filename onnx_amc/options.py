@@ -60,6 +60,9 @@ def _compress(one: argparse.ArgumentParser) -> None:
     _budget_options(one)
     one.add_argument("-o", "--out", metavar="OUT", help="the compressed model (MODEL with .amc.onnx)")
     one.add_argument(
+        "--int8", action="store_true", help="quantise the compressed model too, in onnxruntime (OUT with .int8.onnx)"
+    )
+    one.add_argument(
         "--policy",
         default="ddpg",
         help="ddpg (default), td3, sac, evolution, random, knapsack, uniform, shallow or deep",

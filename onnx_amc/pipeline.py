@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from onnx_amc.builder import Builder
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings, parse_round_to
-from onnx_amc.delivery import Result, check_feed, class_count, input_specs
+from onnx_amc.delivery import Result, check_feed, class_count, input_specs, int8_beside
 from onnx_amc.details import finite, provenance, times_json
 from onnx_amc.errors import OptionError, PlanError
 from onnx_amc.files import unwritable, write_text
@@ -166,7 +166,7 @@ def inspect(
 
 
 def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: Settings | None = None) -> None:
-    """Write the model, and into the run directory its plan, its record and what else a report shows.
+    """Write the model, beside it the int8 one if there is one, and the run directory: plan, record and what else a report shows.
 
     Args:
         result: Of a run.
@@ -178,6 +178,8 @@ def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: Set
     """
     result.save(out)
     result.record["out"] = str(out)
+    if result.save_int8(int8_beside(out)):
+        result.record["int8"]["out"] = str(int8_beside(out))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -31,8 +31,8 @@ MAY = {
 """What each package may import besides itself."""
 
 ORDER = ["config", "rundir", "inspection", "granularity", "delivery", "listener", "intake", "builder", "thinner", "timing",
-         "training", "searching", "details", "compression", "guarantee", "pipeline", "envs", "__init__", "display", "options",
-         "cli", "__main__"]  # fmt: skip
+         "training", "quantising", "searching", "details", "compression", "guarantee", "pipeline", "envs", "__init__", "display",
+         "options", "cli", "__main__"]  # fmt: skip
 """The modules above the packages: each may import all packages, and of these those before it."""
 
 DOORS = {

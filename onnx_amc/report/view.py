@@ -170,6 +170,8 @@ def comparison(run: Run) -> Table:
     whole, others = record["original"], record["baselines"]
     columns = {"original": whole, **{n: c for n, c in others.items() if n == "uniform"}}
     columns["delivered"] = record["compressed"]
+    if "score" in record.get("int8", {}):
+        columns["int8"] = record["int8"]
     counted = [("MACs", "macs"), ("parameters", "params"), ("of them not zero", "nonzeros"), ("bytes", "bytes")]
     if all(c.get("nonzeros") == c.get("params") for c in columns.values()):
         counted.pop(2)
