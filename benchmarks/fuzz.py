@@ -251,7 +251,7 @@ def mutated(rng: Draw) -> bytes:
     for _ in range(1 if chance(rng, 0.6) else int(rng.integers(2, 6))):
         with contextlib.suppress(Exception):  # a change upon a change may not be possible
             pick(rng, CHANGES)(model, rng)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def surroundings(folder: Path) -> None:
@@ -379,7 +379,23 @@ def pictures(folder: Path, rng: Draw) -> Path:
             )
             data = flipped(picture.getvalue(), rng) if chance(rng, 0.1) else picture.getvalue()
             (place / name / f"{i}.png").write_bytes(data)
-    values = (*NUMBERS, None, True, "x", [], [8], [8, 8], [-1, 8], {}, 1e400, 1e-400, "RGB", "L", "NCHW", [0.5, "a"])
+    values: tuple[Any, ...] = (
+        *NUMBERS,
+        None,
+        True,
+        "x",
+        [],
+        [8],
+        [8, 8],
+        [-1, 8],
+        {},
+        1e400,
+        1e-400,
+        "RGB",
+        "L",
+        "NCHW",
+        [0.5, "a"],
+    )
     keys = ("size", "crop", "color", "layout", "scale", "mean", "std", "more")
     odd = {key: pick(rng, values) for key in rng.choice(keys, int(rng.integers(4)), replace=False)}
     odd = odd if chance(rng, 0.9) else pick(rng, values)
@@ -432,7 +448,7 @@ def run_plan(folder: Path, rng: Draw) -> list[int]:
     if chance(rng, 0.15):
         text = flipped(json.dumps(plan).encode(), rng)
     else:
-        values = (
+        values: tuple[Any, ...] = (
             *NUMBERS,
             None,
             True,

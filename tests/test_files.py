@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -229,7 +230,7 @@ def bomb(path: Path, header: dict[str, object], zeros: int) -> Path:
     """An archive of one array: a header, and so many zeros, which take a thousandth of their number."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("x.npy", "w", force_zip64=True) as member:
         start = io.BytesIO()
-        np.lib.format.write_array_header_1_0(start, header)  # type: ignore[arg-type]
+        np.lib.format.write_array_header_1_0(start, header)
         member.write(start.getvalue())
         for _ in range(zeros // 2**20):
             member.write(bytes(2**20))
@@ -269,3 +270,27 @@ def test_json_that_is_nested_too_deeply(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(ValueError, match="nested"):
         files.parse_json("[" * 100_000)
     assert files.parse_json(json.dumps({"a": [1]})) == {"a": [1]}
+
+
+# ---- kill -9 -------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_that_is_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Killed once there is something in the run directory, at the first evaluations, and when the training has written its state."""
+    command = [sys.executable, "-m", "onnx_amc", "compress", str(MODELS / "digits_mlp.onnx"), "--flops", "0.5"]
+    command += ["--policy", "random", "--episodes", "4", "--recover", "--recover-epochs", "2", "--quiet", "-o"]
+    whole, out = tmp_path / "whole.onnx", tmp_path / "out.onnx"
+    subprocess.run([*command, str(whole)], check=True)
+    run = tmp_path / "out.run"
+    moments = [run / "lock", run / "evaluations.jsonl", run / "recovery-0.5.npz"]
+    for i, moment in enumerate(moments):
+        with subprocess.Popen([*command, str(out), *(["--resume"] if i else [])]) as child:
+            while child.poll() is None and not moment.exists():
+                time.sleep(0.001)
+            child.kill()
+        assert child.returncode == -signal.SIGKILL, f"not killed at {moment.name}"
+        assert not out.exists()
+    subprocess.run([*command, str(out), "--resume"], check=True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert (run / "plan.json").read_bytes() == (tmp_path / "whole.run" / "plan.json").read_bytes()
+    assert sorted(p.name for p in run.iterdir()) == ["details.json", "evaluations.jsonl", "plan.json", "record.json"]

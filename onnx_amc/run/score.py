@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnx_amc.errors import OptionError
+from onnx_amc.errors import ModelError, OptionError
 from onnx_amc.run.capture import batches
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.metrics import Metric, Outputs, relative, scale_of
@@ -88,14 +88,28 @@ class Scorer:
         return other
 
     def outputs(self, model: onnx.ModelProto) -> Outputs:
-        """Return every output of the model over the samples, float16 and up, first axis the samples."""
+        """Return the outputs of the model over the samples, float16 and up, first axis the samples; without those that have none.
+
+        Raises:
+            ModelError: None has.
+
+        """
         session = open_session(model, provider=self.provider, where=self.where)
         names = [o.name for o in session.get_outputs()]
         parts: list[Sequence[np.ndarray]] = []
         for part, count in batches(model, self.index, BATCH):
             found = run_session(session, names, self.data.batch(part), where=self.data.source)
             parts.append([v[:count] if np.ndim(v) and len(v) >= count else np.asarray(v)[None] for v in found])
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+        found = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        scored = [z for z in found if len(z) == len(self.index)]
+        if not scored:
+            shapes = ", ".join(f"'{name}' {z.shape[1:]}" for name, z in zip(names, found, strict=True))
+            raise ModelError(
+                f"no output has a row for each sample, so none can be scored: {shapes}",
+                where=self.where,
+                fix="export the model with the samples on the first axis of its outputs, or use --policy uniform --no-refit",
+            )
+        return scored
 
     def __call__(self, model: onnx.ModelProto) -> Score:
         """Score one model."""

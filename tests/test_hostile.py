@@ -1,0 +1,266 @@
+"""Models and plans that somebody has made to do harm: refused with a remedy, and nothing of what they name is read or made."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from nets import flat, image
+from onnx import TensorProto, helper, numpy_helper
+
+import onnx_amc
+from onnx_amc.cli import main
+from onnx_amc.errors import ModelError, PlanError
+from onnx_amc.graph import limits
+from onnx_amc.graph.groups import analyse
+from onnx_amc.graph.load import load
+from onnx_amc.graph.outside import SPARE
+from onnx_amc.training import replay_of
+
+MODELS = Path(__file__).parents[1] / "models"
+BYTES = 8 * 3 * 3 * 3 * 4
+"""Of the weight `w` of `toy`."""
+
+
+def toy() -> onnx.ModelProto:
+    return image("toy", "r = Relu (h)").model()
+
+
+# ---- external data ----------------------------------------------------------------------------------------------
+
+
+def placed(folder: Path, location: str, **more: str) -> Path:
+    """A model whose weight lies at a place, with a secret outside its folder and several things in it."""
+    home = folder / "home"
+    home.mkdir()
+    (folder / "secret").write_bytes(bytes(BYTES))
+    (home / "inside").write_bytes(bytes(BYTES))
+    (home / "short").write_bytes(bytes(BYTES - 1))
+    (home / "link").symlink_to("../secret")
+    (home / "near").symlink_to("inside")
+    (home / "circle").symlink_to("circle")
+    (home / "folder").mkdir()
+    os.mkfifo(home / "pipe")
+    model = toy()
+    tensor = next(t for t in model.graph.initializer if t.name == "w")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, **more}.items():
+        tensor.external_data.add(key=key, value=value)
+    path = home / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("../secret", "lies outside the model's folder: refused"),
+        ("folder/../../secret", "lies outside"),
+        ("SECRET", "lies outside"),
+        ("link", "lies outside"),
+        ("circle", "outside|missing"),
+        ("..", "lies outside"),
+        ("w" * 5000, "outside"),
+        ("a\0b", "outside"),
+        ("", "is no file"),
+        ("folder", "is no file"),
+        ("pipe", "is no file"),
+        ("nowhere", "is missing"),
+        ("short", "has 863 bytes, the tensor .* needs 864"),
+    ],
+)
+def test_external_data_stays_in_the_models_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], location: str, said: str
+) -> None:
+    path = placed(tmp_path, str(tmp_path / "secret") if location == "SECRET" else location)
+    with pytest.raises(ModelError, match=said):
+        load(path)
+    assert main(["compress", str(path), "--channels", "0.5", "--no-refit", "-o", str(tmp_path / "o.onnx")]) == 2
+    assert "->" in capsys.readouterr().err
+    assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "more", [{"offset": "-1"}, {"length": "-4"}, {"offset": "x"}, {"offset": "4"}, {"length": "99"}]
+)
+def test_external_data_of_odd_offset_or_length(tmp_path: Path, more: dict[str, str]) -> None:
+    with pytest.raises(ModelError, match="external data 'inside' of tensor 'w'"):
+        load(placed(tmp_path, "inside", **more))
+
+
+@pytest.mark.parametrize("location", ["inside", "./inside", "folder/../inside", "near"])
+def test_external_data_within_the_folder_is_read(tmp_path: Path, location: str) -> None:
+    assert not load(placed(tmp_path, location)).value("w").any()
+
+
+def test_many_tensors_out_of_one_small_file(tmp_path: Path) -> None:
+    """A sparse file of a gigabyte takes no room on the disk: named by many tensors it would take much in memory."""
+    with (tmp_path / "big").open("wb") as file:
+        file.truncate(2**30)
+    model = toy()
+    for i in range(2 + SPARE // 2**30):
+        tensor = model.graph.initializer.add(
+            name=f"t{i}", data_type=1, dims=[2**28], data_location=TensorProto.EXTERNAL
+        )
+        tensor.external_data.add(key="location", value="big")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="out of external data of 1073741824: refused"):
+        load(tmp_path / "m.onnx")
+
+
+def test_weights_that_were_not_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="lie in files and are not loaded"):
+        load(onnx.load(placed(tmp_path, "inside"), load_external_data=False))
+
+
+# ---- sizes ------------------------------------------------------------------------------------------------------
+
+
+def sized(name: str) -> onnx.ModelProto:
+    """A small file that asks for much."""
+    model = toy()
+    graph = model.graph
+    match name:
+        case "input":
+            for dim in graph.input[0].type.tensor_type.shape.dim:
+                dim.dim_value = 2**16
+        case "batch":
+            graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2**21
+        case "sparse":
+            values = numpy_helper.from_array(np.ones(1, np.float32), "s")
+            index = numpy_helper.from_array(np.array([3]), "")
+            graph.sparse_initializer.append(helper.make_sparse_tensor(values, index, [2**20, 2**20]))
+        case "filled":
+            graph.initializer.append(numpy_helper.from_array(np.array([2**20, 2**20]), "shape"))
+            graph.node.insert(0, helper.make_node("ConstantOfShape", ["shape"], ["much"]))
+            graph.node.insert(1, helper.make_node("ReduceMax", ["much"], ["most"], keepdims=0))
+            graph.output.append(helper.make_tensor_value_info("most", TensorProto.FLOAT, []))
+    return model
+
+
+@pytest.mark.parametrize("name", ["input", "batch", "sparse", "filled"])
+def test_sizes_beyond_the_memory_are_refused_before_they_are_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "memory", lambda: 2**31)
+    with pytest.raises(ModelError, match=r"for one sample|one sample takes"):
+        load(sized(name))
+
+
+def test_what_fits_is_not_refused() -> None:
+    analysis = analyse(load(toy()))
+    assert limits.at_a_time(analysis.model.proto, analysis.model.shapes) == 2 * 8 * 36
+    assert limits.memory() > 2**28
+    assert not limits.is_huge((None, 64, 512, 512))
+    assert all(map(limits.is_huge, [(2**31 - 1, 0), (2**20, 2**20), (-1, 3)]))
+
+
+# ---- structure --------------------------------------------------------------------------------------------------
+
+
+def broken(name: str) -> onnx.ModelProto:
+    """A graph that is none."""
+    model = toy()
+    nodes = model.graph.node
+    match name:
+        case "cycle":
+            nodes[0].input[0] = "r"
+        case "twice":
+            nodes[1].output[0] = "h"
+        case "short":
+            model.graph.initializer.append(
+                TensorProto(name="n", data_type=TensorProto.INT64, dims=[2], raw_data=bytes(24))
+            )
+        case "itself":
+            own = helper.make_opsetid("own", 1)
+            call = helper.make_node("again", ["a"], ["b"], domain="own")
+            model.functions.append(helper.make_function("own", "again", ["a"], ["b"], [call], [own]))
+            model.opset_import.append(own)
+            nodes.append(helper.make_node("again", ["x"], ["never read"], domain="own"))
+    return model
+
+
+@pytest.mark.parametrize("name", ["cycle", "twice", "short", "itself"])
+def test_broken_graphs(name: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        load(broken(name))
+    assert caught.value.fix
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    """Infinity times zero is no number: masked and cut network would differ, and that is no fault of ours."""
+    model = toy()
+    tensor = next(t for t in model.graph.initializer if t.name == "w")
+    values = numpy_helper.to_array(tensor).copy()
+    values[0] = np.inf
+    tensor.CopyFrom(numpy_helper.from_array(values, "w"))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="weight 'w' holds NaN or infinity"):
+        onnx_amc.compress(tmp_path / "m.onnx", channels=0.5, policy="uniform", refit=False, round_to=1)
+
+
+def test_outputs_without_a_row_for_each_sample_are_not_scored(tmp_path: Path) -> None:
+    model = flat("fixed", "r = Relu (h)").model()
+    model.graph.node.append(helper.make_node("ReduceMax", ["y"], ["top"], keepdims=0))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("top", TensorProto.FLOAT, []))
+    x = np.zeros((20, 5, 6), np.float32)
+    with pytest.raises(ModelError, match=r"no output has a row for each sample.*'top'"):
+        onnx_amc.evaluate(model, {model.graph.input[0].name: x})
+
+
+# ---- plans ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [[], {}, None, 7])
+@pytest.mark.parametrize("entries", ["groups", "weights"])
+def test_a_plan_that_names_what_is_no_name(name: object, entries: str) -> None:
+    model = toy()
+    plan = {"format": 1, "model_sha256": load(model).sha256, entries: [{"name": name, "tensor": name, "kept": [0]}]}
+    plan |= {"granularity": "weight"} if entries == "weights" else {}
+    with pytest.raises(PlanError, match="unknown"):
+        onnx_amc.apply(model, plan)
+
+
+def test_a_plan_that_names_a_group_twice() -> None:
+    model = toy()
+    entry = {"name": analyse(load(model)).groups[0].name, "kept": [0]}
+    plan = {"format": 1, "model_sha256": load(model).sha256, "groups": [entry, entry | {"kept": [1]}], "refit": False}
+    with pytest.raises(PlanError, match="named twice"):
+        onnx_amc.apply(model, plan)
+
+
+SOUND = {"course": {"epochs": 2}, "steps": 3, "rate": 0.001, "shares": [0.5, 1.0]}
+
+
+def test_what_a_plan_says_of_a_training_is_checked() -> None:
+    assert replay_of(SOUND)[1].shares == (0.5, 1.0)
+    odd = [{"steps": 10**30}, {"steps": 0}, {"steps": True}, {"steps": "3"}, {"rate": float("nan")}, {"rate": []}]
+    odd += [{"shares": [1.0, 0.5]}, {"shares": 1}, {"shares": [2.0]}, {"shares": ["a"]}, {"course": {"batch": 0}}]
+    odd += [{"course": {"epochs": "many"}}, {"course": {"nothing": 1}}, {"course": []}]
+    for change in odd:
+        with pytest.raises(PlanError, match="damaged"):
+            replay_of(SOUND | change)
+
+
+def test_names_are_escaped_in_the_report(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("vl_convert")
+    evil = "<script>alert('x')</script><img src=x onerror=alert(1)>"
+    model = toy()
+    model.graph.node[0].name = evil
+    model.graph.name = evil
+    onnx.save(model, tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((32, 3, 6, 6), dtype=np.float32)
+    np.savez(tmp_path / "m.npz", x=x)
+    page = tmp_path / "page.html"
+    argv = ["compress", str(tmp_path / "m.onnx"), "--channels", "0.5", "--quiet", "--report", str(page)]
+    assert main(argv) == 0
+    text = page.read_text()
+    assert json.dumps(evil)[1:20] not in text
+    assert "<script>alert" not in text
+    assert "<img src=x" not in text
+    assert "alert(" in text, "the name is there, escaped"
