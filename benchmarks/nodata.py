@@ -2,8 +2,8 @@
 
     python benchmarks/nodata.py [--shared ../shared] [--policy uniform knapsack] [--flops 0.75] [--seed 0] [--real] [--out FILE.md]
 
-Each row compresses MobileNet-V1 and scores it on the `test` images, which nothing was tuned on. The first row, magnitude without a refit,
-is what needs no inputs at all.
+Each row compresses MobileNet-V1 and scores it on the `test` images, which nothing was tuned on. The first row, magnitude without
+a refit, is what needs no inputs at all.
 """
 
 from __future__ import annotations
