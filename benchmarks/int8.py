@@ -3,7 +3,7 @@
     python benchmarks/int8.py [--shared ../shared] [--flops 0.5] [--compressed FILE] [--methods] [--out FILE.md]
 
 Compresses as `compress --flops R --policy knapsack --no-recover` does, on the `search` data, or takes a network that was compressed
-before. `--methods` holds the ways to quantise against each other on the held-out part of the `search` data; without it the usual way
+before. `--methods` holds ways to quantise against each other on the held-out part of the `search` data; without it the usual way
 is scored on the `test` data, by which nothing was chosen. Latency is that of one thread, batch 1, relative to the compressed float
 network.
 """

@@ -188,7 +188,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from onnx_amc import evaluate as score  # noqa: PLC0415
     from onnx_amc.run.metrics import shown  # noqa: PLC0415  keeps --help light
 
-    found = score(args.model, args.data, metric=args.metric, against=args.against)
+    found = score(args.model, args.data, metric=args.metric, against=args.against, provider=args.provider)
     if args.json:
         _save(found, Path(args.json))
     print(f"{found['metric']} {shown(found['score'])} on {found['samples']} samples")
@@ -200,11 +200,13 @@ def bench(args: argparse.Namespace) -> int:
     from onnx_amc.delivery import one_feed  # noqa: PLC0415
     from onnx_amc.graph.load import load  # noqa: PLC0415
     from onnx_amc.run.latency import measure  # noqa: PLC0415
+    from onnx_amc.run.providers import provider_of  # noqa: PLC0415
 
     models = [load(path) for path in args.models]
     if args.threads < 0:
         raise OptionError(f"{args.threads} is below 0", where="--threads", fix="give 0 for all cores, or more")
-    found = measure([m.original for m in models], one_feed(models[0]), seconds=args.seconds, threads=args.threads)
+    how = {"seconds": args.seconds, "threads": args.threads, "provider": provider_of(args.provider)}
+    found = measure([m.original for m in models], one_feed(models[0]), **how)
     rows = [
         {"model": p, "latency_ms": f.milliseconds, "ratio": f.ratio} for p, f in zip(args.models, found, strict=True)
     ]
