@@ -132,14 +132,10 @@ def apply(model: ModelSource, plan: Any, data: DataSource | None = None) -> onnx
 
 
 def evaluate(
-    model: ModelSource,
-    data: DataSource,
-    *,
-    metric: str | None = None,
-    against: ModelSource | None = None,
-    preset: str | None = None,
-) -> dict[str, Any]:
+    model: ModelSource, data: DataSource, *, metric: str | None = None, against: ModelSource | None = None,
+    provider: str = "cpu", preset: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Score a model on data; a metric that looks at the original's outputs finds it in `against`, and else the model itself."""
     from onnx_amc.pipeline import evaluate as run  # noqa: PLC0415
 
-    return run(model, data, metric, against=against, preset=preset)
+    return run(model, data, metric, provider, against, preset)

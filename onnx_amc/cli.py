@@ -197,7 +197,9 @@ def evaluate(args: argparse.Namespace) -> int:
     from onnx_amc.run.feed import sentence  # noqa: PLC0415  keeps --help light
     from onnx_amc.run.metrics import shown  # noqa: PLC0415
 
-    found = score(args.model, args.data, metric=args.metric, against=args.against, preset=args.preset)
+    found = score(
+        args.model, args.data, metric=args.metric, against=args.against, provider=args.provider, preset=args.preset
+    )
     if args.json:
         _save(found, Path(args.json))
     display = _display(quiet=False)
@@ -214,11 +216,13 @@ def bench(args: argparse.Namespace) -> int:
     from onnx_amc.delivery import one_feed  # noqa: PLC0415
     from onnx_amc.graph.load import load  # noqa: PLC0415
     from onnx_amc.run.latency import measure  # noqa: PLC0415
+    from onnx_amc.run.providers import provider_of  # noqa: PLC0415
 
     models = [load(path) for path in args.models]
     if args.threads < 0:
         raise OptionError(f"{args.threads} is below 0", where="--threads", fix="give 0 for all cores, or more")
-    found = measure([m.original for m in models], one_feed(models[0]), seconds=args.seconds, threads=args.threads)
+    how = {"seconds": args.seconds, "threads": args.threads, "provider": provider_of(args.provider)}
+    found = measure([m.original for m in models], one_feed(models[0]), **how)
     rows = [
         {"model": p, "latency_ms": f.milliseconds, "ratio": f.ratio} for p, f in zip(args.models, found, strict=True)
     ]

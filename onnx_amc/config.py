@@ -10,6 +10,7 @@ from typing import TypeVar
 from onnx_amc.errors import OptionError
 from onnx_amc.prune.criteria import CRITERIA
 from onnx_amc.run.presets import PRESETS
+from onnx_amc.run.providers import provider_of
 from onnx_amc.search.loop import AGENTS, AHEAD, POLICIES
 from onnx_amc.search.reward import REWARDS
 
@@ -65,7 +66,7 @@ class Settings:
         sequential: Whether what is delivered is refitted layer by layer on its own activations.
         preset: How images are normalised and brought to size, see `run.presets`; None for as the data says.
         metric: Name of the score; None for what suits the data.
-        provider: Execution provider of onnxruntime.
+        provider: Execution provider of onnxruntime, by its name or a short one (`cuda`); kept as onnxruntime's name.
         threads: Of a session whose latency is measured; 0 takes all cores.
         workers: Plans that are evaluated at a time; None for one per core. What is found does not depend on it.
         ahead: Evaluations under way while the next plan is chosen; what is found depends on that.
@@ -143,6 +144,7 @@ class Settings:
     probe: int = 256
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "provider", provider_of(self.provider))
         self._check_names()
         _fraction(self.budget.ratio, f"--{self.budget.kind}")
         _fraction(self.least, "--min-keep")
@@ -255,15 +257,23 @@ def _only(given: Mapping[str, Given | None]) -> tuple[str, Given]:
     return kind, value
 
 
+ROUNDINGS = {"avx2": 8, "avx512": 16, "cuda": 8, "tensorrt": 8, "tensorrt-int8": 32}
+"""Multiples of the kept channels by target: channels in a block of onnxruntime's CPU convolutions (`MlasNchwcGetBlockSize`),
+elements of 16 bits that NVIDIA's tensor cores want (Deep Learning Performance Guide), channels in a block of TensorRT's int8
+format (`kCHW32`)."""
+
+
 def parse_round_to(text: str) -> int | None:
-    """`auto` or a whole number."""
-    if text == "auto":
-        return None
+    """`auto` (None), a whole number, or a target of `ROUNDINGS`."""
+    if text == "auto" or text in ROUNDINGS:
+        return ROUNDINGS.get(text)
     try:
         return int(text)
     except ValueError as error:
         raise OptionError(
-            f"'{text}' is neither auto nor a whole number", where="--round-to", fix="give auto, 1, 4, 8 ..."
+            f"'{text}' is neither auto nor a whole number nor a target",
+            where="--round-to",
+            fix=f"give auto, 1, 4, 8 ..., or {', '.join(ROUNDINGS)}",
         ) from error
 
 

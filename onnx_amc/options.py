@@ -9,6 +9,11 @@ PRESET = "how images are normalised and brought to size: imagenet, torchvision, 
 METRIC = "top1, top5, agreement, fidelity, mse, psnr, miou or module:function (what suits data and model)"
 
 
+PROVIDER = (
+    "execution provider of onnxruntime: cpu (default), cuda, tensorrt, openvino, coreml, dml, qnn ... or its full name"
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     top = argparse.ArgumentParser(
@@ -37,11 +42,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--preset", metavar="NAME", help=PRESET)
     one.add_argument("--metric", metavar="NAME", help=METRIC)
     one.add_argument("--against", metavar="ORIGINAL", help="the model that agreement and the like compare with")
+    one.add_argument("--provider", default="cpu", metavar="NAME", help=PROVIDER)
     one.add_argument("--json", metavar="FILE", help="write the result as JSON")
     one = commands.add_parser("bench", help="latency side by side: in turn, medians and ratios to the first")
     one.add_argument("models", nargs="+", metavar="MODEL")
     one.add_argument("--seconds", type=float, default=6.0, help="time to spend (6)")
     one.add_argument("--threads", type=int, default=0, metavar="N", help="of each session (0: all cores)")
+    one.add_argument("--provider", default="cpu", metavar="NAME", help=PROVIDER)
     one.add_argument("--json", metavar="FILE", help="write the result as JSON")
     one = commands.add_parser("report", help="draw the page of a run again")
     one.add_argument("run_dir", metavar="RUN_DIR")
@@ -79,7 +86,10 @@ def _compress(one: argparse.ArgumentParser) -> None:
     one.add_argument("--episodes", type=int, default=100, metavar="N", help="plans that the search evaluates (100)")
     one.add_argument("--seed", type=int, default=0, metavar="S", help="of everything random (0)")
     one.add_argument(
-        "--round-to", default="auto", metavar="auto|K", help="multiple of the kept channels (auto; 1 rounds nothing)"
+        "--round-to",
+        default="auto",
+        metavar="auto|K",
+        help="multiple of the kept channels (auto; 1 rounds nothing), or avx2, avx512, cuda, tensorrt, tensorrt-int8",
     )
     one.add_argument(
         "--min-keep",
@@ -116,9 +126,7 @@ def _compress(one: argparse.ArgumentParser) -> None:
     agent.add_argument("--agent", metavar="FILE", help="begin with an agent that was trained on any network")
     agent.add_argument("--save-agent", metavar="FILE.npz", help="keep the agent")
     agent.add_argument("--tensorboard", metavar="DIR", help="log its training")
-    one.add_argument(
-        "--provider", default="CPUExecutionProvider", metavar="NAME", help="execution provider of onnxruntime"
-    )
+    one.add_argument("--provider", default="cpu", metavar="NAME", help=PROVIDER)
     one.add_argument("--run-dir", metavar="DIR", help="where plan.json and record.json go (OUT with .run)")
     one.add_argument("--json", metavar="FILE", help="write the record as JSON")
     one.add_argument("--quiet", action="store_true", help="print nothing but errors")

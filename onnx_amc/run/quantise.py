@@ -6,7 +6,7 @@ import io
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Self
@@ -40,7 +40,7 @@ QUANTISED = frozenset(
 
 
 def quantised(
-    model: onnx.ModelProto, data: Dataset, index: np.ndarray, *, provider: str = "CPUExecutionProvider"
+    model: onnx.ModelProto, data: Dataset, index: np.ndarray, *, provider: str = "CPUExecutionProvider", **how: Any
 ) -> onnx.ModelProto:
     """Return the network with int8 weights, a scale per output channel, and 8-bit activations in QDQ form.
 
@@ -49,6 +49,7 @@ def quantised(
         data: Samples.
         index: Which of them the activations' ranges are taken from.
         provider: Execution provider that it is made for; the ranges come from the CPU in any case.
+        how: Arguments of `quantize_static` in place of the usual ones.
 
     Raises:
         ModelError: onnxruntime cannot quantise it, or finds nothing in it that it could; the text says which.
@@ -60,7 +61,7 @@ def quantised(
         raise _refused("it is larger than 2 GB")
     try:
         with tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder, _quiet():
-            found = _quantise(_modern(model), data, index, provider, Path(folder))
+            found = _quantise(_modern(model), data, index, _usual(provider) | how, Path(folder))
     except Exception as error:  # onnxruntime's tools raise whatever comes up
         first = next(iter(str(error).splitlines()), "")
         raise _refused(f"onnxruntime cannot quantise it: {type(error).__name__}: {first}") from error
@@ -69,31 +70,35 @@ def quantised(
     return _tidied(found, model)
 
 
-def _quantise(model: onnx.ModelProto, data: Dataset, index: np.ndarray, provider: str, folder: Path) -> onnx.ModelProto:
-    """Fuse, infer shapes, take ranges, quantise; through files, since the tools change a model that they are given."""
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static  # noqa: PLC0415
+def _usual(provider: str) -> dict[str, Any]:
+    """What `quantize_static` is told; ranges by MinMax did best on a compressed ResNet-56 (`benchmarks/int8.md`)."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType  # noqa: PLC0415  a second to import
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry  # noqa: PLC0415
-    from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415  a second to import
+
+    signed = provider in SYMMETRIC
+    return {
+        "quant_format": QuantFormat.QDQ,
+        "op_types_to_quantize": sorted({*QDQRegistry, *QLinearOpsRegistry}),  # the default has no fixed order
+        "per_channel": True,
+        "activation_type": QuantType.QInt8 if signed else QuantType.QUInt8,
+        "weight_type": QuantType.QInt8,
+        "calibrate_method": CalibrationMethod.MinMax,
+        "extra_options": {"ActivationSymmetric": signed},
+    }
+
+
+def _quantise(
+    model: onnx.ModelProto, data: Dataset, index: np.ndarray, how: Mapping[str, Any], folder: Path
+) -> onnx.ModelProto:
+    """Fuse, infer shapes, take ranges, quantise; through files, since the tools change a model that they are given."""
+    from onnxruntime.quantization import quantize_static  # noqa: PLC0415
+    from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415
 
     given, ready, made = (folder / f"{name}.onnx" for name in ("given", "ready", "made"))
     given.write_bytes(model.SerializeToString(deterministic=True))
     quant_pre_process(given, ready, skip_symbolic_shape=True)
     _flatten_biases(ready)
-    signed = provider in SYMMETRIC
-    quantize_static(
-        ready,
-        made,
-        Reader(model, data, index),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=sorted(
-            {*QDQRegistry, *QLinearOpsRegistry}
-        ),  # left to itself it is a set, in no fixed order
-        per_channel=True,
-        activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-        extra_options={"ActivationSymmetric": signed},
-    )
+    quantize_static(ready, made, Reader(model, data, index), **how)
     return onnx.load(made)
 
 
@@ -109,13 +114,21 @@ class Reader:
 
     def __init__(self, model: onnx.ModelProto, data: Dataset, index: np.ndarray) -> None:
         self._data = data
-        self._parts = iter([part for part, _ in batches(model, index, BATCH)])
+        self._parts = [part for part, _ in batches(model, index, BATCH)]
+        self.set_range(0, len(self))
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Go on with these batches."""
+        self._left = iter(self._parts[start_index:end_index])
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return self._data.batch(next(self._parts))
+        return self._data.batch(next(self._left))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next batch by input name, None where there is none left."""

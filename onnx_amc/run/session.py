@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from onnx_amc.errors import DataError, ModelError
 from onnx_amc.graph.light import session
+from onnx_amc.run.providers import remedy
 
 _threads = ContextVar("threads", default=0)
 
@@ -75,7 +76,7 @@ def open_session(
         once: Whether it will run once: then the weights are not laid out for the fast kernels, which takes longer than a run.
 
     Raises:
-        ModelError: onnxruntime refuses the model or does not have the provider.
+        ModelError: onnxruntime refuses the model, or does not have the provider or cannot start it.
 
     """
     options = ort.SessionOptions()
@@ -91,18 +92,26 @@ def open_session(
         raise ModelError(
             f"onnxruntime has no provider '{provider}' here",
             where="--provider",
-            fix=f"choose one of {', '.join(known)}",
+            fix=remedy(provider, known),
         )
     try:
         if isinstance(model, str):
-            return ort.InferenceSession(model, options, providers=[provider])
-        return session(model, options, provider)
+            opened = ort.InferenceSession(model, options, providers=[provider])
+        else:
+            opened = session(model, options, provider)
     except Exception as error:  # onnxruntime raises its own, undocumented kinds
         raise ModelError(
             f"onnxruntime cannot load it: {str(error).splitlines()[0]}",
             where=where,
             fix="the model must load and run in onnxruntime before it can be compressed",
         ) from error
+    if provider not in opened.get_providers():  # it goes on with the CPU, and says so in its log only
+        raise ModelError(
+            f"onnxruntime cannot start the provider '{provider}'",
+            where="--provider",
+            fix="check its driver and libraries, or leave it out to run on the CPU",
+        )
+    return opened
 
 
 def run_session(
