@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import Any
+from copy import copy
+from functools import cached_property, partial
+from typing import Any, Self
 
 import numpy as np
 import onnx
@@ -21,8 +22,8 @@ from onnx_amc.prune.surgery import cut, finish
 from onnx_amc.recover.course import Course, Task
 from onnx_amc.run.capture import gather_moments
 from onnx_amc.run.check import gap, self_check
-from onnx_amc.run.correct import Corrector
-from onnx_amc.run.crew import Crew
+from onnx_amc.run.correct import Corrector, drawn
+from onnx_amc.run.crew import Team
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.metrics import agreement
 from onnx_amc.run.score import Scorer
@@ -165,6 +166,16 @@ class Builder:
         pairs = zip(self.analysis.groups, self.rankings, counts.tolist(), strict=True)
         return {g.name: ranking.kept(n) for g, ranking, n in pairs if n < g.channels}
 
+    def lean(self) -> Self:
+        """One that builds and drafts the same, with no more of the data than that takes; it neither ranks nor delivers."""
+        other = copy(self)
+        for name in ("probe", "rankings"):
+            other.__dict__.pop(name, None)
+        other.sequential, other.remarks = None, []
+        if self.data is not None:
+            other.data = self.data.only(drawn(self.calibration, self.settings.correction))
+        return other
+
     def build(self, kept: Kept, *, correct: bool = True) -> onnx.ModelProto:
         """Return the cut, refitted and corrected model, not yet fit to deliver."""
         if self.refitter is None or not kept:
@@ -229,7 +240,7 @@ class Builder:
             checks["approximate_difference"] = gap(self.analysis, kept, feed)
         return checks
 
-    def errors(self, levels: Sequence[np.ndarray], progress: Progress, memo: Memo, crew: Crew) -> list[np.ndarray]:
+    def errors(self, levels: Sequence[np.ndarray], progress: Progress, memo: Memo, crew: Team) -> list[np.ndarray]:
         """Error of the network's output with one group alone cut, at each of its levels (for the knapsack).
 
         Measured at three ratios on calibration samples, refitted but not corrected, and interpolated.
@@ -247,12 +258,14 @@ class Builder:
             progress(i + 1, len(full))
         return found
 
-    def _probed(self, unit: int, probe: int, full: Sequence[int], memo: Memo, crew: Crew) -> Callable[[], list[float]]:
+    def _probed(self, unit: int, probe: int, full: Sequence[int], memo: Memo, crew: Team) -> Callable[[], list[float]]:
         """Begin to measure the error with one unit alone cut."""
-        counts, scorer = np.array(full), self.probe
+        counts = np.array(full)
         counts[unit] = probe
         kept = self.kept(counts)
-        return memo.later(
-            f"probe {unit} {probe}",
-            lambda: crew.begin(lambda: self.build(kept, correct=False), lambda model: [scorer.loss(model)]),
-        )
+
+        def begin() -> Callable[[], list[float]]:
+            wait = crew.begin(partial(self.build, kept, correct=False), self.probe.loss)
+            return lambda: [wait()]
+
+        return memo.later(f"probe {unit} {probe}", begin)

@@ -26,6 +26,7 @@ from onnx_amc.intake import DataSource, ModelSource, find_data, load_model, side
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
 from onnx_amc.quantising import in_int8
+from onnx_amc.run.crew import Team
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.feed import describe, doubts, sentence
 from onnx_amc.run.latency import measure
@@ -57,6 +58,7 @@ class Compression:
         listener: Hears how it goes.
         run_dir: Where evaluations are written down as they come; None writes nothing.
         resume: Whether to go on with what is in `run_dir`.
+        team: Who evaluates plans; None for threads of this process.
 
     """
 
@@ -69,8 +71,9 @@ class Compression:
         run_dir: str | os.PathLike[str] | None = None,
         *,
         resume: bool = False,
+        team: Team | None = None,
     ) -> None:
-        self.settings, self.listener = settings, listener
+        self.settings, self.listener, self.team = settings, listener, team
         self._begin()
         with self._timed("analyse"):
             self.listener.stage("analyse", None)
@@ -109,7 +112,9 @@ class Compression:
             ratio, whole = ratio_of(self.analysis, self.settings), self.units.wholes["latency"]
             actual = lambda model: ratio(model) * whole  # noqa: E731
         space = self.units.space(self.settings)
-        return Search(self.units, space, self.builder, scorers, self.memo, self.settings, self.listener, actual)
+        return Search(
+            self.units, space, self.builder, scorers, self.memo, self.settings, self.listener, actual, self.team
+        )
 
     def again(self, **changes: Any) -> Compression:
         """Return another run with another search or budget: it shares the calibration, and what plans scored.
@@ -137,7 +142,7 @@ class Compression:
         if run_dir is None:
             return Memo()
         samples = [self.data.source, len(self.data)] if self.data else None
-        settings = asdict(replace(self.settings, workers=None))  # what is found does not depend on them
+        settings = asdict(replace(self.settings, workers=None, ray=None))  # what is found does not depend on them
         identity = {"model": self.model.sha256, "settings": settings, "data": samples}
         return RunDir(run_dir, identity, resume=resume)
 

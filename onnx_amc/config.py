@@ -69,6 +69,7 @@ class Settings:
         provider: Execution provider of onnxruntime, by its name or a short one (`cuda`); kept as onnxruntime's name.
         threads: Of a session whose latency is measured; 0 takes all cores.
         workers: Plans that are evaluated at a time; None for one per core. What is found does not depend on it.
+        ray: Address of a Ray cluster that evaluates the plans; None for this machine. What is found does not depend on it.
         ahead: Evaluations under way while the next plan is chosen; what is found depends on that.
         calibration: Samples that moments are taken from, at most.
         reward: What the search makes of a score: `error` (AMC's R_err), `flops`, `params`, `size` or `latency` (-Error log(cost)),
@@ -118,6 +119,7 @@ class Settings:
     provider: str = "CPUExecutionProvider"
     threads: int = 0
     workers: int | None = None
+    ray: str | None = None
     ahead: int = AHEAD
     calibration: int = 2_000
     reward: str = "error"

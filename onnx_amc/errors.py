@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class AmcError(Exception):
     """Something the user can understand and mend.
@@ -19,6 +21,10 @@ class AmcError(Exception):
         self.what, self.where, self.fix = what, where, fix
         super().__init__(f"{where}: {what}\n  -> {fix}")
 
+    def __reduce__(self) -> tuple[partial[AmcError], tuple[str]]:
+        """From process to process."""
+        return partial(type(self), where=self.where, fix=self.fix), (self.what,)
+
 
 class OptionError(AmcError):
     """An option, or a combination of options, that makes no sense."""
@@ -30,6 +36,10 @@ class ModelError(AmcError):
 
 class DataError(AmcError):
     """Data that cannot be read or does not fit the model."""
+
+
+class ClusterError(AmcError):
+    """A cluster that is not there, is not equipped for this, or was lost."""
 
 
 class PlanError(AmcError):

@@ -156,6 +156,11 @@ def _parallel_options(one: argparse.ArgumentParser) -> None:
         help="plans evaluated at a time (one per core); changes nothing that is found",
     )
     one.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="evaluate plans on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; changes nothing that is found",
+    )
+    one.add_argument(
         "--ahead",
         type=int,
         default=4,

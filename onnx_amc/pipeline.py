@@ -29,6 +29,7 @@ from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan, parse_plan, read_plan
 from onnx_amc.run import data as sources
 from onnx_amc.run import feed
+from onnx_amc.run.cluster import joined
 from onnx_amc.run.metrics import find_metric
 from onnx_amc.run.providers import provider_of
 from onnx_amc.run.score import Scorer
@@ -47,8 +48,9 @@ def compress(
 ) -> Result:
     """Compress a model; see `onnx_amc.compress` for the keyword form."""
     # Many small solves: BLAS threads would only wait for each other, and one thread sums in one order on every machine.
-    with threadpool_limits(limits=1, user_api="blas"):
-        run = Compression(model, data, settings, listener or Listener(), run_dir, resume=resume)
+    listener = listener or Listener()
+    with threadpool_limits(limits=1, user_api="blas"), joined(settings.ray, listener.note) as team:
+        run = Compression(model, data, settings, listener, run_dir, resume=resume, team=team)
         if settings.max_drop is not None:
             return Guarantee(run, settings.max_drop).result()
         return run.deliver(run.choose())
@@ -66,8 +68,10 @@ def pareto(
 ) -> list[Result]:
     """Compress a model to several budgets of one kind; they share calibration, tables and what plans scored."""
     listener = listener or Listener()
-    with threadpool_limits(limits=1, user_api="blas"):
-        first = Compression(model, data, replace(settings, budget=budgets[0]), listener, run_dir, resume=resume)
+    with threadpool_limits(limits=1, user_api="blas"), joined(settings.ray, listener.note) as team:
+        first = Compression(
+            model, data, replace(settings, budget=budgets[0]), listener, run_dir, resume=resume, team=team
+        )
         found: list[Result] = []
         for budget in budgets:
             listener.note(f"budget {budget.option}")

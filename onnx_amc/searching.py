@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +16,7 @@ from onnx_amc.config import Settings
 from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.granularity import Units
 from onnx_amc.listener import Listener
-from onnx_amc.run.crew import Crew
+from onnx_amc.run.crew import Crew, Team
 from onnx_amc.run.metrics import imported, shown
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.session import RUNNING
@@ -47,6 +48,7 @@ class Search:
         settings: Of the run.
         listener: Hears how it goes.
         actual: Measures what a finished model costs, where the price is only an estimate of that.
+        team: Who evaluates plans; None for threads of this process.
 
     Attributes:
         journal: Every plan tried.
@@ -58,10 +60,11 @@ class Search:
 
     def __init__(
         self, units: Units, space: Space, builder: Builder, scorers: tuple[Scorer, Scorer] | None, memo: Memo,
-        settings: Settings, listener: Listener, actual: Actual | None = None,
+        settings: Settings, listener: Listener, actual: Actual | None = None, team: Team | None = None,
     ) -> None:  # fmt: skip
         self.units, self.space, self.builder, self.memo = units, space, builder, memo
         self.scorers, self.settings, self.listener, self.actual = scorers, settings, listener, actual
+        self.team = team
         self.journal = Journal(self.evaluate, self._tell, rule=self._rule())
         self.baselines: dict[str, Tried] = {}
         self.finals: list[Tried] = []
@@ -115,7 +118,8 @@ class Search:
         if self.scorers is None:
             return self.within(propose(self.space, self.settings.policy, []))
         before, start = RUNNING.seconds, time.perf_counter()
-        with Crew(self.settings.workers, self.settings.ahead) as crew:
+        with ExitStack() as stack:
+            crew = self.team or stack.enter_context(Crew(self.settings.workers, self.settings.ahead))
             self.journal.begin = lambda counts: self.begun(counts, crew)
             self._search(crew)
             self.journal.begin = None
@@ -129,21 +133,18 @@ class Search:
     def evaluate(self, counts: np.ndarray) -> Sequence[float]:
         """Score and loss of a plan, and those of parts of the samples, in turn."""
         kept = self.builder.kept(counts)
-        return self.memo.get(_key("plan", counts), lambda: self._scored(self.builder.drafted(kept), 1))
+        return self.memo.get(_key("plan", counts), lambda: self._scorer(1).numbers(self.builder.drafted(kept)))
 
-    def begun(self, counts: np.ndarray, crew: Crew) -> Later:
+    def begun(self, counts: np.ndarray, crew: Team) -> Later:
         """The same, begun by the crew and waited for later."""
         kept = self.builder.kept(counts)
-        return self.memo.later(
-            _key("plan", counts),
-            lambda: crew.begin(lambda: self.builder.drafted(kept), lambda model: self._scored(model, 1)),
-        )
+        build, scorer = partial(self.builder.drafted, kept), self._scorer(1)
+        return self.memo.later(_key("plan", counts), lambda: crew.begin(build, scorer.numbers))
 
-    def _scored(self, model: onnx.ModelProto, which: int) -> list[float]:
+    def _scorer(self, which: int) -> Scorer:
         if self.scorers is None:
             raise RuntimeError("a run without data evaluates nothing")
-        found = self.scorers[which](model)
-        return [found.value, found.loss, *found.parts]
+        return self.scorers[which]
 
     def _tell(self, tried: Tried) -> None:
         done = sum(t.source == tried.source for t in self.journal.trials)
@@ -152,7 +153,7 @@ class Search:
         self.listener.tried(tried)
         self.listener.advance(done, f"{tried.source}: {shown(tried.score)} at {ratio:.1%}, best {shown(best)}")
 
-    def _search(self, crew: Crew) -> None:
+    def _search(self, crew: Team) -> None:
         """Try the baselines, and what the policy thinks of."""
         settings, space = self.settings, self.space
         errors: list[np.ndarray] = []
@@ -221,7 +222,7 @@ class Search:
         with Crew(self.settings.workers, self.builder.abreast) as crew:
 
             def begin(tried: Tried) -> Callable[[], list[float]]:
-                return crew.begin(lambda: build(tried), lambda model: self._scored(model, 0))
+                return crew.begin(lambda: build(tried), self._scorer(0).numbers)
 
             waits = [self.memo.later(_key("final", t.counts), partial(begin, t)) for t in several]
             for done, (tried, wait) in enumerate(zip(several, waits, strict=True), start=1):

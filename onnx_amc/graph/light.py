@@ -79,13 +79,13 @@ def size(proto: onnx.ModelProto) -> int:
 
 def _bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of one initializer in a graph: its data, and what protobuf writes before each of its lengths."""
-    empty = _empty(tensor)
+    empty = emptied(tensor)
     data = data_length(tensor)
     inner = len(empty.SerializeToString()) + 1 + _varint(data) + data
     return inner + 1 + _varint(inner)
 
 
-def _empty(tensor: onnx.TensorProto) -> onnx.TensorProto:
+def emptied(tensor: onnx.TensorProto) -> onnx.TensorProto:
     """All of a tensor but its data."""
     empty = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     if tensor.HasField("doc_string"):
@@ -113,7 +113,7 @@ def externalise(
     offset = 0
     for tensor in left:
         empty = light.graph.initializer.add()
-        empty.CopyFrom(_empty(tensor))
+        empty.CopyFrom(emptied(tensor))
         empty.data_location = onnx.TensorProto.EXTERNAL
         length = data_length(tensor)
         for key, value in (("location", location), ("offset", offset), ("length", length)):

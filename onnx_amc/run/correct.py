@@ -28,6 +28,11 @@ DEAD = 1e-6
 """A channel whose deviation is below this share of the layer's mean one is not rescaled."""
 
 
+def drawn(index: np.ndarray, samples: int) -> np.ndarray:
+    """Samples in the order in which a corrector takes as many of them as it may."""
+    return np.random.default_rng(0).permutation(index)[:samples]
+
+
 class Corrector:
     """Corrects the statistics of a cut network's layers.
 
@@ -52,7 +57,7 @@ class Corrector:
         self.points = [self._point(layer) for layer in self.layers]
         largest = max((int(np.prod(s)) for s in model.shapes.values()), default=1)
         count = int(np.clip(MEMORY // (24 * largest), 1, min(samples, len(index))))
-        self._feed = data.batch(np.sort(np.random.default_rng(0).permutation(index)[:count]))
+        self._feed = data.batch(np.sort(drawn(index, count)))
         template = onnx.ModelProto()
         template.CopyFrom(model.proto)
         del template.graph.value_info[:]

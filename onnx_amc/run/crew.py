@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Semaphore
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import onnx
 
@@ -15,6 +15,13 @@ from onnx_amc.run.session import threads
 
 Result = TypeVar("Result")
 Model = onnx.ModelProto
+
+
+class Team(Protocol):
+    """Who builds models and evaluates them, several at a time."""
+
+    def begin(self, build: Callable[[], Model], evaluate: Callable[[Model], Result]) -> Callable[[], Result]:
+        """Begin to build a model and to evaluate it; what is returned waits for the result."""
 
 
 class Crew:

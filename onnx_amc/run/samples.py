@@ -5,7 +5,7 @@ Samples stay in the form they came in (uint8 images stay uint8) and become what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,6 +82,14 @@ class Dataset:
             return self.pixels(array[index])
         return np.array(array[index] if array.ndim else array, spec.dtype, order="C")
 
+    def only(self, index: np.ndarray) -> Dataset:
+        """The samples at `index` alone, under the numbers that they have here."""
+        numbers = np.unique(index)
+        arrays = {k: np.asarray(a[numbers] if a.ndim else a) for k, a in self.arrays.items()}
+        labels = None if self.labels is None else self.labels[numbers]
+        given = {f.name: getattr(self, f.name) for f in fields(Dataset)} | {"arrays": arrays, "labels": labels}
+        return Excerpt(**given, numbers=numbers)
+
     @property
     def class_numbers(self) -> np.ndarray | None:
         """The labels where they are one class number per sample, int64 (N,)."""
@@ -118,6 +126,22 @@ class Dataset:
         rank = np.empty(len(self))
         rank[np.argsort(code, kind="stable")] = np.concatenate([np.arange(s) for s in size])
         return shuffled[np.argsort((rank + rng.random(len(self))) / size[code], kind="stable")]
+
+
+@dataclass(frozen=True, eq=False)
+class Excerpt(Dataset):
+    """Some samples of a larger set, which `batch` knows by the numbers that they have there.
+
+    Args:
+        numbers: Which ones, ascending.
+
+    """
+
+    numbers: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Feed some of the samples."""
+        return super().batch(np.searchsorted(self.numbers, index))
 
 
 def check(data: Dataset, called: Mapping[str, str], classes: int | None) -> Dataset:

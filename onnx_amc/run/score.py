@@ -115,6 +115,17 @@ class Scorer:
         """Score one model."""
         return self.score(self.outputs(model))
 
+    def numbers(self, model: onnx.ModelProto) -> list[float]:
+        """Score one model; return the score, the loss, and both for each of the parts, in turn."""
+        found = self(model)
+        return [found.value, found.loss, *found.parts]
+
+    def lean(self) -> Scorer:
+        """One that scores the same, with no more of the data than that takes."""
+        other = copy(self)
+        other.data = self.data.only(self.index)
+        return other
+
     def loss(self, model: onnx.ModelProto) -> float:
         """Return only the error against the original's outputs."""
         return _loss(self.outputs(model), self.reference)
