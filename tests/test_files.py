@@ -276,7 +276,7 @@ def test_json_that_is_nested_too_deeply(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_killed_run_that_is_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
-    """Killed once there is something in the run directory, at the first evaluations, and when the training has written its state."""
+    """Killed once there is something in the run directory, at the first evaluations, and when the training has begun."""
     command = [sys.executable, "-m", "onnx_amc", "compress", str(MODELS / "digits_mlp.onnx"), "--flops", "0.5"]
     command += ["--policy", "random", "--episodes", "4", "--recover", "--recover-epochs", "2", "--quiet", "-o"]
     whole, out = tmp_path / "whole.onnx", tmp_path / "out.onnx"

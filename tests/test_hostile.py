@@ -238,7 +238,14 @@ SOUND = {"course": {"epochs": 2}, "steps": 3, "rate": 0.001, "shares": [0.5, 1.0
 
 def test_what_a_plan_says_of_a_training_is_checked() -> None:
     assert replay_of(SOUND)[1].shares == (0.5, 1.0)
-    odd = [{"steps": 10**30}, {"steps": 0}, {"steps": True}, {"steps": "3"}, {"rate": float("nan")}, {"rate": []}]
+    odd: list[dict[str, object]] = [
+        {"steps": 10**30},
+        {"steps": 0},
+        {"steps": True},
+        {"steps": "3"},
+        {"rate": float("nan")},
+        {"rate": []},
+    ]
     odd += [{"shares": [1.0, 0.5]}, {"shares": 1}, {"shares": [2.0]}, {"shares": ["a"]}, {"course": {"batch": 0}}]
     odd += [{"course": {"epochs": "many"}}, {"course": {"nothing": 1}}, {"course": []}]
     for change in odd:

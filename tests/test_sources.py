@@ -57,7 +57,12 @@ def table(path: Path, columns: dict[str, np.ndarray]) -> Path:
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_columns_in_order_and_labels(tmp_path: Path, name: str) -> None:
-    columns = {"p": X[:, 0], "label": np.arange(10) % 3, "q": X[:, 1].astype(np.int64), "r": X[:, 2]}
+    columns: dict[str, np.ndarray] = {
+        "p": X[:, 0],
+        "label": np.arange(10) % 3,
+        "q": X[:, 1].astype(np.int64),
+        "r": X[:, 2],
+    }
     data = load(table(tmp_path / name, columns), ROWS, classes=3)
     np.testing.assert_array_equal(data.batch(np.arange(10))["a"], X)
     assert data.labels is not None
@@ -66,7 +71,7 @@ def test_columns_in_order_and_labels(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_columns_named_like_the_inputs(tmp_path: Path, name: str) -> None:
-    columns = {"city": np.arange(10), "other": X[:, 1], "age": X[:, 0]}
+    columns: dict[str, np.ndarray] = {"city": np.arange(10), "other": X[:, 1], "age": X[:, 0]}
     fed = load(table(tmp_path / name, columns), COLUMNS).batch(np.arange(10))
     np.testing.assert_array_equal(fed["age"], X[:, :1])
     np.testing.assert_array_equal(fed["city"], np.arange(10)[:, None])

@@ -78,9 +78,9 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     pyarrow = _pyarrow(str(path))
     try:
         if path.suffix.lower() in {".parquet", ".pq"}:
-            import pyarrow.parquet  # noqa: PLC0415
+            from pyarrow import parquet  # noqa: PLC0415
 
-            table = pyarrow.parquet.read_table(path)
+            table = parquet.read_table(path)
         else:
             table = _csv(path)
     except pyarrow.ArrowException as error:
