@@ -16,6 +16,7 @@ from onnx_amc.graph.load import Model, load
 from onnx_amc.listener import Listener
 from onnx_amc.run import data as sources
 from onnx_amc.run import feed, presets
+from onnx_amc.run.madeup import USUAL
 
 DataSource = str | os.PathLike[str] | sources.Dataset | Mapping[str, np.ndarray]
 ModelSource = str | os.PathLike[str] | onnx.ModelProto
@@ -23,8 +24,8 @@ ModelSource = str | os.PathLike[str] | onnx.ModelProto
 SYNTHETIC_SAMPLES = 256
 """Samples that are made up where there is no data."""
 
-USUAL = ("imagenet", "raw")
-"""Ways to feed made-up images to a classifier where no preset says which: the first unless another is clearly better."""
+RAW = "raw"
+"""Pixels from 0 to 255, for networks that normalise them themselves."""
 
 
 def load_model(model: ModelSource) -> Model:
@@ -59,15 +60,16 @@ def _pictured(
     loaded: Model, made: sources.Dataset, seed: int, listener: Listener, preset: str | None
 ) -> sources.Dataset:
     """Made-up images as the network is best fed with them; a classifier sees its classes in them."""
-    classes, pixels, kind = class_count(loaded), made.pixels, "made up"
-    named = preset or USUAL[0]
+    classes, pixels, kind, named = class_count(loaded), made.pixels, "made up", preset or USUAL[0]
     if pixels is not None and pixels.dtype.kind == "f" and classes is not None:
         if preset is None:
-            raw = presets.raw(len(pixels.mean), first=pixels.first, dtype=pixels.dtype)
-            named = feed.best_feed(loaded.original, made, {USUAL[0]: pixels, USUAL[1]: raw}, loaded.source)
-            made = replace(made, pixels=raw) if named == USUAL[1] else made
+            channels, how_fed = len(pixels.mean), {"first": pixels.first, "dtype": pixels.dtype}
+            ways = {name: presets.normalise(name, channels, **how_fed) for name in USUAL}
+            ways[RAW] = presets.raw(channels, **how_fed)
+            named = feed.best_feed(loaded.original, made, ways, loaded.source)
+            made = replace(made, pixels=ways[named])
         made, kind = _dreamt(loaded, made, classes, seed, listener)
-    how = "pixels from 0 to 255" if named == USUAL[1] else f"normalised as --preset {named}"
+    how = "pixels from 0 to 255" if named == RAW else f"normalised as --preset {named}"
     other = "" if preset else "; --preset names another way"
     listener.note(
         f"no data: {len(made)} calibration images are {kind} ({how}{other}), and the score is fidelity to the original on them. "

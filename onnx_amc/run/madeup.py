@@ -11,6 +11,9 @@ from onnx_amc.run.presets import normalise
 from onnx_amc.run.samples import Dataset, InputSpec
 from onnx_amc.run.scenes import scenes
 
+USUAL = ("tf", "imagenet")
+"""Presets by which most networks are fed, the one that drives them least first."""
+
 GREY = np.array([0.299, 0.587, 0.114])
 SMALLEST = 8
 """Height and width of what may be an image, at least."""
@@ -25,9 +28,9 @@ def synthesise(
 ) -> Dataset:
     """Make up `samples` samples, a stand-in for real ones: images, standard normal floats, integers and booleans of 0 and 1.
 
-    Images go to inputs of four axes with one or three channels, normalised as `preset` says (with ImageNet's mean and deviation
-    without one). Dynamic axes have the lengths of `sizes` (input name to shape); where it says nothing, 1, but 224 for the
-    height and width of N,C,H,W or N,H,W,C images.
+    Images go to inputs of four axes with one or three channels, normalised as `preset` says (to -1 to 1 without one). Dynamic
+    axes have the lengths of `sizes` (input name to shape); where it says nothing, 1, but 224 for the height and width of
+    N,C,H,W or N,H,W,C images.
     """
     rng = np.random.default_rng(seed)
     arrays: dict[str, np.ndarray] = {}
@@ -36,7 +39,7 @@ def synthesise(
         known = (sizes or {}).get(spec.name)
         shape = (samples, *(known[1:] if known else _sample_shape(spec.shape))) if spec.shape else ()
         if seen := _image(spec, shape):
-            feed = normalise(preset or "imagenet", seen[3], first=seen[0], dtype=spec.dtype)
+            feed = normalise(preset or USUAL[0], seen[3], first=seen[0], dtype=spec.dtype)
             arrays[spec.name] = _pictures(samples, seen, seed)
             if len(inputs) > 1:
                 arrays[spec.name], feed = feed(arrays[spec.name]), None
