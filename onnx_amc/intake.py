@@ -63,9 +63,9 @@ def _pictured(
     classes, pixels, kind, named = class_count(loaded), made.pixels, "made up", preset or USUAL[0]
     if pixels is not None and pixels.dtype.kind == "f" and classes is not None:
         if preset is None:
-            channels, how_fed = len(pixels.mean), {"first": pixels.first, "dtype": pixels.dtype}
-            ways = {name: presets.normalise(name, channels, **how_fed) for name in USUAL}
-            ways[RAW] = presets.raw(channels, **how_fed)
+            channels, first, dtype = len(pixels.mean), pixels.first, pixels.dtype
+            ways = {name: presets.normalise(name, channels, first=first, dtype=dtype) for name in USUAL}
+            ways[RAW] = presets.raw(channels, first=first, dtype=dtype)
             named = feed.best_feed(loaded.original, made, ways, loaded.source)
             made = replace(made, pixels=ways[named])
         made, kind = _dreamt(loaded, made, classes, seed, listener)

@@ -148,7 +148,7 @@ def test_a_classifier_sees_its_classes_in_made_up_images() -> None:
     seen = dreamt(model.proto, made, 10, 0, lambda _done, _total: None)
     again = dreamt(model.proto, made, 10, 0, lambda _done, _total: None)
     name = made.inputs[0].name
-    np.testing.assert_array_equal(*(d.arrays[name][np.arange(40)] for d in (seen, again)))
+    np.testing.assert_array_equal(seen.arrays[name][np.arange(40)], again.arrays[name][np.arange(40)])
     before, after = (
         informed(Scorer(model.original, d, np.arange(40), agreement, "agreement").reference) for d in (made, seen)
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +43,7 @@ def test_tokens_of_an_npz(tmp_path: Path) -> None:
     assert data.labels is not None
 
 
-def table(path: Path, columns: dict[str, np.ndarray]) -> Path:
+def table(path: Path, columns: Mapping[str, Any]) -> Path:
     pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     made = pa.table({name: list(column) for name, column in columns.items()})
     if path.suffix == ".parquet":
@@ -78,7 +80,7 @@ def test_columns_named_like_the_inputs(tmp_path: Path, name: str) -> None:
 
 
 def test_lists_in_parquet_and_a_csv_without_header(tmp_path: Path) -> None:
-    path = table(tmp_path / "t.parquet", {"a": [row.tolist() for row in X]})  # type: ignore[dict-item]
+    path = table(tmp_path / "t.parquet", {"a": [row.tolist() for row in X]})
     np.testing.assert_array_equal(load(path, ROWS).batch(np.arange(10))["a"], X)
     np.savetxt(tmp_path / "bare.csv", X, delimiter=",")
     np.testing.assert_array_equal(load(tmp_path / "bare.csv", ROWS).batch(np.arange(10))["a"], X)

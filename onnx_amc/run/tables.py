@@ -75,7 +75,7 @@ def _shaped(columns: list[np.ndarray], spec: InputSpec, where: str) -> np.ndarra
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
     """The columns of a file by name, as arrays."""
-    pyarrow = _pyarrow(str(path))
+    arrow = _pyarrow(str(path))
     try:
         if path.suffix.lower() in {".parquet", ".pq"}:
             from pyarrow import parquet  # noqa: PLC0415
@@ -83,7 +83,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
             table = parquet.read_table(path)
         else:
             table = _csv(path)
-    except pyarrow.ArrowException as error:
+    except arrow.ArrowException as error:
         raise DataError(
             what=f"the table cannot be read ({str(error).splitlines()[0]})", where=str(path), fix="write it again"
         ) from error
