@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import traceback
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,8 @@ def compress(args: argparse.Namespace) -> int:
     from onnx_amc import pipeline  # noqa: PLC0415
     from onnx_amc.rundir import forget  # noqa: PLC0415
 
-    with _display(quiet=args.quiet) as display:
+    # stdout is for the table; what Ray or the user's own functions print goes elsewhere
+    with _display(quiet=args.quiet) as display, redirect_stdout(sys.stderr):
         if len(budgets) == 1:
             results = [pipeline.compress(args.model, args.data, settings, display, folder, resume=args.resume)]
         else:
