@@ -132,9 +132,7 @@ class Cluster:
                 raise self._error(what, 'pip install "onnx-amc[ray]" on every node') from error
             raise error.cause from error
         except ray.exceptions.RayError as error:
-            raise self._error(
-                f"an evaluation was lost {RETRIES + 1} times, or with it its data: {_line(error)}"
-            ) from error
+            raise self._error(f"an evaluation was lost for good: {_line(error)}") from error
         self._misses = 0
         if processor not in {processor_kind(), *self._odd}:
             self._odd.add(processor)
