@@ -9,18 +9,5 @@ one. Then a search by each delivers the same plan. What a worker does once, its 
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
-from pathlib import Path
 
-import numpy as np
-from ray.cluster_utils import Cluster as Nodes
-from speed import random_plans
-from threadpoolctl import threadpool_limits
 
-from onnx_amc.compression import Compression
-from onnx_amc.config import Budget, Settings
-from onnx_amc.listener import Listener
-from onnx_amc.run.cluster import joined
-from onnx_amc.run.crew import Crew, Team

@@ -90,9 +90,8 @@ def test_an_error_says_the_same_in_another_process(kind: type[AmcError]) -> None
 def test_what_has_travelled_builds_and_scores_the_same(changes: dict[str, Any]) -> None:
     from onnx_amc.run.parcel import packed, unpacked
 
-    settings = Settings(
-        **{"budget": Budget("flops", 0.5), "recover": False, "calibration": 200, "sequence": 100} | changes
-    )
+    usual: dict[str, Any] = {"budget": Budget("flops", 0.5), "recover": False, "calibration": 200, "sequence": 100}
+    settings = Settings(**(usual | changes))
     model = RESNET if settings.granularity == "channel" else RESNET.with_name("digits_mlp.onnx")
     run = Compression(model, None, settings, Listener())
     assert run.trial is not None
