@@ -8,7 +8,6 @@ import os
 import shlex
 import sys
 import traceback
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +72,7 @@ def compress(args: argparse.Namespace) -> int:
     from onnx_amc import pipeline  # noqa: PLC0415
     from onnx_amc.rundir import forget  # noqa: PLC0415
 
-    # stdout is for the table; what Ray or the user's own functions print goes elsewhere
-    with _display(quiet=args.quiet) as display, redirect_stdout(sys.stderr):
+    with _display(quiet=args.quiet) as display:
         if len(budgets) == 1:
             results = [pipeline.compress(args.model, args.data, settings, display, folder, resume=args.resume)]
         else:
