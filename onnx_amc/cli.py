@@ -8,7 +8,6 @@ import os
 import shlex
 import sys
 import traceback
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +87,7 @@ def _compress(args: argparse.Namespace, out: Path, folder: Path) -> None:
     settings = _settings(args, budgets[0])
     from onnx_amc import pipeline  # noqa: PLC0415
 
-    # stdout is for the table; what Ray or the user's own functions print goes elsewhere
-    with _display(quiet=args.quiet) as display, redirect_stdout(sys.stderr):
+    with _display(quiet=args.quiet) as display:
         if len(budgets) == 1:
             results = [pipeline.compress(args.model, args.data, settings, display, folder, resume=args.resume)]
         else:

@@ -40,7 +40,7 @@ DOORS = {
     "stable_baselines3": ("search/agent.py",),
     "onnx_graphsurgeon": ("graph/",),
     "onnxruntime": ("graph/", "run/"),
-    "ray": ("run/cluster.py", "run/parcel.py"),
+    "ray": ("run/parcel.py", "run/relay.py"),
     "rich": ("display.py",),
     "vl_convert": ("report/",),
     "jinja2": ("report/",),
