@@ -2,7 +2,7 @@
 
     python benchmarks/cluster.py [--shared ../shared] [--plans 40] [--out FILE.md]
 
-Plans of ResNet-20 at half of its MACs, drawn at random, are evaluated on one core without Ray, by a cluster of one node of one core,
+Random plans of ResNet-20 at half of its MACs are evaluated on one core without Ray, by a cluster of one node of one core,
 and by one of two such nodes; then a short search by each delivers a plan. All of that happens on this machine, whose other cores
 must be idle, and on each of which one node computes. What a worker does once is not counted: its start, and fetching what it needs.
 """
