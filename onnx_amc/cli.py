@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onnx_amc.display import Display
 
 DONE, FAULT, INTERRUPTED = 0, 1, 130
+STDOUT = "-"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,8 +67,7 @@ def compress(args: argparse.Namespace) -> int:
         _writable(beside, "--int8")
         if beside.exists() and beside.samefile(args.model):
             raise OptionError("is MODEL itself", where=f"--int8 {beside}", fix="give another name with -o")
-    if args.json:
-        _writable(Path(args.json), "--json")
+    _check_json(args.json)
     if args.report:
         from onnx_amc.report import page  # noqa: PLC0415
 
@@ -87,7 +87,7 @@ def _compress(args: argparse.Namespace, out: Path, folder: Path) -> None:
     settings = _settings(args, budgets[0])
     from onnx_amc import pipeline  # noqa: PLC0415
 
-    with _display(quiet=args.quiet) as display:
+    with _display(args.json, quiet=args.quiet) as display:
         if len(budgets) == 1:
             results = [pipeline.compress(args.model, args.data, settings, display, folder, resume=args.resume)]
         else:
@@ -103,17 +103,21 @@ def _compress(args: argparse.Namespace, out: Path, folder: Path) -> None:
     if len(budgets) > 1:
         record = {"budgets": [r.record for r in results], "front": pipeline.front(results)}
         pipeline.save_record(record, folder / "record.json")
-    if args.json:
-        pipeline.save_record(record, Path(args.json))
+    _save(record, args.json)
     if args.report:
         _draw(folder, Path(args.report), display)
 
 
-def _draw(folder: Path, out: Path | None, display: Display) -> None:
-    """Write the pages of a run directory: into it, or to a file, which has the budget in its name where there are several."""
+def _draw(folder: Path, out: Path | None, display: Display) -> list[dict[str, Any]]:
+    """Write the pages of a run directory: into it, or to a file, which has the budget in its name where there are several.
+
+    Returns:
+        Of each page where it is and what budget it is of.
+
+    """
     from onnx_amc.report import page, record  # noqa: PLC0415  Vega takes seconds to unpack
 
-    runs = record.read_all(folder)
+    runs, pages = record.read_all(folder), []
     with display:
         display.stage("report", None)
         for run in runs:
@@ -122,6 +126,8 @@ def _draw(folder: Path, out: Path | None, display: Display) -> None:
                 to = out.with_stem(f"{out.stem}-{run.ratio:g}")
             page.write(run, to)
             display.wrote(to)
+            pages.append({"page": str(to), "budget": run.record["budget"]})
+    return pages
 
 
 def report(args: argparse.Namespace) -> int:
@@ -131,7 +137,10 @@ def report(args: argparse.Namespace) -> int:
     page.require()
     if args.out:
         _writable(Path(args.out), "-o")
-    _draw(Path(args.run_dir), Path(args.out) if args.out else None, _display(quiet=False))
+    _check_json(args.json)
+    display = _display(args.json)
+    pages = _draw(Path(args.run_dir), Path(args.out) if args.out else None, display)
+    _save({"run_dir": args.run_dir, "pages": pages}, args.json)
     return DONE
 
 
@@ -168,11 +177,11 @@ def inspect(args: argparse.Namespace) -> int:
     from onnx_amc import inspect as look  # noqa: PLC0415
     from onnx_amc.config import parse_round_to  # noqa: PLC0415
 
+    _check_json(args.json)
     rounding = parse_round_to(args.round_to)
     found = look(args.model, min_keep=args.min_keep, round_to=rounding, approximate=args.approximate)
-    if args.json:
-        _save(found, Path(args.json))
-    _display(quiet=False).inspection(found)
+    _save(found, args.json)
+    _display(args.json).inspection(found)
     return DONE
 
 
@@ -180,14 +189,17 @@ def apply(args: argparse.Namespace) -> int:
     """`onnx-amc apply`."""
     out = Path(args.out)
     _writable(out, "-o")
+    _check_json(args.json)
     from onnx_amc import pipeline  # noqa: PLC0415
-    from onnx_amc.delivery import write_model  # noqa: PLC0415
+    from onnx_amc.delivery import figures, write_model  # noqa: PLC0415
     from onnx_amc.graph.light import has_external_data  # noqa: PLC0415
 
-    with _display(quiet=False) as display:
+    with _display(args.json) as display:
         model = pipeline.apply(args.model, args.plan, args.data, display)
     write_model(model, out, external=has_external_data(args.model))
-    print(f"wrote {out}")
+    if args.json:
+        _save({"model": args.model, "plan": args.plan, "out": str(out), **figures(model)}, args.json)
+    display.say(f"wrote {out}")
     return DONE
 
 
@@ -197,17 +209,17 @@ def evaluate(args: argparse.Namespace) -> int:
     from onnx_amc.run.feed import sentence  # noqa: PLC0415  keeps --help light
     from onnx_amc.run.metrics import shown  # noqa: PLC0415
 
+    _check_json(args.json)
     found = score(
         args.model, args.data, metric=args.metric, against=args.against, provider=args.provider, preset=args.preset
     )
-    if args.json:
-        _save(found, Path(args.json))
-    display = _display(quiet=False)
+    _save(found, args.json)
+    display = _display(args.json)
     for row in found["fed"]:
         display.note(f"the network is fed {sentence(row)}")
     for warning in found["warnings"]:
         display.warn(warning)
-    print(f"{found['metric']} {shown(found['score'])} on {found['samples']} samples")
+    display.say(f"{found['metric']} {shown(found['score'])} on {found['samples']} samples")
     return DONE
 
 
@@ -218,6 +230,7 @@ def bench(args: argparse.Namespace) -> int:
     from onnx_amc.run.latency import measure  # noqa: PLC0415
     from onnx_amc.run.providers import provider_of  # noqa: PLC0415
 
+    _check_json(args.json)
     models = [load(path) for path in args.models]
     if args.threads < 0:
         raise OptionError(f"{args.threads} is below 0", where="--threads", fix="give 0 for all cores, or more")
@@ -226,9 +239,8 @@ def bench(args: argparse.Namespace) -> int:
     rows = [
         {"model": p, "latency_ms": f.milliseconds, "ratio": f.ratio} for p, f in zip(args.models, found, strict=True)
     ]
-    if args.json:
-        _save({"models": rows}, Path(args.json))
-    _display(quiet=False).latencies(rows)
+    _save({"models": rows}, args.json)
+    _display(args.json).latencies(rows)
     return DONE
 
 
@@ -242,10 +254,11 @@ COMMANDS = {
 }
 
 
-def _display(*, quiet: bool) -> Display:
+def _display(json_to: str | None = None, *, quiet: bool = False) -> Display:
+    """What shows a run; its tables go to stderr where JSON goes to stdout."""
     from onnx_amc.display import Display  # noqa: PLC0415  keeps --help light
 
-    return Display(quiet=quiet)
+    return Display(quiet=quiet, results=sys.stderr if json_to == STDOUT else sys.stdout)
 
 
 def _writable(path: Path, option: str) -> None:
@@ -261,9 +274,19 @@ def _writable(path: Path, option: str) -> None:
         raise OptionError("cannot be written", where=f"{option} {path}", fix="choose a folder you may write to")
 
 
-def _save(found: dict[str, Any], path: Path) -> None:
-    _writable(path, "--json")
-    write_text(path, json.dumps(found, indent=1) + "\n")
+def _check_json(to: str | None) -> None:
+    """Refuse early a place for JSON that cannot be written."""
+    if to and to != STDOUT:
+        _writable(Path(to), "--json")
+
+
+def _save(found: dict[str, Any], to: str | None) -> None:
+    """Write JSON where that is wanted: to a file, or to stdout."""
+    text = json.dumps(found, indent=1) + "\n"
+    if to == STDOUT:
+        print(text, end="")
+    elif to:
+        write_text(Path(to), text)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -30,12 +30,19 @@ LINE_EVERY = 5.0
 
 
 class Display(Listener):
-    """Draws a run: progress on stderr, results on stdout."""
+    """Draws a run: progress on stderr, results on stdout.
 
-    def __init__(self, *, quiet: bool) -> None:
+    Args:
+        quiet: Whether nothing is shown.
+        results: Where results go instead.
+
+    """
+
+    def __init__(self, *, quiet: bool, results: IO[str] | None = None) -> None:
         self.quiet = quiet
-        wide = None if sys.stdout.isatty() else WIDE
-        self._out = Console(file=sys.stdout, highlight=False, soft_wrap=wide is not None, width=wide)
+        results = results or sys.stdout
+        wide = None if results.isatty() else WIDE
+        self._out = Console(file=results, highlight=False, soft_wrap=wide is not None, width=wide)
         self._err = Console(file=sys.stderr, highlight=False)
         self._live = self._err.is_terminal and not quiet
         self._bar = Progress(
@@ -147,8 +154,12 @@ class Display(Listener):
 
     def wrote(self, path: Path) -> None:
         """Say where a page is."""
+        self.say(f"report: {path}")
+
+    def say(self, text: str) -> None:
+        """Print a result of one line."""
         if not self.quiet:
-            self._out.print(f"report: {path}")
+            self._out.print(text, markup=False)
 
     def inspection(self, found: dict[str, Any]) -> None:
         """Print groups, what is fixed and why, and what can be reached."""

@@ -14,6 +14,9 @@ PROVIDER = (
 )
 
 
+JSON = "write what was found as JSON, to a file or to stdout (-)"
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     top = argparse.ArgumentParser(
@@ -30,12 +33,13 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--round-to", default="auto", metavar="auto|K", help="multiple of the kept channels (auto)")
     one.add_argument("--approximate", action="store_true", help=APPROXIMATE)
-    one.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    one.add_argument("--json", metavar="FILE", help=JSON)
     one = commands.add_parser("apply", help="replay a plan")
     one.add_argument("model", metavar="MODEL")
     one.add_argument("plan", metavar="PLAN.json")
     one.add_argument("--data", metavar="DATA", help="the data of the run that wrote the plan")
     one.add_argument("-o", "--out", required=True, metavar="OUT")
+    one.add_argument("--json", metavar="FILE", help=JSON)
     one = commands.add_parser("evaluate", help="score a model on data")
     one.add_argument("model", metavar="MODEL")
     one.add_argument("--data", required=True, metavar="DATA")
@@ -43,16 +47,17 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--metric", metavar="NAME", help=METRIC)
     one.add_argument("--against", metavar="ORIGINAL", help="the model that agreement and the like compare with")
     one.add_argument("--provider", default="cpu", metavar="NAME", help=PROVIDER)
-    one.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    one.add_argument("--json", metavar="FILE", help=JSON)
     one = commands.add_parser("bench", help="latency side by side: in turn, medians and ratios to the first")
     one.add_argument("models", nargs="+", metavar="MODEL")
     one.add_argument("--seconds", type=float, default=6.0, help="time to spend (6)")
     one.add_argument("--threads", type=int, default=0, metavar="N", help="of each session (0: all cores)")
     one.add_argument("--provider", default="cpu", metavar="NAME", help=PROVIDER)
-    one.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    one.add_argument("--json", metavar="FILE", help=JSON)
     one = commands.add_parser("report", help="draw the page of a run again")
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("-o", "--out", metavar="FILE.html", help="where it goes (RUN_DIR/report.html)")
+    one.add_argument("--json", metavar="FILE", help=JSON)
     return top
 
 
@@ -128,7 +133,7 @@ def _compress(one: argparse.ArgumentParser) -> None:
     agent.add_argument("--tensorboard", metavar="DIR", help="log its training")
     one.add_argument("--provider", default="cpu", metavar="NAME", help=PROVIDER)
     one.add_argument("--run-dir", metavar="DIR", help="where plan.json and record.json go (OUT with .run)")
-    one.add_argument("--json", metavar="FILE", help="write the record as JSON")
+    one.add_argument("--json", metavar="FILE", help=JSON)
     one.add_argument("--quiet", action="store_true", help="print nothing but errors")
     one.add_argument("--report", metavar="FILE.html", help="draw a page of what happened; it times the layers too")
     _parallel_options(one)

@@ -385,3 +385,27 @@ def test_rounding_has_names_of_targets(place: Path) -> None:
     assert plan["round_to"] == 16
     assert plan["groups"]
     assert all(len(g["kept"]) % 16 == 0 for g in plan["groups"])
+
+
+def test_every_command_tells_its_result_as_json_on_stdout(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, data, out = (str(place / name) for name in ("digits_mlp.onnx", "digits_mlp.npz", "small.onnx"))
+    run = str(place / "small.run")
+    told = {}
+    for command in (
+        ["compress", model, "--flops", "0.7", "--policy", "uniform", "--no-refit", "-o", out],
+        ["inspect", model],
+        ["apply", model, f"{run}/plan.json", "-o", out],
+        ["evaluate", model, "--data", data],
+        ["bench", model, "--seconds", "0.1"],
+        ["report", run],
+    ):
+        if command[0] == "report":
+            pytest.importorskip("vl_convert", reason="pages are not installed")
+        capsys.readouterr()
+        assert main([*command, "--json", "-"]) == 0
+        told[command[0]] = json.loads(capsys.readouterr().out)
+    assert told["compress"]["compressed"]["macs"] == told["apply"]["macs"] < told["inspect"]["macs"]
+    assert told["apply"]["bytes"] == Path(out).stat().st_size
+    assert told["evaluate"]["metric"] == "top1"
+    assert told["bench"]["models"][0]["ratio"] == 1
+    assert [Path(page["page"]).is_file() for page in told["report"]["pages"]] == [True]
