@@ -35,9 +35,11 @@ def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     light = declared(proto, is_weight)
     stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
     given = stored | {i.name: _settled(i, LENGTHS[0]) for i in light.graph.input if i.name not in stored}
-    shapes = given | _inferred(light, given)
+    inferred = _inferred(light, given)
+    torn = [name for name, shape in inferred.items() if min(shape, default=0) < 0]
+    shapes = given | {name: shape for name, shape in inferred.items() if name not in torn}
     check_memory(proto, shapes)
-    torn = [n.output[0] for n in proto.graph.node if n.op_type == "Reshape" and _torn(shapes, n)]
+    torn += [n.output[0] for n in proto.graph.node if n.op_type == "Reshape" and _torn(shapes, n)]
     missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
     if torn:  # the assumed lengths are not those that the network takes
         shapes, missing = given, list(dict.fromkeys(o for n in proto.graph.node for o in n.output if o))

@@ -2,8 +2,8 @@
 
     python -m onnx_amc.run.relay ADDRESS RETRIES
 
-It reads pickled requests of its parent from stdin, the name of a method of `Relay` and its arguments, and writes to stdout an answer
-and an error, one of which is None.
+It reads pickled requests of its parent from stdin, the name of a method of `Relay` and its arguments, and writes to stdout an
+answer and an error, one of which is None.
 """
 
 from __future__ import annotations
