@@ -193,8 +193,8 @@ def test_a_path_with_a_colon_is_a_path(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_unknown_extension(tmp_path: Path) -> None:
-    (tmp_path / "d.tsv").write_text("1\t2")
-    refused(tmp_path / "d.tsv", ROWS, "'.tsv'", "np.savez")
+    (tmp_path / "d.dat").write_text("1,2")
+    refused(tmp_path / "d.dat", ROWS, "'.dat'", "np.savez")
 
 
 def test_no_npz(tmp_path: Path) -> None:
