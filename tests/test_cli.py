@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnx_amc
 from onnx_amc.cli import main
+from onnx_amc.config import Budget, Settings
+from onnx_amc.run.providers import BROUGHT_BY, NAMES
 
 MODELS = Path(__file__).parents[1] / "models"
 MLP = MODELS / "digits_mlp.onnx"
@@ -125,7 +128,9 @@ def test_uniform_without_refit_needs_no_data(place: Path) -> None:
 def test_without_data_it_says_that_inputs_are_synthetic(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "digits_mlp.npz").unlink()
     assert main(["compress", str(place / "digits_mlp.onnx"), "--flops", "0.6", "--policy", "uniform"]) == 0
-    assert "no data: 256 calibration images are made up" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no data: 256 calibration images are made up" in said
+    assert "score is fidelity" in said
 
 
 @pytest.mark.parametrize(
@@ -246,6 +251,8 @@ def test_model_without_prunable_layer(place: Path, capsys: pytest.CaptureFixture
         (["--flops", "0.5", "--min-keep", "2"], "not a fraction"),
         (["--flops", "0.5", "--seed", "-1"], "no whole number"),
         (["--flops", "0.5", "--provider", "NoSuchProvider"], "no provider"),
+        (["--flops", "0.5", "--provider", "dml"], "no provider 'DmlExecutionProvider' here\n  -> choose one of"),
+        (["--flops", "0.5", "--provider", "dml"], "or install onnxruntime-directml in place of onnxruntime"),
         (["--flops", "0.5", "--data", "nosuch.npz"], "no such"),
     ],
 )
@@ -346,3 +353,59 @@ def test_interrupt_is_exit_code_130(
     monkeypatch.setattr(pipeline, "compress", interrupted)
     assert main(["compress", str(place / "digits_mlp.onnx"), "--flops", "0.5"]) == 130
     assert "--resume" in capsys.readouterr().err
+
+
+# ---- names in place of numbers and long names -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cpu", "CPU", "CPUExecutionProvider"])
+def test_a_provider_has_a_short_name(name: str) -> None:
+    settings = Settings(Budget("flops", 0.5), provider=name)
+    assert settings.provider == "CPUExecutionProvider"
+
+
+def test_every_short_name_is_of_a_provider_that_onnxruntime_knows() -> None:
+    assert set(NAMES.values()) <= set(ort.get_all_providers())
+    assert set(BROUGHT_BY) <= set(NAMES.values())
+
+
+def test_evaluate_and_bench_take_a_provider(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, data = str(place / "digits_mlp.onnx"), str(place / "digits_mlp.npz")
+    assert main(["evaluate", model, "--data", data, "--provider", "cpu"]) == 0
+    assert main(["bench", model, "--seconds", "0.1", "--provider", "cpu"]) == 0
+    for command in (["evaluate", model, "--data", data], ["bench", model]):
+        assert "no provider" in fails(capsys, 2, *command, "--provider", "dml")
+
+
+def test_rounding_has_names_of_targets(place: Path) -> None:
+    model, out = str(place / "digits_mlp.onnx"), place / "small.onnx"
+    plain = ["compress", model, "--flops", "0.7", "--policy", "uniform", "--no-refit", "--quiet", "-o", str(out)]
+    assert main([*plain, "--round-to", "avx512"]) == 0
+    plan = json.loads((place / "small.run" / "plan.json").read_text())
+    assert plan["round_to"] == 16
+    assert plan["groups"]
+    assert all(len(g["kept"]) % 16 == 0 for g in plan["groups"])
+
+
+def test_every_command_tells_its_result_as_json_on_stdout(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, data, out = (str(place / name) for name in ("digits_mlp.onnx", "digits_mlp.npz", "small.onnx"))
+    run = str(place / "small.run")
+    told = {}
+    for command in (
+        ["compress", model, "--flops", "0.7", "--policy", "uniform", "--no-refit", "-o", out],
+        ["inspect", model],
+        ["apply", model, f"{run}/plan.json", "-o", out],
+        ["evaluate", model, "--data", data],
+        ["bench", model, "--seconds", "0.1"],
+        ["report", run],
+    ):
+        if command[0] == "report":
+            pytest.importorskip("vl_convert", reason="pages are not installed")
+        capsys.readouterr()
+        assert main([*command, "--json", "-"]) == 0
+        told[command[0]] = json.loads(capsys.readouterr().out)
+    assert told["compress"]["compressed"]["macs"] == told["apply"]["macs"] < told["inspect"]["macs"]
+    assert told["apply"]["bytes"] == Path(out).stat().st_size
+    assert told["evaluate"]["metric"] == "top1"
+    assert told["bench"]["models"][0]["ratio"] == 1
+    assert [Path(page["page"]).is_file() for page in told["report"]["pages"]] == [True]

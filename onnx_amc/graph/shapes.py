@@ -107,7 +107,10 @@ def _tried(
     inputs = [i for i in proto.graph.input if i.name in names and _settled(i, 1) != _settled(i, 2)]
     for length in _lengths(proto) if inputs else LENGTHS[:1]:
         sizes = {**given, **{i.name: _settled(i, length) for i in inputs}}
-        if any(is_huge(shape) for shape in (sizes | _inferred(light, sizes)).values()):
+        expected = (sizes | _inferred(light, sizes)).values()
+        if any(min(shape, default=0) < 0 for shape in expected):
+            continue  # too short for a kernel
+        if any(is_huge(shape) for shape in expected):
             return {}
         found = measured(proto, sizes, missing)
         if found:
