@@ -40,7 +40,7 @@ HISTOGRAM: dict[str, Any] = {"CalibStridedMinMax": 1, "CalibTensorRangeSymmetric
 
 METHODS: dict[str, tuple[int, dict[str, Any]]] = {
     "as `--int8` does: MinMax, uint8 activations, int8 weights per channel": (CALIBRATION, {}),
-    "MinMax of 500 samples": (FEW, {}),
+    "MinMax of 512 samples": (512, {}),
     "MinMax of 100 samples": (100, {}),
     "7-bit weights (`reduce_range`)": (CALIBRATION, {"reduce_range": True}),
     "int8 activations": (CALIBRATION, {"activation_type": QuantType.QInt8}),
