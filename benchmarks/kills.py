@@ -2,10 +2,11 @@
 
     python benchmarks/kills.py [--kills 30] [--seed 0] [--model ../models/digits_resnet.onnx] [--options "..."] [--out FILE.md]
 
-The moments are drawn over the wall time of the uninterrupted run, so that they fall into analysis, calibration, search, recovery
-and writing; each is a run of its own, killed once and resumed, and two in three are killed again while they resume. Where nothing
-had been written yet, the command without `--resume` is what its message asks for. Compared are model and plan, byte by byte, and
-that neither lock nor temporary file is left.
+Three in four moments are drawn over the processor time that the uninterrupted run takes, which other load does not stretch: they
+fall into analysis, calibration, search and recovery. One in four falls into the writing: shortly after a file of the result has
+appeared. Each run is killed once and resumed, and two in three are killed again while they resume. Where nothing had been written
+yet, the command without `--resume` is what its message asks for. Compared are model and plan, byte by byte, and that neither lock,
+state of a training nor temporary file is left.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -30,6 +32,54 @@ OPTIONS = "--flops 0.5 --episodes 8 --recover --recover-epochs 3"
 AGAIN = 2 / 3
 """Share of runs that are killed while they resume, too."""
 
+WRITING = 1 / 4
+"""Share of moments that fall into the writing of the result."""
+
+WRITTEN = (
+    ".out.onnx.*.tmp",
+    "out.onnx",
+    "out.run/.plan.json.*.tmp",
+    "out.run/plan.json",
+    "out.run/record.json",
+    "out.run/details.json",
+)
+"""Files of the result, in turn."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a run is killed.
+
+    Args:
+        seconds: Of processor time; or, where a file is named, of wall time after it has appeared.
+        pattern: Of a file of the run.
+
+    """
+
+    seconds: float
+    pattern: str = ""
+
+    @staticmethod
+    def drawn(rng: np.random.Generator, seconds: float) -> Moment:
+        """One at random, in a run of so many seconds of processor time."""
+        if rng.random() < WRITING:
+            return Moment(float(rng.exponential(0.003)), WRITTEN[int(rng.integers(len(WRITTEN)))])
+        return Moment(float(rng.uniform(0.0, seconds)))
+
+    def reached(self, pid: int, folder: Path) -> bool:
+        """Whether it has come."""
+        if not self.pattern:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") >= self.seconds
+        if not any(folder.glob(self.pattern)):
+            return False
+        time.sleep(self.seconds)
+        return True
+
+    def __str__(self) -> str:
+        """As it is printed."""
+        return f"{self.seconds:.3f} s after {self.pattern}" if self.pattern else f"{self.seconds:.1f} s"
+
 
 @dataclass(frozen=True)
 class Runner:
@@ -46,20 +96,19 @@ class Runner:
     options: str
     folder: Path
 
-    def run(self, *more: str, kill_after: float | None = None) -> tuple[int, str]:
+    def run(self, *more: str, until: Moment | None = None) -> tuple[int, str]:
         """Exit code and stderr; negative where it was killed."""
         argv = [sys.executable, "-m", "onnx_amc", "compress", str(self.model), *shlex.split(self.options)]
         argv += ["-o", str(self.folder / "out.onnx"), *more]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        with subprocess.Popen(
-            argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
-        ) as child:
-            try:
-                _, heard = child.communicate(timeout=kill_after)
-            except subprocess.TimeoutExpired:
-                os.kill(child.pid, signal.SIGKILL)
-                _, heard = child.communicate()
-        return child.returncode, heard
+        heard = self.folder / "stderr"
+        with heard.open("w") as file, subprocess.Popen(argv, stdout=file, stderr=file, env=environment) as child:
+            while until is not None and child.poll() is None:
+                if until.reached(child.pid, self.folder):
+                    os.kill(child.pid, signal.SIGKILL)
+                    break
+                time.sleep(0.001)
+        return child.returncode, heard.read_text()
 
     def outcome(self) -> dict[str, bytes]:
         """What must be the same."""
@@ -71,17 +120,14 @@ class Runner:
         return sorted(f for f in files if f.endswith((".tmp", "/lock", ".npz")))
 
 
-def finished(runner: Runner, rng: np.random.Generator, seconds: float) -> tuple[str, list[float]]:
+def finished(runner: Runner, rng: np.random.Generator, seconds: float) -> tuple[str, list[Moment]]:
     """Kill a run once or twice and let it finish; the stage it was first killed in, and the moments."""
-    moments = [float(rng.uniform(0.0, seconds))]
-    code, heard = runner.run(kill_after=moments[0])
-    stage = (
-        "too late"
-        if code == 0
-        else (re.findall(r"^([a-z][a-z ()0-9]*) \.\.\.", heard, re.MULTILINE) or ["starting"])[-1]
-    )
+    moments = [Moment.drawn(rng, seconds)]
+    code, heard = runner.run(until=moments[0])
+    stages = re.findall(r"^([a-z][a-z ()0-9]*) \.\.\.", heard, re.MULTILINE) or ["starting"]
+    stage = "too late" if code == 0 else "writing" if moments[0].pattern else stages[-1]
     if rng.random() < AGAIN:
-        moments.append(float(rng.uniform(0.0, seconds)))
+        moments.append(Moment.drawn(rng, seconds))
         resumed(runner, moments[1])
     code, heard = resumed(runner, None)
     if code:
@@ -89,11 +135,11 @@ def finished(runner: Runner, rng: np.random.Generator, seconds: float) -> tuple[
     return stage, moments
 
 
-def resumed(runner: Runner, kill_after: float | None) -> tuple[int, str]:
+def resumed(runner: Runner, until: Moment | None) -> tuple[int, str]:
     """Go on as the messages say."""
-    code, heard = runner.run("--resume", kill_after=kill_after)
+    code, heard = runner.run("--resume", until=until)
     if code == 2 and "there is no run to resume" in heard:
-        return runner.run(kill_after=kill_after)
+        return runner.run(until=until)
     return code, heard
 
 
@@ -106,16 +152,16 @@ def main() -> int:
     parser.add_argument("--options", default=OPTIONS)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    lines, stages, wrong = ["| run | killed in | after s | same bytes |", "|---:|---|---:|---|"], Counter[str](), 0
+    lines, stages, wrong = ["| run | killed in | after | same bytes |", "|---:|---|---|---|"], Counter[str](), 0
     with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
         whole = Runner(args.model, args.options, Path(scratch))
-        start = time.perf_counter()
         code, heard = whole.run()
-        seconds = time.perf_counter() - start
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = spent.ru_utime + spent.ru_stime
         if code:
             raise RuntimeError(heard)
         wanted = whole.outcome()
-        print(f"seed {args.seed}, uninterrupted: {seconds:.1f} s\n" + "\n".join(lines), flush=True)
+        print(f"seed {args.seed}, uninterrupted: {seconds:.1f} s of processor time\n" + "\n".join(lines), flush=True)
         for i in range(args.kills):
             rng = np.random.default_rng([args.seed, i])
             with tempfile.TemporaryDirectory(prefix="kills-") as place:
@@ -124,7 +170,7 @@ def main() -> int:
                 same = [name for name, value in runner.outcome().items() if value != wanted[name]] or runner.left()
             stages[stage] += 1
             wrong += bool(same)
-            after = ", ".join(f"{m:.1f}" for m in moments)
+            after = ", ".join(map(str, moments))
             lines.append(f"| {i} | {stage} | {after} | {'yes' if not same else ', '.join(same)} |")
             print(lines[-1], flush=True)
     summary = f"{args.kills - wrong} of {args.kills} the same (seed {args.seed}); " + ", ".join(
