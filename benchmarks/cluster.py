@@ -5,7 +5,8 @@
 Plans of ResNet-20 at half of its MACs, drawn at random, are evaluated on one core without Ray, by a cluster of one node of one
 core, and by one of two such nodes; then a short search by each delivers a plan. All of that happens on this machine, whose cores
 must be idle else, as each node computes on one of them. What a worker does once is not counted: its start, and fetching what it
-needs. """
+needs.
+"""
 
 from __future__ import annotations
 
