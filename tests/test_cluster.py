@@ -226,8 +226,9 @@ def test_when_the_cluster_is_lost_the_run_can_be_resumed(
     out, journal = tmp_path / "small.onnx", tmp_path / "small.run" / "evaluations.jsonl"
     command = ["compress", str(RESNET), "--flops", "0.5", "--policy", "random", "--episodes", "4", "--no-recover"]
     command += ["--metric", "onnx_amc_own_metric:score", "--quiet", "-o", str(out)]
+    address = nodes.address  # forgotten when the nodes are gone
     with subprocess.Popen(
-        [sys.executable, "-m", "onnx_amc", *command, "--ray", nodes.address],
+        [sys.executable, "-m", "onnx_amc", *command, "--ray", address],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as run:  # fmt: skip
         while run.poll() is None and not (journal.exists() and len(journal.read_text().splitlines()) > 4):
@@ -235,7 +236,7 @@ def test_when_the_cluster_is_lost_the_run_can_be_resumed(
         nodes.shutdown()
         printed, said = run.communicate(timeout=120)
     assert (run.returncode, printed) == (2, ""), said
-    assert said.startswith(f"onnx-amc: --ray {nodes.address}: ")
+    assert said.startswith(f"onnx-amc: --ray {address}: ")
     assert len(said.splitlines()) == 2
     assert "--resume goes on" in said
     assert not out.exists()
