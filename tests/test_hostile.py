@@ -155,7 +155,7 @@ def test_what_fits_is_not_refused() -> None:
     assert limits.at_a_time(analysis.model.proto, analysis.model.shapes) == 2 * 8 * 36
     assert limits.memory() > 2**28
     assert not limits.is_huge((None, 64, 512, 512))
-    assert all(map(limits.is_huge, [(2**31 - 1, 0), (2**20, 2**20), (-1, 3)]))
+    assert all(map(limits.is_huge, [(2**31 - 1, 0), (2**20, 2**20)]))
 
 
 # ---- structure --------------------------------------------------------------------------------------------------
@@ -227,13 +227,13 @@ def test_a_plan_that_names_what_is_no_name(name: object, entries: str) -> None:
 
 def test_a_plan_that_names_a_group_twice() -> None:
     model = toy()
-    entry = {"name": analyse(load(model)).groups[0].name, "kept": [0]}
+    entry: dict[str, object] = {"name": analyse(load(model)).groups[0].name, "kept": [0]}
     plan = {"format": 1, "model_sha256": load(model).sha256, "groups": [entry, entry | {"kept": [1]}], "refit": False}
     with pytest.raises(PlanError, match="named twice"):
         onnx_amc.apply(model, plan)
 
 
-SOUND = {"course": {"epochs": 2}, "steps": 3, "rate": 0.001, "shares": [0.5, 1.0]}
+SOUND: dict[str, object] = {"course": {"epochs": 2}, "steps": 3, "rate": 0.001, "shares": [0.5, 1.0]}
 
 
 def test_what_a_plan_says_of_a_training_is_checked() -> None:

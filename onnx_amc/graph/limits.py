@@ -25,15 +25,18 @@ WIDTH = 4
 
 
 def is_huge(shape: Iterable[int | None]) -> bool:
-    """Whether a tensor of this shape is beyond what is worked with; dimensions that are not known count once."""
-    known = [d for d in shape if d is not None]
-    return math.prod(known) > LARGEST or min(known, default=0) < 0 or max(known, default=0) > LARGEST_INPUT
+    """Whether a tensor of this shape is beyond what is worked with; dimensions that are not known count once.
+
+    Inference gives negative ones where an assumed length is too short: that is for who looks for the length to find.
+    """
+    known = [max(d, 0) for d in shape if d is not None]
+    return math.prod(known) > LARGEST or max(known, default=0) > LARGEST_INPUT
 
 
 def too_large(name: str, shape: tuple[int, ...]) -> ModelError:
     """What to say of a tensor of impossible size."""
     return ModelError(
-        f"its shape is {shape} for one sample: negative, or more than memory should be asked for",
+        f"its shape is {shape} for one sample: impossible, or more than memory should be asked for",
         where=f"tensor '{name}'",
         fix="export the model with the sizes that it really takes, or with dynamic dimensions",
     )
@@ -62,13 +65,17 @@ def at_a_time(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> 
     """Elements of the activations that exist together, at the node where they are most."""
     stored = {t.name for t in proto.graph.initializer}
     last = {name: i for i, node in enumerate(proto.graph.node) for name in node.input}
-    live = sum(math.prod(shapes.get(i.name, ())) for i in proto.graph.input if i.name not in stored)
+    live = sum(_elements(shapes.get(i.name, ())) for i in proto.graph.input if i.name not in stored)
     most = live
     for i, node in enumerate(proto.graph.node):
-        live += sum(math.prod(shapes.get(name, ())) for name in node.output if name)
+        live += sum(_elements(shapes.get(name, ())) for name in node.output if name)
         most = max(most, live)
-        live -= sum(math.prod(shapes.get(n, ())) for n in {*node.input} - stored - {""} if last[n] == i)
+        live -= sum(_elements(shapes.get(n, ())) for n in {*node.input} - stored - {""} if last[n] == i)
     return most
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    return math.prod(max(d, 0) for d in shape)
 
 
 def memory() -> int:

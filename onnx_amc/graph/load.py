@@ -265,7 +265,7 @@ def _densify(proto: onnx.ModelProto) -> None:
     for sparse in proto.graph.sparse_initializer:
         values = numpy_helper.to_array(sparse.values)
         indices = numpy_helper.to_array(sparse.indices)
-        if math.prod(sparse.dims) > LARGEST_INPUT or is_huge(sparse.dims):
+        if math.prod(sparse.dims) > LARGEST_INPUT or is_huge(sparse.dims) or min(sparse.dims, default=0) < 0:
             raise too_large(sparse.values.name, tuple(sparse.dims))
         dense = np.zeros(list(sparse.dims), dtype=values.dtype)
         if indices.ndim == 1:
