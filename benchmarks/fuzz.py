@@ -3,9 +3,9 @@
     python benchmarks/fuzz.py [--models 5000] [--data 1000] [--plans 1000] [--first 0] [--seed 0] [--keep FOLDER] [--out FILE.md]
 
 Every case is a function of seed and number, so that one is repeated by `--models 1 --first NUMBER`. Cases run in a worker process
-with limits, which is begun again when it dies. What is counted: `refused` (exit code 2 or 3), `worked` (0), and as failures
-`fault` (anything else, with its traceback), `crash` (a signal: native code), `hang` (beyond 60 s), `memory` (beyond 4 GB, or the
-process's limit was met) and `litter` (a file written for what was refused). A failed input is kept in FOLDER.
+with limits, which is begun again when it dies. What is counted: `refused` (exit code 2 or 3), `worked` (0), `limit` (refused for
+want of memory), and as failures `fault` (anything else, with its traceback), `crash` (a signal: native code), `hang` (beyond 60 s),
+`memory` (beyond 4 GB) and `litter` (a file written for what was refused). A failed input is kept in FOLDER.
 """
 
 from __future__ import annotations
@@ -482,6 +482,7 @@ def run_plan(folder: Path, rng: Draw) -> list[int]:
 
 RUN: dict[str, Callable[[Path, Draw], list[int]]] = {"models": run_model, "data": run_data, "plans": run_plan}
 OUTPUTS = ("out.onnx", "c.onnx", "out.onnx.data", "c.onnx.data")
+FINE = ("worked", "refused", "limit")
 said: list[str] = []
 """What the commands of the current case wrote to stderr."""
 
@@ -522,10 +523,12 @@ def outcome(kind: str, number: int, seed: int, folder: Path) -> tuple[str, str]:
     except BaseException as error:  # noqa: BLE001  that is what is looked for
         return ("litter" if "litter" in str(error) else "fault"), traceback.format_exc()
     heard = "\n".join(said)
-    if peak() > MEMORY or "bad_alloc" in heard or "MemoryError" in heard or "allocate" in heard:
+    if peak() > MEMORY:
         return "memory", f"{peak() / 2**30:.1f} GB\n{heard[-2000:]}"
     if not set(codes) <= {0, 2, 3}:
         return "fault", heard
+    if any(word in heard for word in ("bad_alloc", "memory does not suffice", "allocate memory")):
+        return "limit", ""
     return ("worked", "") if not any(codes) else ("refused", heard.strip().splitlines()[0] if heard.strip() else "")
 
 
@@ -542,7 +545,7 @@ def work(kind: str, numbers: range, seed: int, folder: Path) -> None:
         place.mkdir()
         print(json.dumps([number]), file=out, flush=True)
         word, note = outcome(kind, number, seed, place)
-        if word in {"worked", "refused"}:
+        if word in FINE:
             shutil.rmtree(place)
         print(json.dumps([number, word, note]), file=out, flush=True)
 
@@ -593,7 +596,7 @@ def survey(kind: str, numbers: range, seed: int, keep: Path) -> tuple[Counter[st
     start = time.perf_counter()
     for number, word, note in cases(kind, numbers, seed, keep):
         counts[word] += 1
-        if word not in {"worked", "refused"}:
+        if word not in FINE:
             last = [line for line in note.splitlines() if line.strip() and "fault of ours" not in line][-1:] or [""]
             where = [line.strip() for line in note.splitlines() if "onnx_amc/" in line][-1:]
             failures.append(f"{kind} {number}: {word}: {last[0][:160]} {' '.join(where)[-120:]}")
@@ -617,7 +620,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    words = ("worked", "refused", "fault", "crash", "hang", "memory", "litter")
+    words = ("worked", "refused", "limit", "fault", "crash", "hang", "memory", "litter")
     lines = [f"| seed {args.seed} | cases | {' | '.join(words)} |", f"|---|{'---:|' * (len(words) + 1)}"]
     failures = []
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:

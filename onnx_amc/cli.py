@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 DONE, FAULT, INTERRUPTED = 0, 1, 130
 STDOUT = "-"
+LESS = (
+    "export the model with smaller inputs or a dynamic batch, give fewer samples, or run it where there is more memory"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,9 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OptionError.exit_code
     try:
         return COMMANDS[args.command](args)
-    except AmcError as error:
-        print(f"onnx-amc: {error}", file=sys.stderr)
-        return error.exit_code
+    except (AmcError, MemoryError) as error:
+        said = (
+            f"{args.command}: the memory does not suffice: {error}\n  -> {LESS}"
+            if isinstance(error, MemoryError)
+            else error
+        )
+        print(f"onnx-amc: {said}", file=sys.stderr)
+        return getattr(error, "exit_code", OptionError.exit_code)
     except KeyboardInterrupt:
         print("onnx-amc: interrupted; no model was written. The same command with --resume goes on", file=sys.stderr)
         return INTERRUPTED

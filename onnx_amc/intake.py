@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,10 +13,11 @@ import onnx
 
 from onnx_amc.delivery import class_count, input_specs
 from onnx_amc.errors import ModelError
+from onnx_amc.graph.limits import WIDTH
 from onnx_amc.graph.load import Model, load
 from onnx_amc.listener import Listener
 from onnx_amc.run import data as sources
-from onnx_amc.run import feed, presets
+from onnx_amc.run import feed, presets, shelf
 from onnx_amc.run.madeup import USUAL
 
 DataSource = str | os.PathLike[str] | sources.Dataset | Mapping[str, np.ndarray]
@@ -46,7 +48,7 @@ def find_data(
     source = data if data is not None else sidecar(model)
     if source is not None:
         return sources.load(source, specs, classes=class_count(loaded), preset=preset)
-    made = sources.synthesise(specs, SYNTHETIC_SAMPLES, seed, loaded.shapes, preset)
+    made = sources.synthesise(specs, _affordable(loaded), seed, loaded.shapes, preset)
     if made.pixels is None:
         listener.note(
             "no data: calibration inputs are synthetic noise and the score is fidelity to the original. Expect a worse result "
@@ -54,6 +56,12 @@ def find_data(
         )
         return made
     return _pictured(loaded, made, seed, listener, preset)
+
+
+def _affordable(loaded: Model) -> int:
+    """How many made-up samples there are: fewer where that many would not fit into what samples may take of the memory."""
+    each = WIDTH * sum(math.prod(loaded.shapes[s.name][1:]) for s in input_specs(loaded.proto) if s.shape)
+    return max(sources.MIN_SAMPLES, min(SYNTHETIC_SAMPLES, shelf.MEMORY // max(each, 1)))
 
 
 def _pictured(

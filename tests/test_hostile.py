@@ -19,6 +19,10 @@ from onnx_amc.graph import limits
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import load
 from onnx_amc.graph.outside import SPARE
+from onnx_amc.intake import SYNTHETIC_SAMPLES, find_data
+from onnx_amc.listener import Listener
+from onnx_amc.run import shelf
+from onnx_amc.run.samples import MIN_SAMPLES
 from onnx_amc.training import replay_of
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -210,6 +214,44 @@ def test_outputs_without_a_row_for_each_sample_are_not_scored(tmp_path: Path) ->
     x = np.zeros((20, 5, 6), np.float32)
     with pytest.raises(ModelError, match=r"no output has a row for each sample.*'top'"):
         onnx_amc.evaluate(model, {model.graph.input[0].name: x})
+
+
+def test_made_up_samples_are_fewer_where_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(toy())
+    for room, samples in ((2**30, SYNTHETIC_SAMPLES), (20 * 4 * 3 * 6 * 6, 20), (1, MIN_SAMPLES)):
+        monkeypatch.setattr(shelf, "MEMORY", room)
+        assert len(find_data(loaded, toy(), None, 0, Listener())) == samples
+
+
+def test_no_more_memory_is_said_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starved(*_args: object, **_more: object) -> None:
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(onnx_amc, "inspect", starved)
+    assert main(["inspect", str(MODELS / "digits_mlp.onnx")]) == 2
+    heard = capsys.readouterr().err
+    assert "the memory does not suffice: Unable to allocate 9 GiB\n  ->" in heard
+    assert "Traceback" not in heard
+
+
+def test_sizes_that_are_no_numbers() -> None:
+    model = image("odd", "s = Shape (x) f = Cast <to = 1> (s) g = Concat <axis = 0> (f, odd) r = Relu (h)", 8,
+                  "float[1] odd", weights={"odd": [np.nan]}).model()  # fmt: skip
+    model.graph.output.append(helper.make_tensor_value_info("g", TensorProto.FLOAT, [5]))
+    assert [g.channels for g in analyse(load(model)).groups] == [8]
+
+
+def test_an_image_that_would_become_huge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for i in range(8):
+        Image.fromarray(np.zeros((1, 64), np.uint8)).save(tmp_path / f"{i}.png")
+    for size in (2**20, 2**62):
+        (tmp_path / "preprocess.json").write_text(json.dumps({"size": size, "crop": 8}))
+        assert main(["evaluate", str(MODELS / "digits_resnet.onnx"), "--data", str(tmp_path)]) == 2
+        assert "the image of 1 x 64 would become" in capsys.readouterr().err
 
 
 # ---- plans ------------------------------------------------------------------------------------------------------

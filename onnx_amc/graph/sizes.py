@@ -87,9 +87,11 @@ def _moved(step: Step) -> Elements | None:
 
 
 def _written(step: Step, i: int) -> list[int | None]:
-    """The whole numbers of a constant input."""
+    """The whole numbers of a constant input; None for what is none, such as NaN."""
     value = step.const(i)
-    return [None] * int(np.prod(step.shape(i))) if value is None else [int(v) for v in value.ravel()]
+    if value is None or value.dtype.kind not in "iubf":
+        return [None] * int(np.prod(step.shape(i)))
+    return [int(v) if np.isfinite(v) else None for v in value.ravel()]
 
 
 def _elements(step: Step, i: int) -> Elements:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 SETTINGS = frozenset({"size", "crop", "color", "layout", "scale", "mean", "std"})
 
+LARGEST = 2**28
+"""Pixels that an image is scaled to, at most."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -40,6 +43,12 @@ class Fit:
                 w = h * width // height
             elif not self.exact:
                 h = w * height // width
+            if h * w > LARGEST:
+                raise DataError(
+                    what=f"the image of {height} x {width} would become one of {h} x {w}",
+                    where=where,
+                    fix="give a smaller 'size' in preprocess.json, or remove the image",
+                )
             image = image.resize((w, h), 2)  # PIL.Image.Resampling.BILINEAR
             width, height = w, h
         h, w = self.crop
