@@ -466,7 +466,9 @@ def run_plan(folder: Path, rng: Draw) -> list[int]:
             float("inf"),
             "9" * 5000,
         )
-        top = [spot for spot in spots(plan) if spot[0] is plan or chance(rng, 0.3)]
+        top = [
+            spot for spot in spots(plan) if spot[0] is plan or chance(rng, 0.005 if isinstance(spot[0], list) else 0.5)
+        ]
         for _ in range(int(rng.integers(1, 4))):
             holder, key = pick(rng, top)
             if isinstance(holder, dict) and chance(rng, 0.15):

@@ -64,7 +64,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                 name = member.filename.removesuffix(".npy")
                 arrays[name] = _array(archive, member, name)
     except DAMAGE as error:
-        raise ArchiveError(f"it cannot be read ({error or type(error).__name__})", name) from error
+        raise ArchiveError(f"it cannot be read ({str(error) or type(error).__name__})", name) from error
     return arrays
 
 

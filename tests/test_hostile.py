@@ -206,12 +206,21 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
         onnx_amc.compress(tmp_path / "m.onnx", channels=0.5, policy="uniform", refit=False, round_to=1)
 
 
-def test_outputs_without_a_row_for_each_sample_are_not_scored(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("node", "shape"),
+    [
+        (helper.make_node("ReduceMax", ["y"], ["top"], keepdims=0), []),
+        (helper.make_node("Transpose", ["y"], ["top"], perm=[2, 1, 0]), [4, 5, "N"]),
+    ],
+    ids=["scalar", "samples last"],
+)
+def test_outputs_without_a_row_for_each_sample_are_not_scored(node: onnx.NodeProto, shape: list[int | str]) -> None:
     model = flat("fixed", "r = Relu (h)").model()
-    model.graph.node.append(helper.make_node("ReduceMax", ["y"], ["top"], keepdims=0))
-    del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info("top", TensorProto.FLOAT, []))
-    x = np.zeros((20, 5, 6), np.float32)
+    model.graph.node.append(node)
+    model.graph.output.append(helper.make_tensor_value_info("top", TensorProto.FLOAT, shape))
+    x = np.random.default_rng(0).standard_normal((130, 5, 6), dtype=np.float32)
+    assert onnx_amc.evaluate(model, {model.graph.input[0].name: x})["samples"] == 130
+    del model.graph.output[0]
     with pytest.raises(ModelError, match=r"no output has a row for each sample.*'top'"):
         onnx_amc.evaluate(model, {model.graph.input[0].name: x})
 

@@ -100,10 +100,10 @@ class Scorer:
         for part, count in batches(model, self.index, BATCH):
             found = run_session(session, names, self.data.batch(part), where=self.data.source)
             parts.append([v[:count] if np.ndim(v) and len(v) >= count else np.asarray(v)[None] for v in found])
-        found = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        scored = [z for z in found if len(z) == len(self.index)]
+        columns = [c for c in zip(*parts, strict=True) if len({v.shape[1:] for v in c}) == 1]
+        scored = [np.concatenate(c) for c in columns if sum(map(len, c)) == len(self.index)]
         if not scored:
-            shapes = ", ".join(f"'{name}' {z.shape[1:]}" for name, z in zip(names, found, strict=True))
+            shapes = ", ".join(f"'{name}' {v.shape}" for name, v in zip(names, parts[0], strict=True))
             raise ModelError(
                 f"no output has a row for each sample, so none can be scored: {shapes}",
                 where=self.where,
