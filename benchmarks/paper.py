@@ -63,7 +63,7 @@ ROWS = (
     Row("plain20", "plain20_cifar10.onnx", "cifar10/search.npz", "cifar10/test.npz", 15),
     Row("resnet20", "resnet20_cifar10.onnx", "cifar10/search.npz", "cifar10/test.npz", 15),
     Row("resnet56", "resnet56_cifar10.onnx", "cifar10/search.npz", "cifar10/test.npz", 30),
-    Row("mobilenet", "mobilenet_v1_0.75_imagenet.onnx", "imagenette/search", "imagenette/test", 15),
+    Row("mobilenet", "mobilenet_v1_0.75_imagenet.onnx", "imagenette/search", "imagenette/test", 30),
     Row("resnet20, train.zip", "resnet20_cifar10.onnx", "cifar10/train.zip", "cifar10/test.npz", None, 10, labels=True),
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_amc.errors import AmcError, OptionError
-from onnx_amc.files import write_text
+from onnx_amc.files import json_text, write_text
 from onnx_amc.options import parser
 
 if TYPE_CHECKING:
@@ -41,15 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser().print_help()
         return OptionError.exit_code
     try:
-        return COMMANDS[args.command](args)
-    except (AmcError, MemoryError) as error:
-        said = (
-            f"{args.command}: the memory does not suffice: {error}\n  -> {LESS}"
-            if isinstance(error, MemoryError)
-            else error
-        )
-        print(f"onnx-amc: {said}", file=sys.stderr)
-        return getattr(error, "exit_code", OptionError.exit_code)
+        return _called(args)
+    except AmcError as error:
+        print(f"onnx-amc: {error}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print("onnx-amc: interrupted; no model was written. The same command with --resume goes on", file=sys.stderr)
         return INTERRUPTED
@@ -71,7 +65,9 @@ def compress(args: argparse.Namespace) -> int:
     _writable(out, "-o")
     _writable(folder / "plan.json", "--run-dir")
     if args.int8:
-        beside = out.with_suffix(".int8.onnx")
+        from onnx_amc.delivery import int8_beside  # noqa: PLC0415  keeps --help light
+
+        beside = int8_beside(out)
         _writable(beside, "--int8")
         if beside.exists() and beside.samefile(args.model):
             raise OptionError("is MODEL itself", where=f"--int8 {beside}", fix="give another name with -o")
@@ -110,7 +106,7 @@ def _compress(args: argparse.Namespace, out: Path, folder: Path) -> None:
     record = results[0].record
     if len(budgets) > 1:
         record = {"budgets": [r.record for r in results], "front": pipeline.front(results)}
-        pipeline.save_record(record, folder / "record.json")
+        write_text(folder / "record.json", json_text(record))
     _save(record, args.json)
     if args.report:
         _draw(folder, Path(args.report), display)
@@ -262,6 +258,14 @@ COMMANDS = {
 }
 
 
+def _called(args: argparse.Namespace) -> int:
+    """Carry out the command; too little memory is for the user to mend."""
+    try:
+        return COMMANDS[args.command](args)
+    except MemoryError as error:
+        raise OptionError(f"the memory does not suffice: {error}", where=args.command, fix=LESS) from error
+
+
 def _display(json_to: str | None = None, *, quiet: bool = False) -> Display:
     """What shows a run; its tables go to stderr where JSON goes to stdout."""
     from onnx_amc.display import Display  # noqa: PLC0415  keeps --help light
@@ -290,11 +294,10 @@ def _check_json(to: str | None) -> None:
 
 def _save(found: dict[str, Any], to: str | None) -> None:
     """Write JSON where that is wanted: to a file, or to stdout."""
-    text = json.dumps(found, indent=1) + "\n"
     if to == STDOUT:
-        print(text, end="")
+        print(json_text(found), end="")
     elif to:
-        write_text(Path(to), text)
+        write_text(Path(to), json_text(found))
 
 
 if __name__ == "__main__":

@@ -144,9 +144,8 @@ def write_model(model: onnx.ModelProto, path: Path, *, external: bool = False) -
         if external:
             graph, _ = light.externalise(model, beside.name)
             bare.write_bytes(graph.SerializeToString(deterministic=True))
-            path.unlink(
-                missing_ok=True
-            )  # stopped between the two, there is no model rather than one with another's weights
+            # Stopped between the two, there is no model rather than one with another's weights.
+            path.unlink(missing_ok=True)
             files.settle(data, beside)
         files.settle(bare, path)
     except OSError as error:

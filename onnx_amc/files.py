@@ -74,6 +74,11 @@ def unwritable(error: OSError, where: str) -> OptionError:
     return OptionError(f"cannot be written: {error.strerror or error}", where=where, fix=FULL)
 
 
+def json_text(found: Any) -> str:
+    """JSON as all files have it: indented, with a line's end."""
+    return json.dumps(found, indent=1) + "\n"
+
+
 def parse_json(text: str) -> Any:
     """Read JSON that anybody may have written.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from onnx_amc.config import Budget, Settings, parse_round_to
 from onnx_amc.delivery import Result, check_feed, class_count, input_specs, int8_beside
 from onnx_amc.details import finite, provenance, times_json
 from onnx_amc.errors import OptionError, PlanError
-from onnx_amc.files import unwritable, write_text
+from onnx_amc.files import json_text, unwritable, write_text
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import Model
 from onnx_amc.guarantee import Guarantee
@@ -191,16 +190,11 @@ def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: Set
     except OSError as error:
         raise unwritable(error, str(folder)) from error
     result.plan.save(folder / "plan.json", result.analysis)
-    save_record(result.record, folder / "record.json")
+    write_text(folder / "record.json", json_text(result.record))
     details = result.details | provenance(command, result.record, result.analysis.model.sha256, out)
     if timed is not None:
         details["layer_times"] = times_json(result.analysis, result.model, timed)
-    save_record(finite(details), folder / "details.json")
-
-
-def save_record(record: Mapping[str, Any], path: Path) -> None:
-    """Write a record as JSON."""
-    write_text(path, json.dumps(record, indent=1) + "\n")
+    write_text(folder / "details.json", json_text(finite(details)))
 
 
 def _settings_of(plan: Plan) -> Settings:

@@ -53,11 +53,8 @@ AGAIN = 'export it again, or onnx.save(onnx.load(MODEL), NEW, save_as_external_d
 def _place(tensor: onnx.TensorProto, folder: Path, where: str) -> tuple[Path, int, int]:
     """File, offset and length of a tensor's data, once they are known to be sound."""
     said = {entry.key: entry.value for entry in tensor.external_data}
-    location, name = (
-        said.get("location", ""),
-        f"external data '{said.get('location', '')[:80]}' of tensor '{tensor.name[:80]}'",
-    )
-    path = folder / location
+    location = said.get("location", "")
+    name, path = f"external data '{location[:80]}' of tensor '{tensor.name[:80]}'", folder / location
     try:
         inside = not Path(location).is_absolute() and path.resolve().is_relative_to(folder.resolve())
         if inside and not path.exists():

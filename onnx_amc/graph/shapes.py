@@ -35,10 +35,9 @@ def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     light = declared(proto, is_weight)
     stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
     given = stored | {i.name: _settled(i, LENGTHS[0]) for i in light.graph.input if i.name not in stored}
-    inferred = _inferred(light, given)
-    torn = [name for name, shape in inferred.items() if min(shape, default=0) < 0]
-    shapes = given | {name: shape for name, shape in inferred.items() if name not in torn}
+    shapes = given | _inferred(light, given)
     check_memory(proto, shapes)
+    torn = [name for name, shape in shapes.items() if min(shape, default=0) < 0]
     torn += [n.output[0] for n in proto.graph.node if n.op_type == "Reshape" and _torn(shapes, n)]
     missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
     if torn:  # the assumed lengths are not those that the network takes
@@ -107,14 +106,14 @@ def _tried(
     inputs = [i for i in proto.graph.input if i.name in names and _settled(i, 1) != _settled(i, 2)]
     for length in _lengths(proto) if inputs else LENGTHS[:1]:
         sizes = {**given, **{i.name: _settled(i, length) for i in inputs}}
-        expected = (sizes | _inferred(light, sizes)).values()
-        if any(min(shape, default=0) < 0 for shape in expected):
+        expected = sizes | _inferred(light, sizes)
+        if any(min(shape, default=0) < 0 for shape in expected.values()):
             continue  # too short for a kernel
-        if any(is_huge(shape) for shape in expected):
+        if any(is_huge(shape) for shape in expected.values()):
             return {}
         found = measured(proto, sizes, missing)
         if found:
-            return (sizes | _inferred(light, sizes) if length != LENGTHS[0] else {}) | found
+            return (expected if length != LENGTHS[0] else {}) | found
     return {}
 
 

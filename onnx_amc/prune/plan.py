@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnx_amc.errors import PlanError
-from onnx_amc.files import parse_json, write_text
+from onnx_amc.files import json_text, parse_json, write_text
 from onnx_amc.graph.groups import Analysis, Group
 
 FORMAT = 1
@@ -47,7 +46,7 @@ class Plan:
 
     def save(self, path: str | Path, analysis: Analysis) -> None:
         """Write the plan as JSON."""
-        write_text(Path(path), json.dumps(self.to_json(analysis), indent=1) + "\n")
+        write_text(Path(path), json_text(self.to_json(analysis)))
 
 
 def read_plan(path: str | os.PathLike[str]) -> dict[str, Any]:

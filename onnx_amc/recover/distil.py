@@ -72,6 +72,17 @@ SHORTEST = 4
 """Epochs at least; where time allows of fewer passes over the samples than this, an epoch is a part of them."""
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch's operators do without threads of their own, in this thread and in those that it starts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Distiller:
     """Trains a cut network towards the original.
 
@@ -117,6 +128,7 @@ class Distiller:
         ]
         self._print = hashlib.sha256(b"".join(facts)).hexdigest()
 
+    @one_thread()
     def train(
         self, judge: Judge, progress: Progress = lambda _done, _total, _note: None, checkpoint: Path | None = None
     ) -> tuple[Values, Standing]:
@@ -128,10 +140,6 @@ class Distiller:
             checkpoint: Where the state is written after every epoch, and gone on from if it is there.
 
         """
-        with one_thread():
-            return self._train(judge, progress, checkpoint)
-
-    def _train(self, judge: Judge, progress: Progress, checkpoint: Path | None) -> tuple[Values, Standing]:
         standing, found = self._resumed(checkpoint) or self._begun(judge)
         while left := self._left(standing):
             began, done = time.monotonic(), len(standing.shares)
@@ -151,13 +159,13 @@ class Distiller:
             progress(done + 1, done + 1 + self._left(standing), note)
         return found, standing
 
+    @one_thread()
     def repeat(self, replay: Replay, progress: Progress = lambda _done, _total, _note: None) -> Values:
         """Return the weights that a training found, by training in the same way up to where they were found."""
-        with one_thread():
-            for number, (start, end) in enumerate(pairwise((0.0, *replay.shares))):
-                loss = self._epoch(number, replay.steps, replay.rate, start, end)
-                progress(number + 1, len(replay.shares), f"loss {loss:.4f}")
-            return self._copied()
+        for number, (start, end) in enumerate(pairwise((0.0, *replay.shares))):
+            loss = self._epoch(number, replay.steps, replay.rate, start, end)
+            progress(number + 1, len(replay.shares), f"loss {loss:.4f}")
+        return self._copied()
 
     def _begun(self, judge: Judge) -> tuple[Standing, Values]:
         began = time.monotonic()
@@ -368,14 +376,3 @@ class Distiller:
 def _laid_out(value: Tensor) -> Tensor:
     """The same tensor with channels innermost in memory, in which torch convolves a fifth faster on a CPU."""
     return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch's operators do without threads of their own, in this thread and in those that it starts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

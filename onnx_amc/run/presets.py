@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnx_amc.errors import OptionError
-from onnx_amc.run.pixels import Pixels, pixels
+from onnx_amc.run.pixels import SCALE, Pixels, pixels
 
 IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CIFAR10: dict[str, Any] = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.247, 0.2435, 0.2616]}
@@ -65,5 +65,5 @@ def _preset(name: str) -> Mapping[str, Any]:
 
 def _pixels(known: Mapping[str, Any], channels: int, *, first: bool, dtype: np.dtype, where: str) -> Pixels:
     given = {} if dtype.kind != "f" else fitted(known, channels)
-    scale = float(given.pop("scale", 1 / 255))
+    scale = float(given.pop("scale", SCALE))
     return pixels(given, channels, first=first, dtype=dtype, where=where, scale=scale)

@@ -18,6 +18,7 @@ from onnx import version_converter
 
 from onnx_amc.errors import ModelError
 from onnx_amc.graph import light
+from onnx_amc.graph.fold import QUANTISED
 from onnx_amc.graph.proto import names_read
 from onnx_amc.run.capture import batches
 from onnx_amc.run.data import Dataset
@@ -34,9 +35,8 @@ SYMMETRIC = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider", "Nv
 LOG_SEVERITY = 2
 """What onnxruntime begins with: warnings."""
 
-QUANTISED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
-)
+INTEGER = QUANTISED | {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+"""Operators of a network that is quantised already."""
 
 
 def quantised(
@@ -55,7 +55,7 @@ def quantised(
         ModelError: onnxruntime cannot quantise it, or finds nothing in it that it could; the text says which.
 
     """
-    if any(n.op_type in QUANTISED for n in model.graph.node):
+    if any(n.op_type in INTEGER for n in model.graph.node):
         raise _refused("it is quantised already")
     if light.size(model) > light.LARGEST:
         raise _refused("it is larger than 2 GB")
