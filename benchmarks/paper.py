@@ -4,7 +4,7 @@
 
 Each run searches and refits on its data as `compress` does, is scored on `test`, trains towards the original's outputs, and
 is scored there again; nothing was tuned there. The labels of `search` are taken away before anything sees them; the row on
-train.zip uses labels (`--recover-labels`), as the paper's fine-tuning does. Runs that are in the log already are not repeated.
+train.zip uses labels (`--recover-labels`) and mirrors images (`--recover-flip`), as the paper's fine-tuning does. Runs that are in the log already are not repeated.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Row:
         minutes: For the training; None for no limit.
         epochs: At most; None for the default.
         labels: Whether the training sees labels.
+        flip: Whether the training mirrors images.
 
     """
 
@@ -57,6 +58,7 @@ class Row:
     minutes: float | None
     epochs: int | None = None
     labels: bool = False
+    flip: bool = False
 
 
 ROWS = (
@@ -64,7 +66,7 @@ ROWS = (
     Row("resnet20", "resnet20_cifar10.onnx", "cifar10/search.npz", "cifar10/test.npz", 15),
     Row("resnet56", "resnet56_cifar10.onnx", "cifar10/search.npz", "cifar10/test.npz", 30),
     Row("mobilenet", "mobilenet_v1_0.75_imagenet.onnx", "imagenette/search", "imagenette/test", 30),
-    Row("resnet20, train.zip", "resnet20_cifar10.onnx", "cifar10/train.zip", "cifar10/test.npz", None, 10, labels=True),
+    Row("resnet20, train.zip", "resnet20_cifar10.onnx", "cifar10/train.zip", "cifar10/test.npz", None, 20, labels=True, flip=True),
 )
 
 
@@ -129,7 +131,7 @@ def rerun(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
                 data = sources.load(unpacked(place, folder) if place.suffix == ".zip" else place, specs)
                 settings = Settings(
                     Budget("flops", 0.5), seed=seed, recover=True, recover_minutes=row.minutes, recover_epochs=row.epochs,
-                    recover_labels=row.labels,
+                    recover_labels=row.labels, recover_flip=row.flip,
                 )  # fmt: skip
                 first = Compression(model, data if row.labels else replace(data, labels=None), settings, Listener())
                 for policy in todo:
