@@ -4,7 +4,8 @@
 
 Each run searches and refits on its data as `compress` does, is scored on `test`, trains towards the original's outputs, and
 is scored there again; nothing was tuned there. The labels of `search` are taken away before anything sees them; the row on
-train.zip uses labels (`--recover-labels`) and mirrors images (`--recover-flip`), as the paper's fine-tuning does. Runs that are in the log already are not repeated.
+train.zip uses labels (`--recover-labels`) and mirrors images (`--recover-flip`), as the paper's fine-tuning does. Runs that are
+in the log already are not repeated.
 """
 
 from __future__ import annotations
@@ -66,8 +67,11 @@ ROWS = (
     Row("resnet20", "resnet20_cifar10.onnx", "cifar10/search.npz", "cifar10/test.npz", 15),
     Row("resnet56", "resnet56_cifar10.onnx", "cifar10/search.npz", "cifar10/test.npz", 30),
     Row("mobilenet", "mobilenet_v1_0.75_imagenet.onnx", "imagenette/search", "imagenette/test", 30),
-    Row("resnet20, train.zip", "resnet20_cifar10.onnx", "cifar10/train.zip", "cifar10/test.npz", None, 20, labels=True, flip=True),
-)
+    Row(
+        "resnet20, train.zip", "resnet20_cifar10.onnx", "cifar10/train.zip", "cifar10/test.npz", None, 20,
+        labels=True, flip=True,
+    ),
+)  # fmt: skip
 
 
 def unpacked(archive: Path, folder: str) -> Path:
