@@ -141,7 +141,7 @@ class Compression:
     def _memo(self, run_dir: str | os.PathLike[str] | None, *, resume: bool) -> Memo:
         if run_dir is None:
             return Memo()
-        samples = [self.data.source, len(self.data)] if self.data else None
+        samples = self.data.digest() if self.data else None
         settings = asdict(replace(self.settings, workers=None, ray=None))  # what is found does not depend on them
         identity = {"model": self.model.sha256, "settings": settings, "data": samples}
         return RunDir(run_dir, identity, resume=resume)

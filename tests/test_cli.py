@@ -112,6 +112,17 @@ def test_resume_refuses_another_run(place: Path, capsys: pytest.CaptureFixture[s
     assert "another model, other data or other options" in fails(capsys, 2, *command, "--flops", 0.6, "--resume")
 
 
+def test_resume_refuses_data_that_changed_under_the_same_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compress", place / "digits_mlp.onnx", "--flops", 0.5, "--policy", "uniform"]
+    command += ["--run-dir", place / "run", "--quiet", "-o", place / "x.onnx"]
+    assert main([str(a) for a in command]) == 0
+    with np.load(place / "digits_mlp.npz") as file:
+        arrays = dict(file)
+    arrays["x"][7, 3, 3] ^= 1
+    np.savez(place / "digits_mlp.npz", **arrays)
+    assert "other data" in fails(capsys, 2, *command, "--resume")
+
+
 def test_uniform_without_refit_needs_no_data(place: Path) -> None:
     (place / "digits_mlp.npz").unlink()
     command = ["compress", str(place / "digits_mlp.onnx"), "--policy", "uniform", "--no-refit", "--quiet"]

@@ -5,6 +5,7 @@ Samples stay in the form they came in (uint8 images stay uint8) and become what 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from onnx_amc.run.shelf import Pictures
 
 MIN_SAMPLES = 8
+STREAMED = 64
+"""Samples by which a data set that is not in memory is known."""
+
 KINDS = {"f": "floats", "i": "integers", "u": "integers", "b": "booleans", "U": "text", "O": "text"}
 
 
@@ -89,6 +93,17 @@ class Dataset:
         labels = None if self.labels is None else self.labels[numbers]
         given = {f.name: getattr(self, f.name) for f in fields(Dataset)} | {"arrays": arrays, "labels": labels}
         return Excerpt(**given, numbers=numbers)
+
+    def digest(self) -> str:
+        """SHA-256 of how many samples there are, of the labels, of the arrays in memory, and of a few samples as they are fed."""
+        found = hashlib.sha256(f"{len(self)}".encode())
+        if len(self):
+            fed = self.batch(np.unique(np.linspace(0, len(self) - 1, STREAMED).astype(np.int64)))
+            arrays = [*fed.values(), *(a for a in self.arrays.values() if isinstance(a, np.ndarray))]
+            for array in arrays if self.labels is None else [*arrays, self.labels]:
+                found.update(f"{array.dtype.str}{array.shape}".encode())
+                found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return found.hexdigest()
 
     @property
     def class_numbers(self) -> np.ndarray | None:
