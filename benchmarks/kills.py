@@ -2,11 +2,11 @@
 
     python benchmarks/kills.py [--kills 30] [--seed 0] [--model ../models/digits_resnet.onnx] [--options "..."] [--out FILE.md]
 
-Three in four moments are drawn over the processor time that the uninterrupted run takes, which other load does not stretch: they
-fall into analysis, calibration, search and recovery. One in four falls into the writing: shortly after a file of the result has
-appeared. Each run is killed once and resumed, and two in three are killed again while they resume. Where nothing had been written
-yet, the command without `--resume` is what its message asks for. Compared are model and plan, byte by byte, and that neither lock,
-state of a training nor temporary file is left.
+Analysis, calibration, search, recovery and writing are killed in turn, each at a random moment of the processor time that it takes
+in the uninterrupted run, which other load does not stretch; writing shortly after a file of the result has appeared. Two in three
+are killed again while they resume, in a phase drawn at random. A run that ends before its moment comes is begun anew with another
+moment. Where nothing had been written yet, the command without `--resume` is what its message asks for. Compared are model and
+plan, byte by byte, and that neither lock, state of a training nor temporary file is left.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +32,16 @@ OPTIONS = "--flops 0.5 --episodes 8 --recover --recover-epochs 3"
 AGAIN = 2 / 3
 """Share of runs that are killed while they resume, too."""
 
-WRITING = 1 / 4
-"""Share of moments that fall into the writing of the result."""
+STAGES = {
+    "analysis": "analyse",
+    "calibration": "calibrate",
+    "search": "sensitivity",
+    "recovery": "recover",
+    "end": "latency",
+}
+"""What a run says as it enters a phase."""
 
+PHASES = (*list(STAGES)[:-1], "writing")
 WRITTEN = (
     ".out.onnx.*.tmp",
     "out.onnx",
@@ -46,39 +53,69 @@ WRITTEN = (
 """Files of the result, in turn."""
 
 
+def processor_time(pid: int) -> float:
+    """Seconds that a process has had so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass(frozen=True)
 class Moment:
     """When a run is killed.
 
     Args:
-        seconds: Of processor time; or, where a file is named, of wall time after it has appeared.
-        pattern: Of a file of the run.
+        phase: In which.
+        seconds: After its begin, of processor time; in the writing of wall time.
+        pattern: Of the file that the writing is waited for.
 
     """
 
+    phase: str
     seconds: float
     pattern: str = ""
 
     @staticmethod
-    def drawn(rng: np.random.Generator, seconds: float) -> Moment:
-        """One at random, in a run of so many seconds of processor time."""
-        if rng.random() < WRITING:
-            return Moment(float(rng.exponential(0.003)), WRITTEN[int(rng.integers(len(WRITTEN)))])
-        return Moment(float(rng.uniform(0.0, seconds)))
-
-    def reached(self, pid: int, folder: Path) -> bool:
-        """Whether it has come."""
-        if not self.pattern:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") >= self.seconds
-        if not any(folder.glob(self.pattern)):
-            return False
-        time.sleep(self.seconds)
-        return True
+    def drawn(rng: np.random.Generator, phase: str, lengths: Mapping[str, float]) -> Moment:
+        """One at random, in a phase of which the processor time is known."""
+        if phase == "writing":
+            return Moment(phase, float(rng.exponential(0.003)), WRITTEN[int(rng.integers(len(WRITTEN)))])
+        return Moment(phase, float(rng.uniform(0.0, lengths[phase])))
 
     def __str__(self) -> str:
         """As it is printed."""
-        return f"{self.seconds:.3f} s after {self.pattern}" if self.pattern else f"{self.seconds:.1f} s"
+        return f"{self.phase}, {self.seconds:.3f} s after {self.pattern or 'its begin'}"
+
+
+class Watch:
+    """Follows a running command through its phases.
+
+    Args:
+        pid: Of the process.
+        folder: Where its files are.
+        heard: What it writes to stderr.
+
+    """
+
+    def __init__(self, pid: int, folder: Path, heard: Path) -> None:
+        self.pid, self.folder, self.heard = pid, folder, heard
+        self.begun = dict[str, float]()
+
+    def look(self) -> None:
+        """Note the processor time at which phases begin."""
+        said = self.heard.read_text()
+        for phase, stage in STAGES.items():
+            if phase not in self.begun and re.search(rf"^{stage} \.\.\.", said, re.MULTILINE):
+                self.begun[phase] = processor_time(self.pid)
+
+    def reached(self, moment: Moment) -> bool:
+        """Whether it has come."""
+        if moment.pattern:
+            if not any(self.folder.glob(moment.pattern)):
+                return False
+            time.sleep(moment.seconds)
+            return True
+        begun = self.begun.get(moment.phase)
+        return begun is not None and processor_time(self.pid) >= begun + moment.seconds
 
 
 @dataclass(frozen=True)
@@ -96,23 +133,33 @@ class Runner:
     options: str
     folder: Path
 
-    def run(self, *more: str, until: Moment | None = None) -> tuple[int, str]:
-        """Exit code and stderr; negative where it was killed."""
+    def run(self, *more: str, until: Moment | None = None) -> tuple[int, str, dict[str, float]]:
+        """Exit code, negative where it was killed; stderr; and the processor time at which each phase began."""
         argv = [sys.executable, "-m", "onnx_amc", "compress", str(self.model), *shlex.split(self.options)]
         argv += ["-o", str(self.folder / "out.onnx"), *more]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         heard = self.folder / "stderr"
         with heard.open("w") as file, subprocess.Popen(argv, stdout=file, stderr=file, env=environment) as child:
-            while until is not None and child.poll() is None:
-                if until.reached(child.pid, self.folder):
+            watch = Watch(child.pid, self.folder, heard)
+            while child.poll() is None:
+                watch.look()
+                if until is not None and watch.reached(until):
                     os.kill(child.pid, signal.SIGKILL)
                     break
                 time.sleep(0.001)
-        return child.returncode, heard.read_text()
+        return child.returncode, heard.read_text(), watch.begun
 
     def outcome(self) -> dict[str, bytes]:
         """What must be the same."""
         return {name: (self.folder / name).read_bytes() for name in ("out.onnx", "out.run/plan.json")}
+
+    def clear(self) -> None:
+        """Remove all that runs have left."""
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def left(self) -> list[str]:
         """What must not be there when all is done."""
@@ -120,26 +167,28 @@ class Runner:
         return sorted(f for f in files if f.endswith((".tmp", "/lock", ".npz")))
 
 
-def finished(runner: Runner, rng: np.random.Generator, seconds: float) -> tuple[str, list[Moment]]:
-    """Kill a run once or twice and let it finish; the stage it was first killed in, and the moments."""
-    moments = [Moment.drawn(rng, seconds)]
-    code, heard = runner.run(until=moments[0])
-    stages = re.findall(r"^([a-z][a-z ()0-9]*) \.\.\.", heard, re.MULTILINE) or ["starting"]
-    stage = "too late" if code == 0 else "writing" if moments[0].pattern else stages[-1]
+def finished(runner: Runner, rng: np.random.Generator, phase: str, lengths: Mapping[str, float]) -> list[Moment]:
+    """Kill a run once or twice and let it finish; the moments."""
+    while True:
+        moments = [Moment.drawn(rng, phase, lengths)]
+        code, _, _ = runner.run(until=moments[0])
+        if code < 0:
+            break
+        runner.clear()
     if rng.random() < AGAIN:
-        moments.append(Moment.drawn(rng, seconds))
+        moments.append(Moment.drawn(rng, PHASES[int(rng.integers(len(PHASES)))], lengths))
         resumed(runner, moments[1])
     code, heard = resumed(runner, None)
     if code:
         raise RuntimeError(f"resumed after {moments}: exit {code}\n{heard}")
-    return stage, moments
+    return moments
 
 
 def resumed(runner: Runner, until: Moment | None) -> tuple[int, str]:
     """Go on as the messages say."""
-    code, heard = runner.run("--resume", until=until)
+    code, heard, _ = runner.run("--resume", until=until)
     if code == 2 and "there is no run to resume" in heard:
-        return runner.run(until=until)
+        code, heard, _ = runner.run(until=until)
     return code, heard
 
 
@@ -152,30 +201,26 @@ def main() -> int:
     parser.add_argument("--options", default=OPTIONS)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    lines, stages, wrong = ["| run | killed in | after | same bytes |", "|---:|---|---|---|"], Counter[str](), 0
+    lines, wrong = ["| run | killed in | same bytes |", "|---:|---|---|"], 0
     with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
         whole = Runner(args.model, args.options, Path(scratch))
-        code, heard = whole.run()
-        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = spent.ru_utime + spent.ru_stime
+        code, heard, begun = whole.run()
         if code:
             raise RuntimeError(heard)
-        wanted = whole.outcome()
-        print(f"seed {args.seed}, uninterrupted: {seconds:.1f} s of processor time\n" + "\n".join(lines), flush=True)
+        lengths = {
+            phase: end - begin for (phase, begin), end in zip(begun.items(), [*begun.values()][1:], strict=False)
+        }
+        wanted, told = whole.outcome(), ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in lengths.items())
+        print(f"seed {args.seed}, processor time uninterrupted: {told}\n" + "\n".join(lines), flush=True)
         for i in range(args.kills):
-            rng = np.random.default_rng([args.seed, i])
             with tempfile.TemporaryDirectory(prefix="kills-") as place:
                 runner = Runner(args.model, args.options, Path(place))
-                stage, moments = finished(runner, rng, seconds)
+                moments = finished(runner, np.random.default_rng([args.seed, i]), PHASES[i % len(PHASES)], lengths)
                 same = [name for name, value in runner.outcome().items() if value != wanted[name]] or runner.left()
-            stages[stage] += 1
             wrong += bool(same)
-            after = ", ".join(map(str, moments))
-            lines.append(f"| {i} | {stage} | {after} | {'yes' if not same else ', '.join(same)} |")
+            lines.append(f"| {i} | {'; then '.join(map(str, moments))} | {'yes' if not same else ', '.join(same)} |")
             print(lines[-1], flush=True)
-    summary = f"{args.kills - wrong} of {args.kills} the same (seed {args.seed}); " + ", ".join(
-        f"{count} in {stage}" for stage, count in stages.most_common()
-    )
+    summary = f"{args.kills - wrong} of {args.kills} the same (seed {args.seed}; processor time uninterrupted: {told})"
     print(summary)
     if args.out:
         args.out.write_text("\n".join([*lines, "", summary]) + "\n", encoding="utf-8")
