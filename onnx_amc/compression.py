@@ -216,7 +216,7 @@ class Compression:
         original["score"] = self.scorer.original.value if self.scorer else None
         eight, told8 = self._in_int8(model, compressed)
         others = [] if eight is None else [(eight, told8)]
-        baselines = self._timed_against([(self.model.original, original), (model, compressed), *others])
+        baselines = self._timed_against(counts, [(self.model.original, original), (model, compressed), *others])
         self.seconds["total"] = time.perf_counter() - self.started
         record = {
             **self._asked(),
@@ -291,16 +291,26 @@ class Compression:
             counted = {key: compressed[key] for key in ("macs", "params", "nonzeros")}
             return in_int8(model, counted, self.scorer, self.builder.calibration, self.settings, self.listener)
 
-    def _timed_against(self, models: Sequence[tuple[onnx.ModelProto, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-        """Measure latencies of models and the uniform plan in turn, enter them, and return the baselines' figures."""
+    def _timed_against(
+        self, counts: np.ndarray, models: Sequence[tuple[onnx.ModelProto, dict[str, Any]]]
+    ) -> dict[str, dict[str, Any]]:
+        """Measure latencies of models and the uniform plan in turn, enter them, and return the baselines' figures.
+
+        Args:
+            counts: Of the plan delivered, which may be the uniform one.
+            models: The original, the model delivered, and others, with what is known of them.
+
+        """
         refined = {t.key: t.score for t in self.search.finals}
         found = {
             name: {"macs": self.units.macs(t.counts), "score": refined.get(t.key, t.score)}
             for name, t in self.search.baselines.items()
         }
         candidates, tables = [model for model, _ in models], [table for _, table in models]
-        if "uniform" in self.search.baselines:
-            kept = self.builder.kept(self.search.baselines["uniform"].counts)
+        uniform = self.search.baselines.get("uniform")
+        delivered = uniform is not None and np.array_equal(uniform.counts, counts)
+        if uniform is not None and not delivered:
+            kept = self.builder.kept(uniform.counts)
             candidates.append(self.builder.deliverable(kept, self.builder.build(kept, correct=False)))
             found["uniform"] |= figures(candidates[-1])
             tables.append(found["uniform"])
@@ -310,6 +320,8 @@ class Compression:
         times = measure(candidates, feed, seconds=seconds, threads=settings.threads, provider=settings.provider)
         for table, taken in zip(tables, times, strict=True):
             table["latency_ms"], table["latency_ratio"] = taken.milliseconds, taken.ratio
+        if delivered:
+            found["uniform"] = {**models[1][1], **found["uniform"]}
         return found
 
     def _foretold(self, counts: np.ndarray) -> dict[str, Any]:
