@@ -3,8 +3,9 @@
     python benchmarks/weights.py [--shared ../shared] [--only resnet56] [--policies uniform ...] [--seeds 0 1 2] [--out FILE.md]
 
 Each run searches and refits on the `search` data as `compress --granularity weight --params R` does, without labels in any fit.
-What it delivers is scored on the `test` data, which nothing was tuned on. `magnitude` prunes uniformly by magnitude, and refits
-the same. Policies of one seed share the calibration. Runs that are in the log already are not repeated.
+What it delivers is scored on the `test` data, which nothing was tuned on. `plain` prunes uniformly by magnitude and refits
+nothing, as most tools do; `magnitude` chooses the same weights and refits those that stay. Policies of one seed share the
+calibration. With `--no-recover` nothing is trained. Runs that are in the log already are not repeated.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ ROWS = (
 )
 """Network, data, test data, share of the weights, and whether it is trained afterwards."""
 
-POLICIES = ("magnitude", "uniform", "knapsack", "ddpg")
+POLICIES = ("plain", "magnitude", "uniform", "knapsack", "ddpg")
 
 
 def one(run: Compression, policy: str, test: str) -> dict[str, Any]:
@@ -60,12 +62,12 @@ def one(run: Compression, policy: str, test: str) -> dict[str, Any]:
 def table(runs: list[dict[str, Any]]) -> str:
     """Mean of the top-1 on `test`, before and after recovery."""
     lines = ["| model | weights left | bytes left | policy | base | before | after recovery |", "|---" * 7 + "|"]
-    for name, _, _, ratio, trained in ROWS:
+    for name, _, _, ratio, _ in ROWS:
         for policy in POLICIES:
             mine = [r for r in runs if (r["model"], r["params"], r["policy"]) == (name, ratio, policy)]
             if mine:
                 mean = {k: np.mean([r[k] for r in mine]) for k in ("nonzeros", "bytes", "base", "before", "after")}
-                after = f"{100 * mean['after']:.1f}" if trained else ""
+                after = f"{100 * mean['after']:.1f}" if any(r["recover_minutes"] for r in mine) else ""
                 lines.append(
                     f"| {name} | {mean['nonzeros']:.1%} | {mean['bytes']:.1%} | {policy} ({len(mine)}) "
                     f"| {100 * mean['base']:.1f} | {100 * mean['before']:.1f} | {after} |"
@@ -98,12 +100,12 @@ def main() -> int:
             model, first = args.shared / "models" / f"{name}.onnx", None
             for policy in todo:
                 settings = Settings(budget, granularity="weight", seed=seed, recover=recover, recover_minutes=30)
-                if policy == "magnitude":
-                    plain = Settings(
-                        budget, granularity="weight", seed=seed, recover=recover, recover_minutes=30,
-                        criterion="magnitude", policy="uniform",
-                    )  # fmt: skip
-                    run = Compression(model, str(data / search), plain, Listener())
+                if policy in {"plain", "magnitude"}:
+                    refit = policy != "plain"
+                    simple = replace(
+                        settings, criterion="magnitude", policy="uniform", refit=refit, recover=recover and refit
+                    )
+                    run = Compression(model, str(data / search), simple, Listener())
                 else:
                     first = first or Compression(model, str(data / search), settings, Listener())
                     run = first.again(policy=policy, episodes=args.episodes)

@@ -102,7 +102,7 @@ class Dataset:
             arrays = [*fed.values(), *(a for a in self.arrays.values() if isinstance(a, np.ndarray))]
             for array in arrays if self.labels is None else [*arrays, self.labels]:
                 found.update(f"{array.dtype.str}{array.shape}".encode())
-                found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+                found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return found.hexdigest()
 
     @property
