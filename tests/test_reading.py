@@ -231,8 +231,12 @@ def check(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> None:
     options.log_severity_level = 4
     session = ort.InferenceSession(proto.SerializeToString(), options)
     expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, feed), strict=True))
+    reading, given = Reading(proto), {k: torch.from_numpy(v) for k, v in feed.items()}
     with torch.no_grad():
-        found = Reading(proto)({k: torch.from_numpy(v) for k, v in feed.items()})
+        found = reading(given)
+    # A device that has shapes but no numbers: what mixes it with the host, or waits to read from it, fails.
+    elsewhere = reading.to("meta")({k: v.to("meta") for k, v in given.items()})
+    assert {k: v.shape for k, v in elsewhere.items()} == {k: v.shape for k, v in found.items()}
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         mine = found[name].numpy()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 Result = Tensor | Sequence[Tensor]
@@ -16,10 +16,13 @@ Result = Tensor | Sequence[Tensor]
 class Call:
     """One node, about to be computed.
 
+    Shapes, axes and other constants of whole numbers are in the host's memory, whatever device computes, so that reading them
+    waits for nothing; where such a tensor meets one on another device, both are had on that device.
+
     Args:
         kind: Operator type.
         attrs: Attributes by name, as onnx gives them: strings as bytes, tensors as protos.
-        args: Inputs; None for those left out.
+        given: Inputs, each on its device; None for those left out.
         outputs: How many outputs the node has.
         opset: Version of the operator set.
 
@@ -27,9 +30,18 @@ class Call:
 
     kind: str
     attrs: Mapping[str, Any]
-    args: tuple[Tensor | None, ...]
+    given: tuple[Tensor | None, ...]
     outputs: int
     opset: int
+
+    @cached_property
+    def args(self) -> tuple[Tensor | None, ...]:
+        """Inputs, all on one device; None for those left out."""
+        devices = {a.device for a in self.given if a is not None}
+        if len(devices) < 2:
+            return self.given
+        device = next(d for d in devices if d.type != "cpu")
+        return tuple(None if a is None else a.to(device) for a in self.given)
 
     @property
     def x(self) -> Tensor:
@@ -49,10 +61,20 @@ class Call:
 
     def ints(self, i: int, name: str = "") -> list[int] | None:
         """Whole numbers from input `i`, or from an attribute; None where neither is given."""
-        given = self.optional(i)
-        if given is not None:
-            return [int(v) for v in given.reshape(-1).tolist()]
+        found = self.numbers(i)
+        if found is not None:
+            return [int(v) for v in found]
         return None if name not in self.attrs else [int(v) for v in self.attrs[name]]
+
+    def numbers(self, i: int) -> list[float] | None:
+        """What is in input `i`; None where it is left out."""
+        found = self.given[i] if i < len(self.given) else None
+        return None if found is None else found.reshape(-1).tolist()
+
+    def number(self, i: int, name: str) -> float | None:
+        """A number from input `i`, or from an attribute; None where neither is given."""
+        found = self.numbers(i)
+        return found[0] if found else self.attrs.get(name)
 
     def int(self, name: str, default: int) -> int:
         """A whole number among the attributes."""
@@ -86,8 +108,3 @@ def operator(*kinds: str) -> Callable[[Function], Function]:
 
 class UnreadableError(ValueError):
     """An operator, or a use of one, that has no torch function."""
-
-
-def as_index(x: Tensor, like: Tensor) -> Tensor:
-    """Return integers on the device of what they index."""
-    return x.to(device=like.device, dtype=torch.int64)

@@ -47,7 +47,7 @@ class Course:
     clip: float = 1.0
     shift: float = 0.125
     flip: bool = False
-    hints: float = 10.0
+    hints: float = 30.0
     labels: float = 0.0
 
 

@@ -57,7 +57,7 @@ LOWEST, HIGHEST, RAMP = 1e-4, 0.1, 60
 BLOWN_UP = 1.25
 """The loss has blown up when it is so many times what it was at best."""
 
-BELOW = 6.0
+BELOW = 3.0
 """So many times below that, a peak rate is right."""
 
 SHARDS, PIECE = 4, 2**18

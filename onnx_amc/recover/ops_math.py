@@ -92,12 +92,11 @@ def _where(c: Call) -> Tensor:
 
 @operator("Clip")
 def _clip(c: Call) -> Tensor:
-    low = c.optional(1) if c.optional(1) is not None else c.attrs.get("min")
-    high = c.optional(2) if c.optional(2) is not None else c.attrs.get("max")
+    low, high = (c.number(i, name) for i, name in enumerate(("min", "max"), 1))
     if low is None and high is None:
         return c.x
     if c.x.is_floating_point() and low is not None and high is not None:
-        return F.hardtanh(c.x, float(low), float(high))  # its gradient takes one pass over memory, that of clamp four
+        return F.hardtanh(c.x, low, high)  # its gradient takes one pass over memory, that of clamp four
     return torch.clamp(c.x, low, high)
 
 
@@ -161,7 +160,7 @@ def _arg(c: Call) -> Tensor:
 
 @operator("CumSum")
 def _cumsum(c: Call) -> Tensor:
-    axis = int(c.need(1))
+    (axis,) = c.ints(1) or [0]
     x = c.x.flip(axis) if c.int("reverse", 0) else c.x
     found = x.cumsum(axis) - (x if c.int("exclusive", 0) else 0)
     return found.flip(axis) if c.int("reverse", 0) else found

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  its usual name
 
-from onnx_amc.recover.call import Call, UnreadableError, as_index, operator
+from onnx_amc.recover.call import Call, UnreadableError, operator
 
 ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "round_prefer_floor": lambda places: torch.ceil(places - 0.5),
@@ -51,7 +51,7 @@ def _size(c: Call) -> Tensor:
 
 @operator("Range")
 def _range(c: Call) -> Tensor:
-    start, limit, delta = (c.need(i).item() for i in range(3))
+    (start,), (limit,), (delta,) = (c.numbers(i) or [0] for i in range(3))
     return torch.arange(start, limit, delta, dtype=c.x.dtype)
 
 
@@ -125,7 +125,7 @@ def _span(start: int, end: int, step: int, size: int) -> slice:
 
 @operator("Gather")
 def _gather(c: Call) -> Tensor:
-    axis, at = c.int("axis", 0), as_index(c.need(1), c.x)
+    axis, at = c.int("axis", 0), c.need(1).long()
     axis %= c.x.ndim
     at = torch.where(at < 0, at + c.x.shape[axis], at)
     found = c.x.index_select(axis, at.reshape(-1))
@@ -134,7 +134,7 @@ def _gather(c: Call) -> Tensor:
 
 @operator("GatherElements")
 def _gather_elements(c: Call) -> Tensor:
-    axis, at = c.int("axis", 0), as_index(c.need(1), c.x)
+    axis, at = c.int("axis", 0), c.need(1).long()
     return c.x.gather(axis, torch.where(at < 0, at + c.x.shape[axis], at))
 
 
@@ -142,7 +142,7 @@ def _gather_elements(c: Call) -> Tensor:
 def _gather_nd(c: Call) -> Tensor:
     if c.int("batch_dims", 0):
         raise UnreadableError("GatherND with batch_dims")
-    at = as_index(c.need(1), c.x)
+    at = c.need(1).long()
     return c.x[tuple(at.movedim(-1, 0))]
 
 
@@ -150,8 +150,8 @@ def _gather_nd(c: Call) -> Tensor:
 def _scatter_nd(c: Call) -> Tensor:
     if c.text("reduction", "none") != "none":
         raise UnreadableError("ScatterND with a reduction")
-    at = as_index(c.need(1), c.x)
-    return c.x.index_put(tuple(at.movedim(-1, 0)), c.need(2).to(c.x.device))
+    at = c.need(1).long()
+    return c.x.index_put(tuple(at.movedim(-1, 0)), c.need(2))
 
 
 @operator("Expand")
@@ -166,7 +166,7 @@ def _tile(c: Call) -> Tensor:
 
 @operator("Trilu")
 def _trilu(c: Call) -> Tensor:
-    k = int(c.need(1)) if c.optional(1) is not None else 0
+    (k,) = c.ints(1) or [0]
     return torch.triu(c.x, k) if c.int("upper", 1) else torch.tril(c.x, k)
 
 
@@ -174,8 +174,7 @@ def _trilu(c: Call) -> Tensor:
 def _pad(c: Call) -> Tensor:
     pads, mode = c.ints(1, "pads") or [], c.text("mode", "constant")
     axes = c.ints(3) or list(range(len(pads) // 2))
-    value = c.optional(2)
-    fill = float(value) if value is not None else c.float("value", 0.0)
+    fill = c.number(2, "value") or 0.0
     x = c.x
     for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
         x = _pad_axis(x, axis % x.ndim, before, after, mode, fill)
@@ -226,8 +225,7 @@ def _resize(c: Call) -> Tensor:
     if mode not in {"nearest", "linear"} or odd or c.text("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise UnreadableError(f"{c.kind} by {mode}, {kind}")
     at = 1 if c.opset < 11 else 2
-    given = c.optional(at)
-    scales = [float(v) for v in given.tolist()] if given is not None and given.numel() else c.attrs.get("scales")
+    scales = c.numbers(at) or c.attrs.get("scales")
     sizes = c.ints(3) if c.opset >= 11 else None
     if sizes is None:
         sizes = [int(np.floor(n * s)) for n, s in zip(c.x.shape, cast("list[float]", scales), strict=True)]

@@ -28,6 +28,9 @@ WEIGHTS = {
 SMALLEST = 0.1
 """Size of a channel's weights, relative to the whole tensor's, at least."""
 
+FEW = 8
+"""Elements of a float constant, at most, that is kept where it can be read without waiting, as those of whole numbers are."""
+
 TINY = 1e-2
 """Size of a weight, at least: biases of zero have to be able to move."""
 
@@ -59,6 +62,7 @@ class Reading(nn.Module):
         kernels = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}
         self.weights = nn.ParameterDict()
         self._names: dict[str, str] = {}
+        self._host: dict[str, Tensor] = {}
         for i, tensor in enumerate(proto.graph.initializer):
             value = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
             self._names[tensor.name] = f"t{i}"
@@ -66,13 +70,17 @@ class Reading(nn.Module):
                 scale = scale_of(value, by_channel=tensor.name in kernels)
                 self.register_buffer(f"s{i}", scale)
                 self.weights[f"t{i}"] = nn.Parameter(value / scale)
-            else:
+            elif value.is_floating_point() and value.numel() > FEW:
                 self.register_buffer(f"t{i}", value)
+            else:
+                self._host[f"t{i}"] = value
         self._last: dict[str, int] = {name: i for i, (n, _) in enumerate(self._nodes) for name in names_read(n)}
 
     def initializer(self, name: str) -> Tensor:
         """The present value of an initializer."""
         key = self._names[name]
+        if key in self._host:
+            return self._host[key]
         return self.weights[key] * self.get_buffer(f"s{key[1:]}") if key in self.weights else self.get_buffer(key)
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
