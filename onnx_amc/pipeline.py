@@ -212,7 +212,7 @@ def _settings_of(plan: Plan) -> Settings:
             seed=int(known.get("seed", 0)),
             recover=bool(known.get("recover", False)),
         )
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
         raise PlanError(
             f"its settings are damaged: {error!r}", where="plan", fix="give a plan written by onnx-amc"
         ) from error

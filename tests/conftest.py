@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 
 from hypothesis import settings
@@ -10,4 +12,6 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="onnx-amc-tests-")
+cache = tempfile.mkdtemp(prefix="onnx-amc-tests-")
+os.environ["XDG_CACHE_HOME"] = cache
+atexit.register(shutil.rmtree, cache, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnx_amc
 from onnx_amc.cli import main
-from onnx_amc.errors import ModelError, PlanError
+from onnx_amc.errors import DataError, ModelError, PlanError
 from onnx_amc.graph import limits
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import load
@@ -24,6 +25,7 @@ from onnx_amc.intake import SYNTHETIC_SAMPLES, find_data
 from onnx_amc.listener import Listener
 from onnx_amc.run import shelf
 from onnx_amc.run.samples import MIN_SAMPLES
+from onnx_amc.run.session import open_session, run_session
 from onnx_amc.training import replay_of
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -155,6 +157,24 @@ def test_sizes_beyond_the_memory_are_refused_before_they_are_made(name: str, mon
         load(sized(name))
 
 
+def test_what_would_fit_once_but_is_held_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "memory", lambda: 6 * 2**30)
+    model = toy()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2**20
+    with pytest.raises(ModelError, match=r"one sample takes 2\.2 GB of the 6\.0 GB"):
+        load(model)
+
+
+def test_want_of_memory_is_not_blamed_on_the_shapes() -> None:
+    shape = helper.make_tensor_value_info("shape", TensorProto.INT64, [1])
+    much = helper.make_tensor_value_info("much", TensorProto.FLOAT, [None])
+    graph = helper.make_graph([helper.make_node("ConstantOfShape", ["shape"], ["much"])], "g", [shape], [much])
+    session = open_session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    with pytest.raises(DataError) as caught:
+        run_session(session, None, {"shape": np.array([2**44])}, where="m")
+    assert caught.value.fix == "run it where there is more memory, or on smaller samples"
+
+
 def test_what_fits_is_not_refused() -> None:
     analysis = analyse(load(toy()))
     assert limits.at_a_time(analysis.model.proto, analysis.model.shapes) == 2 * 8 * 36
@@ -282,6 +302,14 @@ def test_a_plan_that_names_what_is_no_name(name: object, entries: str) -> None:
     plan |= {"granularity": "weight"} if entries == "weights" else {}
     with pytest.raises(PlanError, match="unknown"):
         onnx_amc.apply(model, plan)
+
+
+@pytest.mark.parametrize("odd", [{"seed": math.inf}, {"pattern": [math.inf, 4]}, {"pattern": [2]}])
+def test_a_plan_whose_settings_are_none(odd: dict[str, object]) -> None:
+    model = toy()
+    plan = {"format": 1, "model_sha256": load(model).sha256, "granularity": "weight", "weights": []}
+    with pytest.raises(PlanError, match="damaged"):
+        onnx_amc.apply(model, plan | odd)
 
 
 def test_a_plan_that_names_a_group_twice() -> None:

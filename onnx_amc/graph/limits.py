@@ -16,8 +16,8 @@ LARGEST_INPUT, LARGEST = 2**28, 2**31
 """Elements of an input and of any tensor for one sample, at most: more is damage, or an attack on the memory.
 No axis is longer than an input may be, even where another one is 0."""
 
-SHARE = 0.5
-"""Of the memory, what the tensors of one sample may take: onnxruntime needs some for itself."""
+SHARE = 1 / 3
+"""Of the memory, what the tensors of one sample may take: onnxruntime needs some for itself, and what is captured is held twice."""
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 WIDTH = 4

@@ -19,6 +19,9 @@ from onnx_amc.run.providers import remedy
 
 _threads = ContextVar("threads", default=0)
 
+OUT_OF_MEMORY = ("bad_alloc", "allocate memory")
+"""What onnxruntime says where the memory does not suffice."""
+
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
@@ -128,8 +131,12 @@ def run_session(
         with RUNNING:
             return list(opened.run(names, {k: v for k, v in feed.items() if k in known}))
     except Exception as error:  # onnxruntime raises its own, undocumented kinds
+        said = str(error).splitlines()[0]
+        short = any(word in said for word in OUT_OF_MEMORY)
         raise DataError(
-            f"onnxruntime cannot run the model on the data: {str(error).splitlines()[0]}",
+            f"onnxruntime cannot run the model on the data: {said}",
             where=where,
-            fix="the data must have the shapes and values that the model takes",
+            fix="run it where there is more memory, or on smaller samples"
+            if short
+            else "the data must have the shapes and values that the model takes",
         ) from error
