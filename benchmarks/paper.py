@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from threadpoolctl import threadpool_limits
 
 from onnx_amc import evaluate
@@ -68,7 +69,7 @@ ROWS = (
     Row("resnet56", "resnet56_cifar10.onnx", "cifar10/search.npz", "cifar10/test.npz", 30),
     Row("mobilenet", "mobilenet_v1_0.75_imagenet.onnx", "imagenette/search", "imagenette/test", 30),
     Row(
-        "resnet20, train.zip", "resnet20_cifar10.onnx", "cifar10/train.zip", "cifar10/test.npz", None, 20,
+        "resnet20, train.zip", "resnet20_cifar10.onnx", "cifar10/train.zip", "cifar10/test.npz", None, 60,
         labels=True, flip=True,
     ),
 )  # fmt: skip
@@ -84,6 +85,11 @@ def unpacked(archive: Path, folder: str) -> Path:
     return Path(folder) / "train"
 
 
+def device() -> str:
+    """What the training runs on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
 def one(run: Compression, row: Row, policy: str, test: str) -> dict[str, Any]:
     """Search, cut, refit, score, train and score again."""
     began = time.perf_counter()
@@ -96,25 +102,30 @@ def one(run: Compression, row: Row, policy: str, test: str) -> dict[str, Any]:
         "macs": record["compressed"]["macs"] / record["original"]["macs"], "before": before,
         "after": evaluate(result.model, test)["score"], "held_out": record["recover"],
         "recover_minutes": record["seconds"]["recover"] / 60, "minutes": (time.perf_counter() - began) / 60,
-        "peak_rss_mb": record["peak_rss_mb"],
+        "peak_rss_mb": record["peak_rss_mb"], "device": device(),
     }  # fmt: skip
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
     """Mean and spread of the top-1 on `test`, before and after recovery."""
-    lines = ["| row | policy | MACs left | before | after recovery | minutes of recovery | memory |", "|---" * 7 + "|"]
+    lines = [
+        "| row | policy | MACs left | before | after recovery | minutes of recovery | on | memory |",
+        "|---" * 8 + "|",
+    ]
     for row in ROWS:
         for policy in POLICIES:
             mine = [r for r in runs if (r["row"], r["policy"]) == (row.name, policy)]
             if not mine:
                 continue
+            where = ", ".join(sorted({r.get("device", "CPU") for r in mine}))
             cells = [
                 f"{100 * np.mean([r[key] for r in mine]):.1f} ± {100 * np.std([r[key] for r in mine]):.1f}"
                 for key in ("before", "after")
             ]
             lines.append(
                 f"| {row.name} | {policy} ({len(mine)}) | {np.mean([r['macs'] for r in mine]):.1%} | {cells[0]} | {cells[1]} "
-                f"| {np.mean([r['recover_minutes'] for r in mine]):.0f} | {max(r['peak_rss_mb'] for r in mine)} MB |"
+                f"| {np.mean([r['recover_minutes'] for r in mine]):.0f} | {where} "
+                f"| {max(r['peak_rss_mb'] for r in mine)} MB |"
             )
     return "\n".join(lines)
 
@@ -134,8 +145,8 @@ def rerun(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
                 specs = input_specs(load_model(model).proto)
                 data = sources.load(unpacked(place, folder) if place.suffix == ".zip" else place, specs)
                 settings = Settings(
-                    Budget("flops", 0.5), seed=seed, recover=True, recover_minutes=row.minutes, recover_epochs=row.epochs,
-                    recover_labels=row.labels, recover_flip=row.flip,
+                    Budget("flops", 0.5), seed=seed, recover=True, recover_minutes=args.minutes or row.minutes,
+                    recover_epochs=row.epochs, recover_labels=row.labels, recover_flip=row.flip,
                 )  # fmt: skip
                 first = Compression(model, data if row.labels else replace(data, labels=None), settings, Listener())
                 for policy in todo:
@@ -153,6 +164,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", choices=[r.name for r in ROWS], default=[])
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--episodes", type=int, default=60)
+    parser.add_argument("--minutes", type=float, help="of training, at most, instead of what the row says")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="none: only print the table")
     parser.add_argument("--log", type=Path, default=Path(__file__).with_name("paper.jsonl"))
     parser.add_argument("--out", type=Path)

@@ -32,6 +32,9 @@ VISITS = 150_000
 
 MOST_EPOCHS = 40
 
+MANY, LARGER = 20_000, 128
+"""From so many samples on a step takes so many of them: there are steps enough, and larger ones are faster."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -77,6 +80,7 @@ def course_of(settings: Settings, samples: int) -> Course:
     return Course(
         epochs=settings.recover_epochs or int(np.clip(VISITS // max(samples, 1), 1, MOST_EPOCHS)),
         minutes=settings.recover_minutes,
+        batch=Course.batch if samples < MANY else LARGER,
         flip=settings.recover_flip,
         labels=1.0 if settings.recover_labels else 0.0,
     )

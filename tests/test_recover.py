@@ -101,7 +101,7 @@ def test_a_step_in_parts_has_the_gradient_of_the_whole(halved: Halved, monkeypat
         proto = onnx.ModelProto.FromString(task.analysis.model.proto.SerializeToString())
         distiller = Distiller(task.cut, proto, task.data, task.index, SHORT)
         monkeypatch.setattr(distiller, "_shards", lambda samples, _f, n=parts: np.array_split(np.arange(samples), n))
-        distiller._gradients(task.index[:25], np.random.default_rng(0))
+        distiller._gradients(task.index[:25], np.random.default_rng(0), 1.0)
         gradients.append(torch.cat([w.grad.flatten() for w in distiller.reading.parameters() if w.grad is not None]))
     whole, summed = gradients
     assert float((summed - whole).norm() / whole.norm()) < 1e-5
@@ -225,6 +225,11 @@ def test_hints_make_the_inside_more_alike(halved: Halved) -> None:
         found = values_of(model, feed, names)
         gaps.append([float((h.of(goal[h.name]) - found[h.name]).square().mean()) for h in hints])
     assert sum(gaps[1]) < 0.8 * sum(gaps[0])
+
+
+def test_hints_fade_only_where_labels_decide_in_the_end() -> None:
+    assert [replace(SHORT, labels=1.0).hints_at(share) for share in (0.0, 0.5, 1.0)] == [1.0, 0.25, 0.0]
+    assert [SHORT.hints_at(share) for share in (0.0, 0.5, 1.0)] == [1.0, 1.0, 1.0]
 
 
 def test_the_original_in_torch_answers_as_in_onnxruntime(halved: Halved) -> None:

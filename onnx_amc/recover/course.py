@@ -34,7 +34,7 @@ class Course:
         clip: Largest norm of the gradient.
         shift: Images are moved by up to this share of their sides, edges repeated.
         flip: Whether images may be mirrored left to right.
-        hints: What the mean error of the tensors inside counts for, beside the outputs' error.
+        hints: What the mean error of the tensors inside counts for at first, beside the outputs' error.
         labels: What cross-entropy with the labels counts for beside the distillation; 0 looks at no label.
 
     """
@@ -49,6 +49,14 @@ class Course:
     flip: bool = False
     hints: float = 30.0
     labels: float = 0.0
+
+    def hints_at(self, share: float) -> float:
+        """What the hints count for after this share of the training.
+
+        Without labels the original is all there is to learn from, to the end. With them it leads at first, and then fades: where it
+        is wrong, it would hold the student back.
+        """
+        return self.hints * (1.0 - share) ** 2 if self.labels else self.hints
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ class Distiller:
         taken = []
         for _ in range(PROBE):
             began = time.monotonic()
-            self._gradients(self.index[: self.course.batch], np.random.default_rng(0))
+            self._gradients(self.index[: self.course.batch], np.random.default_rng(0), self.course.hints)
             taken.append(time.monotonic() - began)
         self.optimizer.zero_grad(set_to_none=True)
         return min(taken)
@@ -213,7 +213,7 @@ class Distiller:
         for step in range(RAMP):
             rate = LOWEST * (HIGHEST / LOWEST) ** (step / (RAMP - 1))
             part = rng.choice(self.index, min(self.course.batch, len(self.index)), replace=False)
-            loss = self._stepped(trial, rate, part, rng)
+            loss = self._stepped(trial, rate, part, rng, self.course.hints)
             smooth = loss if step == 0 else 0.7 * smooth + 0.3 * loss
             least = min(least, smooth)
             if not smooth <= BLOWN_UP * least:
@@ -229,18 +229,19 @@ class Distiller:
         order, total = rng.permutation(self.index), 0.0
         for step in range(steps):
             part = order[step * self.course.batch : (step + 1) * self.course.batch]
-            total += self._stepped(self.optimizer, rate * one_cycle(start + (end - start) * step / steps), part, rng)
+            share = start + (end - start) * step / steps
+            total += self._stepped(self.optimizer, rate * one_cycle(share), part, rng, self.course.hints_at(share))
             if not math.isfinite(total):
                 break
         return total / steps
 
     def _stepped(
-        self, optimizer: torch.optim.Optimizer, rate: float, part: np.ndarray, rng: np.random.Generator
+        self, optimizer: torch.optim.Optimizer, rate: float, part: np.ndarray, rng: np.random.Generator, hints: float
     ) -> float:
-        """Take one step on some samples, and return the loss before it."""
+        """Take one step on some samples, the hints counting for so much, and return the loss before it."""
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = self._gradients(part, rng)
+        loss = self._gradients(part, rng, hints)
         for weight, alive in self.alive:
             if weight.grad is not None:
                 weight.grad *= alive
@@ -248,7 +249,7 @@ class Distiller:
         optimizer.step()
         return loss
 
-    def _gradients(self, part: np.ndarray, rng: np.random.Generator) -> float:
+    def _gradients(self, part: np.ndarray, rng: np.random.Generator, hints: float) -> float:
         """Leave the gradients of the mean loss of some samples at the weights, and return the loss."""
         feed = {
             name: augmented(value, self.course, rng) if name in self.images else value
@@ -257,7 +258,7 @@ class Distiller:
         weights = list(self.reading.parameters())
 
         def work(places: np.ndarray) -> tuple[float, Sequence[Tensor | None]]:
-            loss = self._loss_of({name: value[places] for name, value in feed.items()}, part[places])
+            loss = self._loss_of({name: value[places] for name, value in feed.items()}, part[places], hints)
             loss = loss * (len(places) / len(part))
             return float(loss.detach()), torch.autograd.grad(loss, weights, allow_unused=True)
 
@@ -273,19 +274,20 @@ class Distiller:
         wanted = min(SHARDS, max(2, sum(value.size for value in feed.values()) // PIECE), samples)
         return np.array_split(np.arange(samples), wanted if self.device.type == "cpu" else 1)
 
-    def _loss_of(self, feed: Mapping[str, np.ndarray], part: np.ndarray) -> Tensor:
+    def _loss_of(self, feed: Mapping[str, np.ndarray], part: np.ndarray, hints: float) -> Tensor:
         """The loss on samples that have been read.
 
         Args:
             feed: What goes in.
             part: Which samples these are.
+            hints: What the mean error of the tensors inside counts for.
 
         """
         goals = self._answers(feed)
         found = self.reading(self._sent(feed), self.hints)
         loss = torch.zeros((), device=self.device)
         for name, goal in goals.items():
-            weight = self.course.hints / len(self.hints) if name in self.hints else 1.0
+            weight = hints / len(self.hints) if name in self.hints else 1.0
             loss = loss + weight * self._gap(name, found[name], goal)
         if self.course.labels and self.data.labels is not None:
             labels = torch.from_numpy(self.data.labels[part]).to(self.device)
