@@ -19,6 +19,8 @@ def space() -> Iterator[Row]:
         yield image(op, f"r = {op} <kernel_shape = [2,2], strides = [2,2]> (h)")
     yield image("AveragePool of the same size", 'r = AveragePool <kernel_shape = [3,3], auto_pad = "SAME_UPPER", count_include_pad = 1> (h)')
     yield image("MaxPool with the places of its maxima", "q, i = MaxPool <kernel_shape = [2,2]> (h) r = Cast <to = 1> (i)", 0)
+    yield image("MaxPool over channels", """t = Transpose <perm = [0,2,1,3]> (h) p = MaxPool <kernel_shape = [3,1], pads = [1,0,1,0]> (t)
+        r = Transpose <perm = [0,2,1,3]> (p)""", 0, reason="pools over it")
     for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"):
         yield image(op, f"r = {op} (h)")
     for op in ("Mean", "Max", "Min", "L1", "L2", "SumSquare", "LogSumExp"):
@@ -56,6 +58,7 @@ def padding() -> Iterator[Row]:
     yield image("Pad in space by reflection", 'r = Pad <mode = "reflect"> (h, p)', 8, "int64[8] p", weights={"p": [0, 0, 1, 1, 0, 0, 2, 0]})
     yield image("Pad in space, as attribute", "r = Pad <pads = [0,0,1,1,0,0,2,0]> (h)", opset=10)
     yield image("Pad of channels", "r = Pad (h, p)", 8, "int64[8] p", 11, weights={"p": [0, 1, 0, 0, 0, 2, 0, 0]})
+    yield image("Pad of channels at the end alone", "r = Pad (h, p)", 8, "int64[8] p", 10, weights={"p": [0, 0, 0, 0, 0, 2, 0, 0]})
     yield image("Pad of channels, as attribute", "r = Pad <pads = [0,1,0,0,0,2,0,0], value = 0.7> (h)", 8, "", 11, opset=10)
     yield image("Pad of channels, by a constant, named axes", "r = Pad (h, p, k, a)", 8, "int64[2] p, float k, int64[1] a", 11,
                 weights={"p": [1, 2], "k": 0.7, "a": [1]}, opset=18)

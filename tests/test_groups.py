@@ -120,3 +120,12 @@ def test_a_price_is_exact_for_every_count() -> None:
             assert price.terms(counts)[0] == stem
             assert body == 36 * a * b
             assert price.terms(counts)[2] == 36 * 4 * (a + b)
+
+
+def test_what_is_left_at_full_counts_is_the_file_and_each_channel_takes_its_bytes() -> None:
+    row = image("x", "k = Conv (h, u, o) r = Relu (k)", 16, "float[8,8,1,1] u, float[8] o")
+    analysis = analyse(load(row.model()))
+    price, full = cost.size(analysis), np.array([g.channels for g in analysis.groups])
+    assert price(full) == len(row.model().SerializeToString())
+    first = np.array([g.slices[0].owner.tensor in {"w", "b"} for g in analysis.groups])
+    assert price(full) - price(full - first) == 4 * (3 * 9 + 1 + 8)

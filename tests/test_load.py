@@ -12,8 +12,10 @@ from nets import image
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_amc.errors import ModelError
+from onnx_amc.graph import light
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import load
+from onnx_amc.graph.shapes import OTHER_BATCH, OTHER_LENGTH, other_shapes
 from onnx_amc.prune.surgery import cut, finish
 
 
@@ -79,6 +81,26 @@ def test_sparse_initializers_and_local_functions_are_written_out() -> None:
     assert [n.op_type for n in loaded.proto.graph.node] == ["Add", "MatMul", "Relu", "MatMul"]
     assert loaded.value("s").reshape(-1)[[3, 17]].tolist() == [2.0, 3.0]
     assert sum(g.channels for g in analyse(loaded).groups) == 8
+
+
+def test_sizes_that_an_input_leaves_open_are_looked_at_with_other_numbers() -> None:
+    model = image("x", "r = Relu (h)").model()
+    model.graph.input[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, ["N", "C", 3, "L"]))
+    assert other_shapes(model, {"x": (1, 1, 3, 6)})["x"] == (OTHER_BATCH, 1 + OTHER_LENGTH, 3, 6 + OTHER_LENGTH)
+    model.graph.input[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, ["T", "N", 3, 6]))
+    assert other_shapes(model, {"x": (7, 1, 3, 6)})["x"] == (7 + OTHER_LENGTH, 1 + OTHER_LENGTH, 3, 6)
+    model.graph.input[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, [1, 3, 6, 6]))
+    assert other_shapes(model, {"x": (1, 3, 6, 6)}) == {}
+
+
+def test_models_too_large_for_a_file_are_told_apart_by_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(light, "LARGEST", 1)
+    row = image("x", "r = Conv (h, u)", 16, "float[64,8,3,3] u", 64)
+    one, other = row.model(), row.model()
+    array = next(t for t in other.graph.initializer if t.name == "u")
+    array.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(array) + 1, "u"))
+    assert load(one).sha256 == load(row.model()).sha256
+    assert load(one).sha256 != load(other).sha256
 
 
 def params(model: onnx.ModelProto) -> int:
