@@ -5,8 +5,14 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
+from feeds import Write
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -15,3 +21,20 @@ settings.load_profile("repeatable")
 cache = tempfile.mkdtemp(prefix="onnx-amc-tests-")
 os.environ["XDG_CACHE_HOME"] = cache
 atexit.register(shutil.rmtree, cache, ignore_errors=True)
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Write a module of a name of its own into the current directory and return the name."""
+    monkeypatch.chdir(tmp_path)
+    made: list[str] = []
+
+    def module(body: str) -> str:
+        made.append(f"amc_{tmp_path.name}_{len(made)}")
+        Path(f"{made[-1]}.py").write_text("import numpy as np\n" + textwrap.dedent(body))
+        return made[-1]
+
+    yield module
+    assert str(tmp_path) not in sys.path, "the current directory is on the path only while the data is read"
+    for name in made:
+        sys.modules.pop(name, None)

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import platform
-import shlex
 import sys
 import tempfile
 import time
@@ -22,12 +21,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_amc.delivery import one_feed
 from onnx_amc.errors import ModelError, OptionError
-from onnx_amc.graph import cost, light
+from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
 from onnx_amc.prune.surgery import cut, finish
 from onnx_amc.run import clock
-from onnx_amc.run.clock import Effort, measure_by_command, measure_table, measure_table_by_command, probe_plans
+from onnx_amc.run.clock import Effort, measure_table, probe_plans
 from onnx_amc.run.kernels import CPU, Kernel, in_turn, profile, read_profile, stopwatch
 from onnx_amc.run.learn import Anchors, Probe, common_anchors, learn
 from onnx_amc.run.table import LatencyTable, assembled
@@ -411,94 +410,3 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="measurements cannot be kept") as caught:
         clock._write(place / "latency.json", "key", [])
     assert str(place) in str(caught.value)
-
-
-# ---- a command ------------------------------------------------------------------------------------------------------
-
-
-def script(folder: Path, text: str) -> str:
-    """A command that runs this Python text; the model's path is its last argument."""
-    path = folder / "a script.py"
-    path.write_text(f"import os, sys, time\n{text}\n", encoding="utf-8")
-    return shlex.join([sys.executable, "-S", str(path), "--device", "a b"])
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("print('99\\nlatency: 12.5 ms\\n\\n')", 12.5),
-        ("print('mean 3 median', '1.5e-2')", 0.015),
-        ("print('.5ms', end='')", 0.5),
-        ("print(os.path.getsize(sys.argv[-1]), 'ms'); print('done', file=sys.stderr)", 5.0),
-        ("print(len(sys.argv), sys.argv[2] == 'a b', 4)", 4.0),
-    ],
-)
-def test_a_command_tells_the_milliseconds_last(tmp_path: Path, text: str, wanted: float) -> None:
-    model = tmp_path / "some model.onnx"
-    model.write_bytes(b"12345")
-    assert measure_by_command(script(tmp_path, text), model) == wanted
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("print(7); sys.exit('no\\nboard is connected')", "failed with exit code 1: board is connected"),
-        ("os._exit(3)", "failed with exit code 3: it said nothing"),
-        ("time.sleep(60)", "took longer than 0.5 s"),
-        ("print('5 ms'); print('finished')", "printed no number on its last line: 'finished'"),
-        ("pass", "printed no number on its last line: ''"),
-        ("print(-2.5)", "printed -2.5, which is not a positive number"),
-        ("print('0.0 ms')", "printed 0.0, which is not a positive number"),
-        ("print('nan')", "printed nan, which is not a positive number"),
-        ("print('inf')", "printed inf, which is not a positive number"),
-        ("print('1e999')", "printed 1e999, which is not a positive number"),
-    ],
-)
-def test_a_command_that_fails_says_how(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(OptionError) as caught:
-        measure_by_command(script(tmp_path, text), tmp_path / "m.onnx", timeout=0.5 if "sleep" in text else 60)
-    assert message in caught.value.what
-    assert caught.value.where == "--latency-command"
-    assert caught.value.fix
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [("", "it is empty"), ("time 'model", "No closing quotation"), ("/no/such/program -x", "cannot be run")],
-)
-def test_a_command_that_is_none_is_refused(command: str, message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        measure_by_command(command, "m.onnx")
-
-
-def test_a_table_is_learnt_from_a_command(tmp_path: Path) -> None:
-    analysis, seen = network("digits_mlp"), list[tuple[int, int]]()
-    command = script(tmp_path, "print(os.path.getsize(sys.argv[-1]) / 1e4)")
-    effort = Effort(random=12, rounds=1)
-
-    def learnt() -> LatencyTable:
-        return measure_table_by_command(
-            analysis, lambda c: built(analysis, c), levels(analysis), command, probes=effort, cache=tmp_path / "kept",
-            progress=lambda done, total: seen.append((done, total)),
-        )  # fmt: skip
-
-    table = learnt()
-    assert table.basis == "networks"
-    plans = probe_plans(levels(analysis), 10, 9)
-    truth = [len(built(analysis, p).SerializeToString()) / 1e4 for p in plans]
-    assert np.abs(table.many(plans) / truth - 1).max() < 0.05
-    assert seen[-1] == (len(seen), len(seen))
-    before = len(seen)
-    assert learnt().many(plans).tolist() == table.many(plans).tolist()
-    assert len(seen) == before
-
-
-def test_a_model_too_large_for_one_file_is_handed_over_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    analysis = network()
-    monkeypatch.setattr(light, "LARGEST", 10_000)
-    path = clock._written(analysis.model.original, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
-    assert path.stat().st_size < light.size(analysis.model.original) / 2
-    kept = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
-    for tensor in analysis.model.original.graph.initializer:
-        assert np.array_equal(kept[tensor.name], numpy_helper.to_array(tensor))
