@@ -21,7 +21,8 @@ CHUNK = 8_192
 TINY = 1e-30
 """Variance of inputs that never move."""
 
-Solve = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Solve = Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]]
+"""Target -> ridge -> weights; the target is multiplied once, however many ridges are tried."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,15 @@ def fit(
     best = np.array(ridges[0])
     if split < r:
         target, _ = _centred(rows.y, affine=rows.affine)
-        solve = _dual(head, rows.prior) if wide else _primal(head, rows.prior, first)
-        errors = [_error(solve(target[..., :split], np.array(v)), tail, target[..., split:]) for v in ridges]
+        at = (_dual(head, rows.prior) if wide else _primal(head, rows.prior, first))(target[..., :split])
+        errors = [_error(at(np.array(v)), tail, target[..., split:]) for v in ridges]
         best = np.array(ridges)[np.argmin(errors, axis=0)]
     solve = _dual(z, rows.prior) if wide else _primal(z, rows.prior, first + _product(tail, tail))
     y = rows.y
     base = 0.0 if rows.base is None else rows.base
     for left in range(rounds if bounds is not None else 0, -1, -1):
         target, offset = _centred(y, affine=rows.affine)
-        w = solve(target, best)
+        w = solve(target)(best)
         if left and bounds is not None:
             y = bounds.aim(rows.y + base, w.astype(z.dtype) @ z + offset + base) - base
     return w, (offset - w @ mean)[..., 0] * rows.affine
@@ -110,25 +111,35 @@ def _centred(y: np.ndarray, *, affine: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _primal(z: np.ndarray, prior: np.ndarray, gram: np.ndarray) -> Solve:
-    """What maps a target and a ridge to weights, by the normal equations; `gram` is z z'."""
+    """Solve by the normal equations; `gram` is z z'."""
     k, r = z.shape[-2:]
     gram = gram / r
     if z.ndim > 2:
         diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
         scales = np.maximum(diagonal.mean(axis=-1), TINY)[..., None, None]
 
-        def solve_each(target: np.ndarray, ridge: np.ndarray) -> np.ndarray:
-            extra = ridge[..., None, None] * scales
-            cross = _product(target, z) / r + extra * prior
-            return np.asarray(np.linalg.solve(gram + extra * np.eye(k), cross.swapaxes(-1, -2)).swapaxes(-1, -2))
+        def solve_each(target: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+            cross = _product(target, z) / r
+
+            def at(ridge: np.ndarray) -> np.ndarray:
+                extra = ridge[..., None, None] * scales
+                right = (cross + extra * prior).swapaxes(-1, -2)
+                return np.asarray(np.linalg.solve(gram + extra * np.eye(k), right).swapaxes(-1, -2))
+
+            return at
 
         return solve_each
     scale = ridge_of(gram, 1.0)
     factor_at = cache(lambda ridge: factored(gram, ridge * scale))
 
-    def solve(target: np.ndarray, ridge: np.ndarray) -> np.ndarray:
-        factor, extra = factor_at(float(ridge))
-        return np.asarray(cho_solve(factor, (_product(target, z) / r + extra * prior).T, check_finite=False).T)
+    def solve(target: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        cross = _product(target, z) / r
+
+        def at(ridge: np.ndarray) -> np.ndarray:
+            factor, extra = factor_at(float(ridge))
+            return np.asarray(cho_solve(factor, (cross + extra * prior).T, check_finite=False).T)
+
+        return at
 
     return solve
 
@@ -141,10 +152,14 @@ def _dual(z: np.ndarray, prior: np.ndarray) -> Solve:
     misfit = (prior.astype(z.dtype) @ z).astype(np.float64)
     factor_at = cache(lambda ridge: factored(gram, ridge * power))
 
-    def solve(target: np.ndarray, ridge: np.ndarray) -> np.ndarray:
-        factor, _ = factor_at(float(ridge))
-        shares = cho_solve(factor, (target - misfit).T / r, check_finite=False).T
-        return np.asarray(prior + shares.astype(z.dtype) @ z.T)
+    def solve(target: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        left = (target - misfit).T / r
+
+        def at(ridge: np.ndarray) -> np.ndarray:
+            factor, _ = factor_at(float(ridge))
+            return np.asarray(prior + cho_solve(factor, left, check_finite=False).T.astype(z.dtype) @ z.T)
+
+        return at
 
     return solve
 
