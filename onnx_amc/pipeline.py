@@ -212,7 +212,8 @@ def _settings_of(plan: Plan) -> Settings:
             seed=int(known.get("seed", 0)),
             recover=bool(known.get("recover", False)),
         )
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, OptionError) as error:
+        told = f"{error.where}: {error.what}" if isinstance(error, OptionError) else repr(error)
         raise PlanError(
-            f"its settings are damaged: {error!r}", where="plan", fix="give a plan written by onnx-amc"
+            f"its settings are damaged: {told}", where="plan", fix="give a plan written by onnx-amc"
         ) from error

@@ -304,7 +304,9 @@ def test_a_plan_that_names_what_is_no_name(name: object, entries: str) -> None:
         onnx_amc.apply(model, plan)
 
 
-@pytest.mark.parametrize("odd", [{"seed": math.inf}, {"pattern": [math.inf, 4]}, {"pattern": [2]}])
+@pytest.mark.parametrize(
+    "odd", [{"seed": math.inf}, {"pattern": [math.inf, 4]}, {"pattern": [2]}, {"round_to": "many"}, {"round_to": 0}]
+)
 def test_a_plan_whose_settings_are_none(odd: dict[str, object]) -> None:
     model = toy()
     plan = {"format": 1, "model_sha256": load(model).sha256, "granularity": "weight", "weights": []}
