@@ -208,6 +208,19 @@ def broken(name: str) -> onnx.ModelProto:
     return model
 
 
+def test_functions_that_double_at_each_level_are_refused_before_they_are_written_out() -> None:
+    own, model = helper.make_opsetid("own", 1), toy()
+    for level in range(60):
+        calls = [helper.make_node(f"f{level + 1}", [a], [b], domain="own") for a, b in (("a", "m"), ("m", "b"))]
+        body = calls if level < 59 else [helper.make_node("Neg", ["a"], ["b"])]
+        imports = [own, helper.make_opsetid("", 17)]
+        model.functions.append(helper.make_function("own", f"f{level}", ["a"], ["b"], body, imports))
+    model.opset_import.append(own)
+    model.graph.node.append(helper.make_node("f0", ["x"], ["never read"], domain="own"))
+    with pytest.raises(ModelError, match=r"written out, have 2e\+18 nodes"):
+        load(model)
+
+
 @pytest.mark.parametrize("name", ["cycle", "twice", "short", "itself"])
 def test_broken_graphs(name: str) -> None:
     with pytest.raises(ModelError) as caught:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from onnx_amc.errors import ModelError
 from onnx_amc.graph import light
 from onnx_amc.graph.fold import QUANTISED, fold
+from onnx_amc.graph.functions import inlined
 from onnx_amc.graph.limits import LARGEST_INPUT, is_huge, too_large
 from onnx_amc.graph.outside import all_tensors, fetch, scattered
 from onnx_amc.graph.proto import attributes, key_of, names_read
@@ -103,8 +103,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     _examine_inputs(original, where)
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
-    if len(proto.functions):
-        proto = _inlined(proto, where)
+    proto = inlined(proto, where)
     _densify(proto)
     lifted = _lift_constants(proto)
     fold(proto, where)
@@ -125,18 +124,6 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         made=_made(proto, original, origin),
         weights={t.name: t for t in proto.graph.initializer},
     )
-
-
-def _inlined(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
-    """The model without local functions."""
-    try:
-        return onnx.inliner.inline_local_functions(proto)
-    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"its local functions cannot be written out: {str(error).splitlines()[0][:300]}",
-            where=where,
-            fix="export it again without functions, or mend them: none may call itself",
-        ) from error
 
 
 def _made(proto: onnx.ModelProto, original: onnx.ModelProto, origin: dict[str, tuple[str, str]]) -> frozenset[str]:
