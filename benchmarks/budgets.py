@@ -1,8 +1,10 @@
 """Budgets other than MACs, on real networks: latency against MACs at equal latency, and an accuracy that is guaranteed.
 
-    python benchmarks/budgets.py [--shared ../shared] [--rows latency drop ...] [--only resnet56] [--seeds 0] [--out FILE.md]
+    python benchmarks/budgets.py [--shared ../shared] [--rows latency drop ...] [--only resnet56] [--seeds 0] [--threads 1]
+                                 [--out FILE.md]
 
-`latency`: `--latency 0.6`, then searches within MACs until one is as fast; each is timed in turn with the original, on all cores.
+`latency`: `--latency 0.6`, then searches within MACs until one is as fast; each is timed in turn with the original, on
+all cores, or by `--threads 1` on one, which is less disturbed by what else the machine does.
 `drop`: `--max-drop 1` without training, and the MACs at which uniform plans with the same refit lose as much on `test`.
 `drop, trained`: the same with recovery. Searched on `search` data, reported on `test`. Runs that are in the log are not repeated.
 """
@@ -37,10 +39,15 @@ TRIES = 4
 """Searches within MACs, at most, until one is as fast as the one within time."""
 
 
-def point(result: Result, test: str) -> dict[str, Any]:
-    """What a delivered model is worth: measured latency, MACs and top-1 on `test`."""
+def point(run: Compression, test: str) -> dict[str, Any]:
+    """What a run delivers is worth: measured latency, MACs and top-1 on `test`."""
+    return worth(run.deliver(run.choose()), test, run.settings.threads)
+
+
+def worth(result: Result, test: str, threads: int) -> dict[str, Any]:
+    """What a delivered model is worth."""
     record, model = result.record, result.analysis.model
-    times = measure([model.original, result.model], one_feed(model), seconds=10.0)
+    times = measure([model.original, result.model], one_feed(model), seconds=10.0, threads=threads)
     return {
         "latency": times[1].ratio, "macs": record["compressed"]["macs"] / record["original"]["macs"],
         "top1": evaluate(result.model, test)["score"], "foretold": record.get("latency_table", {}).get("ratio"),
@@ -50,11 +57,11 @@ def point(result: Result, test: str) -> dict[str, Any]:
 def in_time(first: Compression, test: str, episodes: int) -> dict[str, Any]:
     """The search within time, and searches within MACs down to the same time."""
     run = first.again(episodes=episodes)
-    found = point(run.deliver(run.choose()), test)
+    found = point(run, test)
     others, ratio = list[dict[str, Any]](), found["macs"]
     while len(others) < TRIES and (not others or others[-1]["latency"] > found["latency"]):
         other = first.again(budget=Budget("flops", min(ratio, 1.0)), episodes=episodes)
-        others.append(point(other.deliver(other.choose()), test))
+        others.append(point(other, test))
         ratio = others[-1]["macs"] * min(0.97, found["latency"] / others[-1]["latency"])
     error = None if first.table is None else first.table.error
     return {"delivered": found, "within macs": others, "table_error": error}
@@ -63,11 +70,11 @@ def in_time(first: Compression, test: str, episodes: int) -> dict[str, Any]:
 def guaranteed(first: Compression, test: str, *, trained: bool) -> dict[str, Any]:
     """The smallest network within a point, and uniform ones of many sizes."""
     result = Guarantee(first, 1.0).result()
-    found = point(result, test) | {"max_drop": result.record["max_drop"]}
+    found = worth(result, test, first.settings.threads) | {"max_drop": result.record["max_drop"]}
     others = list[dict[str, Any]]()
     for ratio in () if trained else np.arange(0.95, 0.3, -0.05):
         run = first.again(budget=Budget("flops", float(ratio)), policy="uniform", recover=False)
-        others.append(point(run.deliver(run.choose()), test))
+        others.append(point(run, test))
     return {"delivered": found, "uniform": others}
 
 
@@ -93,7 +100,7 @@ def table(runs: list[dict[str, Any]]) -> str:
             if run["uniform"]:
                 beside += f"; uniform loses as much on test at {at(run['uniform'], 'top1', found['top1'], 'macs'):.0%} of the MACs"
         lines.append(
-            f"| {run['model']} | {asked} | {run['seed']} | {found['latency']:.2f} | {found['macs']:.1%} "
+            f"| {run['model']}{', one thread' * (run['threads'] == 1)} | {asked} | {run['seed']} | {found['latency']:.2f} | {found['macs']:.1%} "
             f"| {found['top1']:.1%} ({run['base']:.1%}) | {beside} |"
         )
     return "\n".join(lines)
@@ -107,6 +114,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--episodes", type=int, default=40)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="none: only print the table")
+    parser.add_argument("--threads", type=int, default=0, help="of the sessions that are timed")
     parser.add_argument("--log", type=Path, default=Path(__file__).with_name("budgets.jsonl"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -118,8 +126,9 @@ def main() -> int:
         began, data, trained = time.perf_counter(), args.shared / "data", row == "drop, trained"
         budget = Budget("latency", 0.6) if row == "latency" else Budget("flops", 1.0)
         settings = Settings(
-            budget, max_drop=None if row == "latency" else 1.0, episodes=args.episodes, seed=seed, recover=trained
-        )
+            budget, max_drop=None if row == "latency" else 1.0, episodes=args.episodes, seed=seed, recover=trained,
+            threads=args.threads,
+        )  # fmt: skip
         model = args.shared / "models" / f"{name}.onnx"
         with threadpool_limits(limits=1, user_api="blas"):
             first = Compression(model, str(data / search), settings, Listener())
@@ -127,7 +136,13 @@ def main() -> int:
             told = (
                 in_time(first, place, args.episodes) if row == "latency" else guaranteed(first, place, trained=trained)
             )
-        told |= {"model": name, "row": row, "seed": seed, "base": evaluate(str(model), place)["score"]}
+        told |= {
+            "model": name,
+            "row": row,
+            "seed": seed,
+            "threads": args.threads,
+            "base": evaluate(str(model), place)["score"],
+        }
         runs.append(told | {"minutes": (time.perf_counter() - began) / 60})
         with args.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(runs[-1]) + "\n")
