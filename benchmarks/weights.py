@@ -4,8 +4,8 @@
 
 Each run searches and refits on the `search` data as `compress --granularity weight --params R` does, without labels in any fit.
 What it delivers is scored on the `test` data, which nothing was tuned on. `plain` prunes uniformly by magnitude and refits
-nothing, as most tools do; `magnitude` chooses the same weights and refits those that stay. Policies of one seed share the
-calibration. With `--no-recover` nothing is trained. Runs that are in the log already are not repeated.
+nothing, as most tools do; `magnitude` chooses the same weights and refits those that stay. The searched
+policies of one seed share the calibration. With `--no-recover` nothing is trained. Runs that are in the log already are not repeated.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from paper import device
 from threadpoolctl import threadpool_limits
 
 from onnx_amc import evaluate
@@ -55,7 +56,7 @@ def one(run: Compression, policy: str, test: str) -> dict[str, Any]:
         "base": evaluate(run.model.original, test)["score"],
         "nonzeros": record["compressed"]["nonzeros"] / record["original"]["params"],
         "bytes": size / record["original"]["bytes"], "recover_minutes": record["seconds"]["recover"] / 60,
-        "minutes": (time.perf_counter() - began) / 60, "peak_rss_mb": record["peak_rss_mb"],
+        "minutes": (time.perf_counter() - began) / 60, "peak_rss_mb": record["peak_rss_mb"], "device": device(),
     }  # fmt: skip
 
 
