@@ -88,7 +88,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     """A line for every run."""
     lines = ["| network | asked | seed | latency | MACs | top-1 (base) | compared with |", "|---" * 7 + "|"]
     for run in runs:
-        found = run["delivered"]
+        found, name = run["delivered"], run["model"] + ", one thread" * (run["threads"] == 1)
         if run["row"] == "latency":
             asked, other = "`--latency 0.6`", at(run["within macs"], "latency", found["latency"], "top1")
             beside = f"search within MACs, as fast: {other:.1%}; foretold {found['foretold']:.2f}"
@@ -100,7 +100,7 @@ def table(runs: list[dict[str, Any]]) -> str:
             if run["uniform"]:
                 beside += f"; uniform loses as much on test at {at(run['uniform'], 'top1', found['top1'], 'macs'):.0%} of the MACs"
         lines.append(
-            f"| {run['model']}{', one thread' * (run['threads'] == 1)} | {asked} | {run['seed']} | {found['latency']:.2f} | {found['macs']:.1%} "
+            f"| {name} | {asked} | {run['seed']} | {found['latency']:.2f} | {found['macs']:.1%} "
             f"| {found['top1']:.1%} ({run['base']:.1%}) | {beside} |"
         )
     return "\n".join(lines)

@@ -4,8 +4,8 @@
 
 Each run searches and refits on the `search` data as `compress --granularity weight --params R` does, without labels in any fit.
 What it delivers is scored on the `test` data, which nothing was tuned on. `plain` prunes uniformly by magnitude and refits
-nothing, as most tools do; `magnitude` chooses the same weights and refits those that stay. The searched
-policies of one seed share the calibration. With `--no-recover` nothing is trained. Runs that are in the log already are not repeated.
+nothing, as most tools do; `magnitude` chooses the same weights and refits those that stay. The searched policies of one seed
+share the calibration. With `--no-recover` nothing is trained. Runs that are in the log already are not repeated.
 """
 
 from __future__ import annotations
