@@ -137,6 +137,7 @@ def test_every_chart_is_there_with_its_rows(searched: Path) -> None:
     assert [r["reward"] for r in tried if r["source"] == "ddpg"] == pytest.approx(told["rewards"])
     assert [r["evaluation"] for r in tried] == list(range(1, len(tried) + 1))
     assert len(charts["recovery"]["data"]["values"]) == 3
+    assert charts["recovery"]["layer"][1]["encoding"]["x"]["axis"]["values"] == [0, 1, 2]
     shares = charts["confusion"]["data"]["values"]
     right = sum(r["delivered"] for r in shares if r["label"] == r["answer"]) / sum(r["delivered"] for r in shares)
     assert right == pytest.approx(told["compressed"]["score"])

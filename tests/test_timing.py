@@ -90,7 +90,7 @@ def broad() -> onnx.ModelProto:
 
 
 def test_latency_here_is_measured_and_foretold(tmp_path: Path) -> None:
-    settings = Settings(Budget("latency", 0.8), policy="uniform", refit=False, cache=str(tmp_path))
+    settings = Settings(Budget("latency", 0.8), policy="uniform", refit=False, cache=str(tmp_path), threads=1)
     run = Compression(broad(), None, settings, Listener())
     space = run.search.space
     assert run.table is not None
@@ -103,6 +103,8 @@ def test_latency_here_is_measured_and_foretold(tmp_path: Path) -> None:
     onnx.checker.check_model(result.model)
     assert result.record["compressed"]["latency_ratio"] < 1.0
     assert result.record["latency_table"]["ratio"] <= 0.9
+    other = run.again(budget=Budget("flops", 0.9))
+    assert "latency_table" not in other.deliver(other.choose()).record, "a run within MACs has no prices of time"
 
 
 def test_the_reward_can_count_time(tmp_path: Path, device: str) -> None:

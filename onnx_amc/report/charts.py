@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_amc.report.look import INK, MUTED, Row, Spec, chart, depth, scores, sources, tooltip, wide
+from onnx_amc.report.look import INK, MUTED, Row, Spec, chart, counted, depth, scores, sources, tooltip, wide
 
 STATES = {"kept": "var(--accent)", "removed": "var(--gone)", "fixed": "var(--fixed)"}
 
@@ -126,7 +126,7 @@ def rewards(rows: Sequence[Row], lines: Sequence[Row]) -> Spec:
         "field": "evaluation",
         "type": "quantitative",
         "title": "evaluation",
-        "axis": {"tickMinStep": 1, "format": "d"},
+        "axis": counted(rows, "evaluation"),
         "scale": {"domain": [0.5, max(r["evaluation"] for r in rows) + 0.5], "nice": False},
     }
     for layer in layers[1:]:
@@ -300,7 +300,7 @@ def recovery(rows: Sequence[Row], metric: str) -> Spec:
                         "field": "epoch",
                         "type": "quantitative",
                         "title": "epoch",
-                        "axis": {"tickMinStep": 1, "format": "d"},
+                        "axis": counted(rows, "epoch"),
                     },
                     "y": y,
                     "tooltip": told,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,12 @@ def depth(names: Sequence[str]) -> Spec:
         "axis": {"labelAngle": -45, "labelLimit": 100, "labelOverlap": True, "ticks": False},
         "scale": {"domain": list(dict.fromkeys(names)), "paddingInner": 0.3},
     }
+
+
+def counted(rows: Sequence[Row], field: str) -> Spec:
+    """An axis of whole numbers, ticks at rows only: left alone, few rows get ticks between them, labelled alike."""
+    step = math.ceil(len(rows) / 12)
+    return {"values": [r[field] for r in rows[::step]], "format": "d"}
 
 
 def sources(names: Sequence[str]) -> tuple[Spec, Spec]:
