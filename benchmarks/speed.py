@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py [--shared ../shared] [--parts overhead ...] [--only resnet20] [--out FILE.md]
 
-`overhead`: a search by one worker; its wall time over the time in which onnxruntime was running.
+`overhead`: a search by one worker, and by one per core; its wall time over the time in which onnxruntime was running.
 `reference`: an episode of AMC's own method (a LinearRegression per convolution on 30,000 rows of as many inputs as stay, and the
 masked network on the same samples) against one of ours, on the MobileNet. The rows are drawn: the time depends on their number.
 `workers`: evaluations of ResNet-56 on 1,000 images by one worker on one core, and by two on all.
@@ -52,13 +52,14 @@ def prepared(shared: Path, name: str, **settings: object) -> Compression:
     return Compression(shared / "models" / f"{name}.onnx", shared / "data" / NETWORKS[name], how, Listener())
 
 
-def overhead(shared: Path, name: str) -> str:
-    """A whole search by one worker."""
-    run = prepared(shared, name, episodes=EPISODES, workers=1)
+def overhead(shared: Path, name: str, workers: int | None) -> str:
+    """A whole search by one worker, or by one per core."""
+    run = prepared(shared, name, episodes=EPISODES, workers=workers)
     run.choose()
     search, inside = run.seconds["search"], run.seconds["search_onnxruntime"]
     tried = len(run.search.journal.trials)
-    return f"{name}: {tried} evaluations in {search:.0f} s, onnxruntime running in {inside:.0f} s of it: {search / inside:.2f}"
+    who = "one worker" if workers == 1 else "one worker per core"
+    return f"{name}, {who}: {tried} evaluations in {search:.0f} s, onnxruntime running in {inside:.0f} s of it: {search / inside:.2f}"
 
 
 def random_plans(run: Compression, number: int) -> list[np.ndarray]:
@@ -165,7 +166,7 @@ def main() -> int:
     with threadpool_limits(limits=1, user_api="blas"):
         for part in args.parts:
             if part == "overhead":
-                lines += [overhead(args.shared, name) for name in NETWORKS if args.only in name]
+                lines += [overhead(args.shared, n, w) for n in NETWORKS if args.only in n for w in (1, None)]
             elif part in {"reference", "workers"}:
                 lines.append(reference(args.shared) if part == "reference" else workers(args.shared))
             else:
