@@ -59,7 +59,8 @@ def overhead(shared: Path, name: str, workers: int | None) -> str:
     search, inside = run.seconds["search"], run.seconds["search_onnxruntime"]
     tried = len(run.search.journal.trials)
     who = "one worker" if workers == 1 else "one worker per core"
-    return f"{name}, {who}: {tried} evaluations in {search:.0f} s, onnxruntime running in {inside:.0f} s of it: {search / inside:.2f}"
+    spent = f"{search:.0f} s, onnxruntime running in {inside:.0f} s of it: {search / inside:.2f}"
+    return f"{name}, {who}: {tried} evaluations in {spent}"
 
 
 def random_plans(run: Compression, number: int) -> list[np.ndarray]:

@@ -358,7 +358,9 @@ class Compression:
                 fix="nothing was written; please report the model's graph as a bug",
             )
         spent: float = space.price(counts)
-        if self.search.actual is not None and self.settings.budget.kind != "latency":  # measured anew, it would differ
+        if self.settings.budget.kind == "latency":  # measured anew, it would differ
+            spent = self.search.spent(counts, lambda: model)
+        elif self.search.actual is not None:
             spent = self.search.actual(model)
         if spent > space.limit:
             raise BudgetError(

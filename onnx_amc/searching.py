@@ -21,8 +21,21 @@ from onnx_amc.run.metrics import imported, shown
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.session import RUNNING
 from onnx_amc.rundir import Memo
+from onnx_amc.search import baselines
 from onnx_amc.search.env import PruningEnv
-from onnx_amc.search.loop import AGENTS, CLOSED, Journal, Later, Luggage, Tried, key_of, propose, search, second_pass
+from onnx_amc.search.loop import (
+    AGENTS,
+    CLOSED,
+    Journal,
+    Later,
+    Luggage,
+    Tried,
+    explained,
+    key_of,
+    propose,
+    search,
+    second_pass,
+)  # fmt: skip
 from onnx_amc.search.reward import REWARDS, Rule
 from onnx_amc.search.space import Space
 
@@ -31,6 +44,12 @@ FINAL_BASELINES = 2
 
 Actual = Callable[[onnx.ModelProto], float]
 """What a finished model costs, in units of the space's price."""
+
+SMALLER = 2
+"""Plans that get the full refit where one costs more than was foretold."""
+
+SLACK = 0.02
+"""Share of a budget of time that is left to the clock's noise."""
 
 TRIES = 5
 """Times that a plan is replaced because its model costs more than was foretold."""
@@ -68,6 +87,7 @@ class Search:
         self.journal = Journal(self.evaluate, self._tell, rule=self._rule())
         self.baselines: dict[str, Tried] = {}
         self.finals: list[Tried] = []
+        self.errors: list[np.ndarray] = []
         self.ready: tuple[Tried, onnx.ModelProto] | None = None
         self.seconds = {"search": 0.0, "search_onnxruntime": 0.0, "refit": 0.0}
 
@@ -156,26 +176,29 @@ class Search:
     def _search(self, crew: Team) -> None:
         """Try the baselines, and what the policy thinks of."""
         settings, space = self.settings, self.space
-        errors: list[np.ndarray] = []
         if settings.policy == "knapsack" or settings.policy not in CLOSED:
             self.listener.stage("sensitivity", len(space))
-            errors = self.builder.errors(space.levels, lambda n, _: self.listener.advance(n), self.memo, crew)
+            self.errors = self.builder.errors(space.levels, lambda n, _: self.listener.advance(n), self.memo, crew)
+            if settings.budget.kind == "latency":
+                space = self._paced()
         names = [
             "uniform",
             *([] if settings.policy in CLOSED else ["shallow", "deep"]),
-            *(["knapsack"] if errors else []),
+            *(["knapsack"] if self.errors else []),
         ]
         self.listener.stage("baselines", len(names))
-        asked = {name: self.journal.put(propose(space, name, errors), name) for name in names}
+        asked = {name: self.journal.put(propose(space, name, self.errors), name) for name in names}
         self.baselines |= {name: self.journal.result(one) for name, one in asked.items()}
-        if errors:
+        if self.errors:
             self.listener.stage("second pass", len(space) + 2)
-            self.baselines["knapsack"], errors = second_pass(space, self.journal, errors, self.baselines["knapsack"])
+            self.baselines["knapsack"], self.errors = second_pass(
+                space, self.journal, self.errors, self.baselines["knapsack"]
+            )
             self.baselines = {n: replace(t, rule=self.journal.rule) for n, t in self.baselines.items()}
         if settings.policy in CLOSED:
             if settings.policy not in self.baselines:
                 self.baselines[settings.policy] = self.journal.ask(
-                    propose(space, settings.policy, errors), settings.policy
+                    propose(space, settings.policy, self.errors), settings.policy
                 )
             return
         self.listener.stage(f"search ({settings.policy})", settings.episodes)
@@ -187,10 +210,19 @@ class Search:
             episodes=settings.episodes,
             seed=settings.seed,
             starts=list(self.baselines.values()) if settings.policy in AGENTS else [],
-            errors=errors,
+            errors=self.errors,
             luggage=Luggage(settings.agent, settings.save_agent, settings.tensorboard),
             ahead=settings.ahead,
         )
+
+    def _paced(self) -> Space:
+        """The space, its budget corrected by what the knapsack's plan really takes: a search ends where the table is too kind."""
+        counts = propose(self.space, "knapsack", self.errors)
+        kept = self.builder.kept(counts)
+        model = self.builder.deliverable(kept, self.builder.build(kept, correct=False))
+        slower = self.spent(counts, lambda: model) / self.space.price(counts)
+        limit = max((1 - SLACK) * self.space.limit / slower, self.space.price(self.space.smallest))
+        return replace(self.space, limit=int(limit))
 
     def _final(self) -> np.ndarray:
         """Refit the best few plans as they would be delivered, those of the baselines too, and return the one that is best then.
@@ -253,16 +285,23 @@ class Search:
             return counts
         limit, space = self.space.limit, self.space
         for _ in range(TRIES):
-            over = self.actual(self.finished(counts)) / limit
+            over = self.spent(counts, lambda c=counts: self.finished(c)) / limit  # type: ignore[misc]
             if over <= 1.0:
                 return counts
-            space = replace(space, limit=int(min(space.limit / over, space.price(counts) - 1)))
+            space = replace(space, limit=int(min(space.price(counts) / over, space.price(counts) - 1)))
             counts = self._best_in(space, counts)
         raise BudgetError(
             f"the best plan's model costs {over:.4f} of what is allowed",
             where=self.settings.budget.option,
             fix="ask for a larger fraction",
         )
+
+    def spent(self, counts: np.ndarray, build: Callable[[], onnx.ModelProto]) -> float:
+        """What the finished model of a plan costs, measured once."""
+        if self.actual is None:
+            raise RuntimeError("this budget is exact")
+        actual = self.actual
+        return self.memo.get(_key("cost", counts), lambda: [actual(build())])[0]
 
     def finished(self, counts: np.ndarray) -> onnx.ModelProto:
         """The model of a plan as it would be delivered; what is ready stays as it is."""
@@ -272,13 +311,20 @@ class Search:
         return self.builder.deliverable(self.builder.kept(counts), None if ready is None else copied)
 
     def _best_in(self, space: Space, counts: np.ndarray) -> np.ndarray:
-        """The best of the plans tried that fit into a smaller budget; the nearest one to these counts where none was."""
+        """The best plan that fits into a smaller budget: of those tried, and of what the table of errors now says."""
         space.check(where=self.settings.budget.option, blocked=self.units.blocked)
+        if self.settings.policy in CLOSED:
+            return propose(space, self.settings.policy, self.errors)
+        self.listener.stage("smaller plans", SMALLER + 1)
+        if self.errors:
+            self.journal.ask(baselines.knapsack(space, explained(space, self.journal, self.errors)), "knapsack")
         fitting = [t for t in self.journal.distinct if space.feasible(t.counts)]
-        if fitting:
-            return max(fitting, key=lambda t: t.reward).counts
-        share = counts / space.full
-        return space.largest(lambda s: s * share)
+        if not fitting:
+            share = counts / space.full
+            return space.largest(lambda s: s * share)
+        self.ready = None
+        self._refine(sorted(fitting, key=lambda t: -t.reward)[:SMALLER])
+        return max((t for t in self.finals if space.feasible(t.counts)), key=lambda t: t.reward).counts
 
 
 def _key(kind: str, counts: np.ndarray) -> str:

@@ -22,6 +22,9 @@ from onnx_amc.run.table import LatencyTable
 DOUBTFUL = 0.06
 """Median error of the table above which the user is told how to get a better one."""
 
+SESSIONS = 3
+"""Times that a model is measured, each in new sessions: where these lie in memory and on the cores makes some percent."""
+
 ROUNDS = 5
 """Times that a command measures the original and a model in turn."""
 
@@ -63,7 +66,11 @@ def ratio_of(analysis: Analysis, settings: Settings) -> Callable[[onnx.ModelProt
 
     def here(model: onnx.ModelProto) -> float:
         feed, threads = one_feed(analysis.model), settings.threads
-        return measure([original, model], feed, threads=threads, provider=settings.provider)[1].ratio
+        found = [
+            measure([original, model], feed, seconds=2.0, threads=threads, provider=settings.provider)
+            for _ in range(SESSIONS)
+        ]
+        return float(np.median([times[1].ratio for times in found]))
 
     def elsewhere(model: onnx.ModelProto) -> float:
         with tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder:

@@ -327,15 +327,19 @@ def _learn(
         save_agent(agent, luggage.save)
 
 
+def explained(space: Space, journal: Journal, errors: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the table of errors scaled to explain all trials."""
+    tried = journal.distinct
+    return local.relearned(space, errors, np.array([t.counts for t in tried]), np.array([t.error for t in tried]))
+
+
 def _near(space: Space, journal: Journal, errors: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """A plan that was not tried: the best of all, or else near the best one, by the table of errors scaled to explain all trials.
 
     Without a table, or where it knows no other, a random neighbour of the best.
     """
     if len(errors):
-        tried = journal.distinct
-        losses = np.array([t.error for t in tried])
-        table = local.relearned(space, errors, np.array([t.counts for t in tried]), losses)
+        table = explained(space, journal, errors)
         found: np.ndarray | None = baselines.knapsack(space, table)
         if found is None or journal.knows(found):
             found = baselines.exchanged(space, table, journal.best.counts, journal.knows)
