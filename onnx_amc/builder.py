@@ -20,13 +20,13 @@ from onnx_amc.prune.layers import WIDEST, Layer, find_layers
 from onnx_amc.prune.refit import Ranking, Refitter, by_score
 from onnx_amc.prune.surgery import cut, finish
 from onnx_amc.recover.course import Course, Task
-from onnx_amc.run.capture import gather_moments
+from onnx_amc.run.capture import batch_of, gather_moments
 from onnx_amc.run.check import gap, self_check
 from onnx_amc.run.correct import Corrector, drawn
 from onnx_amc.run.crew import Team
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.metrics import agreement
-from onnx_amc.run.score import Scorer
+from onnx_amc.run.score import BATCH, Scorer
 from onnx_amc.run.sequential import Effort, Sequential
 from onnx_amc.run.worth import worths
 from onnx_amc.rundir import Memo
@@ -128,7 +128,8 @@ class Builder:
             raise ValueError("sensitivities need data")
         model, settings = self.analysis.model, self.settings
         part = self.calibration[:: max(1, len(self.calibration) // settings.probe)][: settings.probe]
-        return Scorer(model.original, self.data, part, agreement, "agreement", settings.provider, model.source)
+        how = (agreement, "agreement", settings.provider, model.source)
+        return Scorer(model.original, self.data, part, *how, batch=batch_of(model, BATCH))
 
     @cached_property
     def corrector(self) -> Corrector | None:
@@ -160,6 +161,10 @@ class Builder:
         if criterion == "wanda":
             return by_score(wanda(self.analysis, group, fitter.layers, fitter.moments, fitter.weights))
         return fitter.rank(group)
+
+    def prepare(self) -> None:
+        """Do now what the first plan would have to wait for."""
+        _ = self.rankings
 
     def kept(self, counts: np.ndarray) -> Kept:
         """Return the channels that stay, for the groups that lose any."""

@@ -26,12 +26,13 @@ from onnx_amc.intake import DataSource, ModelSource, find_data, load_model, side
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
 from onnx_amc.quantising import in_int8
+from onnx_amc.run.capture import batch_of
 from onnx_amc.run.crew import Team
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.feed import describe, doubts, sentence
 from onnx_amc.run.latency import measure
 from onnx_amc.run.metrics import Outputs, find_metric
-from onnx_amc.run.score import Scorer
+from onnx_amc.run.score import BATCH, Scorer
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.rundir import Memo, RunDir
 from onnx_amc.search.env import PruningEnv
@@ -102,7 +103,8 @@ class Compression:
     def _begin(self) -> None:
         self.started = time.perf_counter()
         self.seconds = dict.fromkeys(
-            ("analyse", "calibrate", "search", "search_onnxruntime", "refit", "recover", "int8", "total"), 0.0
+            ("analyse", "calibrate", "ranking", "search", "search_onnxruntime", "refit", "recover", "int8", "total"),
+            0.0,
         )
 
     def _search(self) -> Search:
@@ -158,12 +160,13 @@ class Compression:
                 self.listener.note(f"array '{name}' in {data.source} is neither an input nor labels: ignored")
             name, metric = find_metric(settings.metric, data, class_count(self.model))
             how = (metric, name, settings.provider, self.model.source)
-            self.scorer = Scorer(self.model.original, data, reward, *how, parts=PARTS)
+            batch = batch_of(self.model, BATCH)
+            self.scorer = Scorer(self.model.original, data, reward, *how, parts=PARTS, batch=batch)
             self._look(parts.calibration if len(parts.calibration) else reward)
             few = np.sort(np.random.default_rng(settings.seed).permutation(reward)[: settings.trial])
             self.trial = self.scorer
             if len(few) < len(reward):
-                self.trial = Scorer(self.model.original, data, few, *how, parts=PARTS)
+                self.trial = Scorer(self.model.original, data, few, *how, parts=PARTS, batch=batch)
         self.listener.stage("calibrate", len(parts.calibration) or None)
         make = Thinner if settings.granularity == "weight" else Builder
         self.builder = make(self.analysis, settings, data, parts.calibration, lambda n, _: self.listener.advance(n))

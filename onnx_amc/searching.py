@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from threading import Thread
 
 import numpy as np
 import onnx
@@ -35,6 +36,7 @@ from onnx_amc.search.loop import (
     propose,
     search,
     second_pass,
+    warm,
 )  # fmt: skip
 from onnx_amc.search.reward import REWARDS, Rule
 from onnx_amc.search.space import Space
@@ -73,7 +75,8 @@ class Search:
         journal: Every plan tried.
         baselines: Plans in closed form, by name.
         finals: What the plans scored that were refitted in full.
-        seconds: Of the search, of the part of it in which onnxruntime was running, and of the full refit of the best few.
+        seconds: Of ordering the channels, of the search, of its part in which onnxruntime was running, of the full refit of
+            the best few.
 
     """
 
@@ -89,7 +92,7 @@ class Search:
         self.finals: list[Tried] = []
         self.errors: list[np.ndarray] = []
         self.ready: tuple[Tried, onnx.ModelProto] | None = None
-        self.seconds = {"search": 0.0, "search_onnxruntime": 0.0, "refit": 0.0}
+        self.seconds = {"ranking": 0.0, "search": 0.0, "search_onnxruntime": 0.0, "refit": 0.0}
 
     def _rule(self) -> Rule:
         """How good a plan is, as the user wants to have it."""
@@ -137,6 +140,9 @@ class Search:
             return self.space.at(self.settings.budget.ratio)
         if self.scorers is None:
             return self.within(propose(self.space, self.settings.policy, []))
+        began = time.perf_counter()
+        self.listener.stage("ranking", None)
+        self.builder.prepare()
         before, start = RUNNING.seconds, time.perf_counter()
         with ExitStack() as stack:
             crew = self.team or stack.enter_context(Crew(self.settings.workers, self.settings.ahead))
@@ -144,6 +150,7 @@ class Search:
             self._search(crew)
             self.journal.begin = None
         middle = time.perf_counter()
+        self.seconds["ranking"] += start - began
         self.seconds["search"] += middle - start
         self.seconds["search_onnxruntime"] += RUNNING.seconds - before
         chosen = self.within(self._final())
@@ -176,6 +183,8 @@ class Search:
     def _search(self, crew: Team) -> None:
         """Try the baselines, and what the policy thinks of."""
         settings, space = self.settings, self.space
+        warming = Thread(target=warm, args=(settings.policy,))
+        warming.start()
         if settings.policy == "knapsack" or settings.policy not in CLOSED:
             self.listener.stage("sensitivity", len(space))
             self.errors = self.builder.errors(space.levels, lambda n, _: self.listener.advance(n), self.memo, crew)
@@ -201,6 +210,7 @@ class Search:
                     propose(space, settings.policy, self.errors), settings.policy
                 )
             return
+        warming.join()
         self.listener.stage(f"search ({settings.policy})", settings.episodes)
         search(
             space,

@@ -38,6 +38,9 @@ class Thinner(Builder):
     def _losing(self) -> list[Layer]:
         return [layer for layer in self.layers if layer.width >= NARROW]
 
+    def prepare(self) -> None:
+        """Nothing: each plan chooses its weights anew."""
+
     def kept(self, counts: np.ndarray) -> dict[str, Any]:
         """How many weights stay, for the layers that lose any."""
         pairs = zip(self.thinned.items(), counts.tolist(), strict=True)

@@ -57,11 +57,14 @@ def patches(
     d = len(window.kernel)
     if d == 0:
         return np.ascontiguousarray(x.T)
-    wide = _spread(x, window)
+    wide = _spread(x, window.upsample)
     out = np.empty((c, window.taps, n, len(positions)), dtype=x.dtype)
     for tap, offset in enumerate(product(*(range(k) for k in window.kernel))):
-        index = tuple(positions[:, i] * window.strides[i] + offset[i] * window.dilations[i] for i in range(d))
-        out[:, tap] = np.moveaxis(wide[(slice(None), slice(None), *index)], 0, 1)  # type: ignore[arg-type]
+        at = positions * window.strides + np.multiply(offset, window.dilations) - window.pads[:d]
+        inside = ((at >= 0) & (at < wide.shape[2:])).all(axis=1)
+        seen = wide[(slice(None), slice(None), *at.clip(0, np.subtract(wide.shape[2:], 1)).T)]
+        seen[:, :, ~inside] = 0
+        out[:, tap] = np.moveaxis(seen, 0, 1)
     return out.reshape(c * window.taps, -1)
 
 
@@ -72,26 +75,14 @@ def choose(space: tuple[int, ...], count: int, rng: np.random.Generator) -> Int[
     return np.stack(np.unravel_index(flat, space), axis=1) if space else np.zeros((1, 0), dtype=np.int64)
 
 
-def _spread(x: np.ndarray, window: Window) -> np.ndarray:
-    """Put zeros between (transposed convolution) and around the inputs."""
-    d = len(window.kernel)
-    space = x.shape[2:]
-    if any(u > 1 for u in window.upsample):
-        sparse = np.zeros(
-            (*x.shape[:2], *((s - 1) * u + 1 for s, u in zip(space, window.upsample, strict=True))), x.dtype
-        )
-        sparse[(slice(None), slice(None), *(slice(None, None, u) for u in window.upsample))] = x
-        x = sparse
-    if not any(window.pads):
+def _spread(x: np.ndarray, upsample: tuple[int, ...]) -> np.ndarray:
+    """Put zeros between the inputs, as a transposed convolution does."""
+    if all(u == 1 for u in upsample):
         return x
-    before = [max(p, 0) for p in window.pads[:d]]
-    after = [max(p, 0) for p in window.pads[d:]]
-    x = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)])
-    crop = tuple(
-        slice(max(-a, 0), x.shape[2 + i] - max(-b, 0))
-        for i, (a, b) in enumerate(zip(window.pads[:d], window.pads[d:], strict=True))
-    )
-    return x[(slice(None), slice(None), *crop)]
+    sizes = [(size - 1) * u + 1 for size, u in zip(x.shape[2:], upsample, strict=True)]
+    sparse = np.zeros((*x.shape[:2], *sizes), x.dtype)
+    sparse[(slice(None), slice(None), *(slice(None, None, u) for u in upsample))] = x
+    return sparse
 
 
 def widened(values: np.ndarray) -> np.ndarray:

@@ -315,6 +315,7 @@ def time_table(run: Run) -> Table:
     names = {
         "analyse": "analysis",
         "calibrate": "calibration",
+        "ranking": "order of the channels",
         "search": "search",
         "search_onnxruntime": "of it in onnxruntime",
         "recover": "recovery",

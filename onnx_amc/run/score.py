@@ -49,6 +49,7 @@ class Scorer:
         metric: What to compute; the scorer's name for it is `name`.
         name: Of the metric.
         parts: Into how many parts the samples are split, each to be scored by itself as well; 0 for none.
+        batch: How many of them are run at a time.
 
     Raises:
         OptionError: The metric cannot be had of these outputs and labels, or is no finite number for the original.
@@ -57,9 +58,10 @@ class Scorer:
 
     def __init__(
         self, original: onnx.ModelProto, data: Dataset, index: np.ndarray, metric: Metric, name: str,
-        provider: str = "CPUExecutionProvider", where: str = "model", parts: int = 0,
+        provider: str = "CPUExecutionProvider", where: str = "model", parts: int = 0, batch: int = BATCH,
     ) -> None:  # fmt: skip
         self.parts = parts if len(index) >= SMALLEST * parts else 0
+        self.batch = batch
         self.data, self.index, self.metric, self.name = data, index, metric, name
         self.provider, self.where = provider, where
         self.labels = None if data.labels is None else data.labels[index]
@@ -97,7 +99,7 @@ class Scorer:
         session = open_session(model, provider=self.provider, where=self.where)
         names = [o.name for o in session.get_outputs()]
         parts: list[Sequence[np.ndarray]] = []
-        for part, count in batches(model, self.index, BATCH):
+        for part, count in batches(model, self.index, self.batch):
             found = run_session(session, names, self.data.batch(part), where=self.data.source)
             parts.append([v[:count] if np.ndim(v) and len(v) >= count else np.asarray(v)[None] for v in found])
         columns = [c for c in zip(*parts, strict=True) if len({v.shape[1:] for v in c}) == 1]

@@ -23,7 +23,7 @@ from onnx_amc.graph.proto import names_read
 from onnx_amc.prune.layers import WIDEST, Layer
 from onnx_amc.prune.refit import Values, read, write
 from onnx_amc.prune.surgery import Cut
-from onnx_amc.run.capture import free_batch
+from onnx_amc.run.capture import batch_of, free_batch
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.stages import Stages, live_bytes
 
@@ -123,7 +123,8 @@ class Sequential:
         self.effort = effort
         chosen = np.sort(self._index[: effort.samples])
         self._samples = len(chosen)
-        self._batches = [self._data.batch(chosen[at : at + BATCH]) for at in range(0, len(chosen), BATCH)]
+        size = batch_of(self.analysis.model, BATCH)
+        self._batches = [self._data.batch(chosen[at : at + size]) for at in range(0, len(chosen), size)]
         self._goals: dict[str, dict[str, np.ndarray]] = {}
 
     @property
@@ -240,7 +241,7 @@ class Sequential:
         for part in parts:
             if layer.channels_last:
                 places = part.size // part.shape[-1]
-                share = -(-rows * min(BATCH, self._samples) // self._samples)
+                share = -(-rows // len(self._batches))
                 at = choose((places,), min(share, places), rng)[:, 0]
                 columns.append(part.reshape(-1, part.shape[-1])[at].T)
                 continue

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -291,6 +293,17 @@ def search(
             journal.put(_near(space, journal, errors if step % 4 < 3 else (), rng), policy)
             journal.settle(ahead)
     journal.settle()
+
+
+def warm(policy: str) -> None:
+    """Import what an agent needs, which takes seconds, while the first plans are evaluated."""
+    if policy in AGENTS:
+        for name in (
+            "onnx_amc.search.agent",
+            "torch._dynamo",
+        ):  # the latter is what an optimizer imports at its first use
+            with suppress(ImportError):  # told where it is needed
+                import_module(name)
 
 
 def _learn(
