@@ -29,6 +29,7 @@ def test_the_number_of_workers_changes_nothing(granularity: str, budget: dict[st
     assert [t.reward for t in other.trials] == [t.reward for t in one.trials]
     assert other.model.SerializeToString(deterministic=True) == one.model.SerializeToString(deterministic=True)
     assert 0 < one.record["seconds"]["search_onnxruntime"] < one.record["seconds"]["search"]
+    assert (one.record["seconds"]["ranking"] > 0.01) == (granularity == "channel"), "weights are chosen plan by plan"
 
 
 def test_an_interrupted_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:

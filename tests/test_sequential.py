@@ -16,6 +16,7 @@ from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
 from onnx_amc.prune.layers import find_layers
 from onnx_amc.prune.surgery import Cut, cut
+from onnx_amc.run import capture
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.sequential import Effort, Sequential
 from onnx_amc.run.stages import Stages, live_bytes
@@ -263,6 +264,31 @@ def test_a_plan_is_refined_the_same_whatever_came_before() -> None:
     for one, other in zip(fresh, used.refine(kept, values, biases), strict=True):
         assert one.keys() == other.keys()
         assert all(np.array_equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("case", NETS)
+def test_how_many_samples_run_at_a_time_changes_nothing_but_the_rounding(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analysis = net(NETS[case])
+    data, layers = noise(analysis), find_layers(analysis)[0]
+    kept, values, biases = halved(analysis, data)
+    found = []
+    for cache in (capture.CACHE, 1):
+        monkeypatch.setattr(capture, "CACHE", cache)
+        effort = Effort(samples=64, rows=20_000, rounds=1)
+        found.append(Sequential(analysis, layers, data, np.arange(64), effort, seed=0).refine(kept, values, biases)[0])
+    assert found[0].keys() == found[1].keys() != set()
+    for name, value in found[0].items():
+        assert np.allclose(found[1][name], value, rtol=1e-3, atol=1e-4 * np.abs(value).max())
+
+
+def test_large_activations_are_run_few_at_a_time() -> None:
+    conv = "(float[N,3,512,512] x) => (float[N,4,512,512] y) <float[4,3,1,1] w> { y = Conv (x, w) }"
+    assert capture.batch_of(net(conv).model, 100) == 4
+    assert capture.batch_of(net(conv.replace("512", "64")).model, 100) == 100
+    wide = "(float[N,1200] x) => (float[N,2000] y) <float[1200,2000] w> { y = MatMul (x, w) }"
+    assert capture.batch_of(net(wide).model, 100) == 100, "weights are read once whatever the batch"
 
 
 def test_weights_written_one_by_one_give_the_model_that_is_cut_with_all_of_them() -> None:
