@@ -19,7 +19,7 @@ from onnx_amc.granularity import Units
 from onnx_amc.listener import Listener
 from onnx_amc.run.crew import Crew, Team
 from onnx_amc.run.metrics import imported, shown
-from onnx_amc.run.score import Scorer
+from onnx_amc.run.score import RACED, Scorer
 from onnx_amc.run.session import RUNNING
 from onnx_amc.rundir import Memo
 from onnx_amc.search import baselines
@@ -91,6 +91,7 @@ class Search:
         self.baselines: dict[str, Tried] = {}
         self.finals: list[Tried] = []
         self.errors: list[np.ndarray] = []
+        self.racing = False
         self.ready: tuple[Tried, onnx.ModelProto] | None = None
         self.seconds = {"ranking": 0.0, "search": 0.0, "search_onnxruntime": 0.0, "refit": 0.0}
 
@@ -148,7 +149,7 @@ class Search:
             crew = self.team or stack.enter_context(Crew(self.settings.workers, self.settings.ahead))
             self.journal.begin = lambda counts: self.begun(counts, crew)
             self._search(crew)
-            self.journal.begin = None
+            self.journal.begin, self.racing = None, False
         middle = time.perf_counter()
         self.seconds["ranking"] += start - began
         self.seconds["search"] += middle - start
@@ -166,7 +167,8 @@ class Search:
         """The same, begun by the crew and waited for later."""
         kept = self.builder.kept(counts)
         build, scorer = partial(self.builder.drafted, kept), self._scorer(1)
-        return self.memo.later(_key("plan", counts), lambda: crew.begin(build, scorer.numbers))
+        bar = self.journal.bar(self.settings.finalists, RACED) if self.racing else None
+        return self.memo.later(_key("plan", counts), lambda: crew.begin(build, partial(scorer.numbers, bar=bar)))
 
     def _scorer(self, which: int) -> Scorer:
         if self.scorers is None:
@@ -211,6 +213,7 @@ class Search:
                 )
             return
         warming.join()
+        self.racing = True
         self.listener.stage(f"search ({settings.policy})", settings.episodes)
         search(
             space,

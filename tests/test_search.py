@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from onnx_amc.search import baselines, local
 from onnx_amc.search.loop import AGENTS, REFINING, Journal, Tried, search, second_pass, walk
+from onnx_amc.search.racing import bar_of
 from onnx_amc.search.reward import Rule
 from onnx_amc.search.shaping import SHAPING, weight_of
 from onnx_amc.search.space import Space, levels_of
@@ -319,3 +320,43 @@ def test_a_journal_weighs_by_what_it_has_seen_and_rewards_it_anew() -> None:
     )
     assert journal.best.loss > before.loss
     assert journal.ask(BEST, "asked later").reward == pytest.approx(-0.5)
+
+
+# ---- racing ---------------------------------------------------------------------------------------------------------
+
+
+def halves(score: float, more: float) -> tuple[float, ...]:
+    """Score and loss on two parts, the first of which says so much more of both."""
+    return score + more, 1 - score + more, score - more, 1 - score - more
+
+
+def test_a_plan_that_is_hopeless_on_the_first_samples_is_told_what_it_is_likely_worth() -> None:
+    rule, noise = Rule(), np.random.default_rng(0).normal(0.0, 0.002, 20)
+    scores = [(0.7 + 0.01 * i, 0.3 - 0.01 * i) for i in range(20)]
+    parts = [halves(score, 0.05 + off) for (score, _), off in zip(scores, noise, strict=True)]
+    bar = bar_of(rule, scores, parts, first=1, level=rule.short(0.87, 0.13))
+    assert bar is not None
+    assert bar(0.6 + 0.05, 0.4 + 0.05) == pytest.approx((0.6, 0.4), abs=0.002), "without what the first samples add"
+    assert bar(0.87 + 0.05, 0.13 + 0.05) is None
+    assert bar(0.868 + 0.05, 0.132 + 0.05) is None, "the doubt is in its favour"
+    unsure = bar_of(rule, scores, [halves(s, m) for (s, _), m in zip(scores, 50 * noise, strict=True)], 1, bar.level)
+    assert unsure is not None
+    assert unsure.margin > 10 * bar.margin
+
+
+def test_nothing_is_stopped_where_too_little_is_known() -> None:
+    scores, parts = [(0.5, 0.5)] * 7, [halves(0.5, 0.0)] * 7
+    assert bar_of(Rule(), scores, parts, 1, 0.0) is None
+    assert bar_of(Rule(cost=lambda _: 3.0), scores * 2, parts * 2, 1, 0.0) is None, "the reward is no score alone"
+    assert bar_of(Rule(), scores * 2, parts * 2, 1, 0.0) is not None
+
+
+def test_a_journal_sets_its_bar_by_the_plans_that_were_scored_on_all_samples() -> None:
+    journal = Journal(
+        lambda counts: [counts[0] / 16, 0.0, *halves(counts[0] / 16, 0.0)] if counts[0] > 4 else [0.9, 0.0]
+    )
+    for first in range(2, 17):
+        journal.ask(np.array([first, 24, 7, 40]), "test")
+    bar = journal.bar(3, 1)
+    assert bar is not None
+    assert bar.level == pytest.approx(14 / 16 - 1), "the third best; an estimate of 0.9 is none of them"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 
 from onnx_amc.errors import ModelError, OptionError
 from onnx_amc.run.capture import batches
@@ -18,6 +19,12 @@ from onnx_amc.run.session import open_session, run_session
 BATCH = 100
 SMALLEST = 10
 """Samples of a part that is scored by itself, at least."""
+
+RACED = 3
+"""Parts that a plan is scored on first where it may be hopeless."""
+
+Bar = Callable[[float, float], tuple[float, float] | None]
+"""Score and loss on the first parts -> those likely on all samples if that is hopeless, else None."""
 
 WORST = 10.0
 """So many units below the best is a score that is no finite number, where scores are negative; 0 where they are not."""
@@ -96,14 +103,16 @@ class Scorer:
             ModelError: None has.
 
         """
-        session = open_session(model, provider=self.provider, where=self.where)
+        return self._outputs(open_session(model, provider=self.provider, where=self.where), model, self.index)
+
+    def _outputs(self, session: ort.InferenceSession, model: onnx.ModelProto, index: np.ndarray) -> Outputs:
         names = [o.name for o in session.get_outputs()]
         parts: list[Sequence[np.ndarray]] = []
-        for part, count in batches(model, self.index, self.batch):
+        for part, count in batches(model, index, self.batch):
             found = run_session(session, names, self.data.batch(part), where=self.data.source)
             parts.append([v[:count] if np.ndim(v) and len(v) >= count else np.asarray(v)[None] for v in found])
         columns = [c for c in zip(*parts, strict=True) if len({v.shape[1:] for v in c}) == 1]
-        scored = [np.concatenate(c) for c in columns if sum(map(len, c)) == len(self.index)]
+        scored = [np.concatenate(c) for c in columns if sum(map(len, c)) == len(index)]
         if not scored:
             shapes = ", ".join(f"'{name}' {v.shape}" for name, v in zip(names, parts[0], strict=True))
             raise ModelError(
@@ -117,9 +126,27 @@ class Scorer:
         """Score one model."""
         return self.score(self.outputs(model))
 
-    def numbers(self, model: onnx.ModelProto) -> list[float]:
-        """Score one model; return the score, the loss, and both for each of the parts, in turn."""
-        found = self(model)
+    def numbers(self, model: onnx.ModelProto, bar: Bar | None = None) -> list[float]:
+        """Score one model; return the score, the loss, and both for each of the parts, in turn.
+
+        Where a bar says that the first parts are hopeless, what is likely of score and loss is returned alone.
+        """
+        if bar is None or self.parts <= RACED:
+            found = self(model)
+            return [found.value, found.loss, *found.parts]
+        session = open_session(model, provider=self.provider, where=self.where)
+        early = np.arange(len(self.index)) % self.parts < RACED
+        few = self.on(self.index[early])
+        few.parts = RACED
+        first = self._outputs(session, model, few.index)
+        parts = few.score(first).parts
+        likely = bar(float(np.mean(parts[::2])), float(np.mean(parts[1::2])))
+        if likely is not None:
+            return list(likely)
+        outputs = [np.empty((len(early), *z.shape[1:]), z.dtype) for z in first]
+        for z, a, b in zip(outputs, first, self._outputs(session, model, self.index[~early]), strict=True):
+            z[early], z[~early] = a, b
+        found = self.score(outputs)
         return [found.value, found.loss, *found.parts]
 
     def lean(self) -> Scorer:

@@ -13,6 +13,7 @@ import numpy as np
 
 from onnx_amc.search import baselines, local
 from onnx_amc.search.env import LaterEnv, PruningEnv
+from onnx_amc.search.racing import Bar, bar_of
 from onnx_amc.search.reward import Rule
 from onnx_amc.search.shaping import weight_of
 from onnx_amc.search.space import Space
@@ -165,6 +166,13 @@ class Journal:
                 break
             counts = draw()
         return counts
+
+    def bar(self, rank: int, first: int) -> Bar | None:
+        """What a plan must reach on the first parts of the samples, if it is to be among so many best ones."""
+        whole = [t for t in self.distinct if t.parts]
+        level = sorted((t.reward for t in whole), reverse=True)[:rank]
+        scores, parts = [(t.score, t.loss) for t in whole], [t.parts for t in whole]
+        return bar_of(self.rule, scores, parts, first, level[-1]) if level else None
 
     def weigh(self) -> None:
         """Choose what the loss counts for by what was tried so far, and reward all of that anew."""
