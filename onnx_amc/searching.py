@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from threading import Thread
+from importlib import import_module
 
 import numpy as np
 import onnx
@@ -36,7 +36,6 @@ from onnx_amc.search.loop import (
     propose,
     search,
     second_pass,
-    warm,
 )  # fmt: skip
 from onnx_amc.search.reward import REWARDS, Rule
 from onnx_amc.search.space import Space
@@ -185,8 +184,6 @@ class Search:
     def _search(self, crew: Team) -> None:
         """Try the baselines, and what the policy thinks of."""
         settings, space = self.settings, self.space
-        warming = Thread(target=warm, args=(settings.policy,))
-        warming.start()
         if settings.policy == "knapsack" or settings.policy not in CLOSED:
             self.listener.stage("sensitivity", len(space))
             self.errors = self.builder.errors(space.levels, lambda n, _: self.listener.advance(n), self.memo, crew)
@@ -203,7 +200,7 @@ class Search:
         if self.errors:
             self.listener.stage("second pass", len(space) + 2)
             self.baselines["knapsack"], self.errors = second_pass(
-                space, self.journal, self.errors, self.baselines["knapsack"]
+                space, self.journal, self.errors, self.baselines["knapsack"], meanwhile=partial(_warm, settings.policy)
             )
             self.baselines = {n: replace(t, rule=self.journal.rule) for n, t in self.baselines.items()}
         if settings.policy in CLOSED:
@@ -212,7 +209,6 @@ class Search:
                     propose(space, settings.policy, self.errors), settings.policy
                 )
             return
-        warming.join()
         self.racing = True
         self.listener.stage(f"search ({settings.policy})", settings.episodes)
         search(
@@ -338,6 +334,14 @@ class Search:
         self.ready = None
         self._refine(sorted(fitting, key=lambda t: -t.reward)[:SMALLER])
         return max((t for t in self.finals if space.feasible(t.counts)), key=lambda t: t.reward).counts
+
+
+def _warm(policy: str) -> None:
+    """Import what an agent needs, which takes seconds, while the first plans are evaluated."""
+    if policy in AGENTS:
+        for name in ("onnx_amc.search.agent", "torch._dynamo"):  # the latter an optimizer imports at its first use
+            with suppress(ImportError):  # told where it is needed
+                import_module(name)
 
 
 def _key(kind: str, counts: np.ndarray) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -208,11 +206,16 @@ def propose(space: Space, name: str, errors: Sequence[np.ndarray]) -> np.ndarray
 
 
 def second_pass(
-    space: Space, journal: Journal, errors: Sequence[np.ndarray], start: Tried
+    space: Space,
+    journal: Journal,
+    errors: Sequence[np.ndarray],
+    start: Tried,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[Tried, list[np.ndarray]]:
     """Measure each group's worth once more around the knapsack's plan, by lowering it there, and solve the knapsack again.
 
-    What the loss counts for in the reward is chosen on the way, by all that was tried by then.
+    What the loss counts for in the reward is chosen on the way, by all that was tried by then. `meanwhile` is called once all plans
+    are under way.
 
     Returns:
         The better one of the two plans, and the table of errors with its rows scaled.
@@ -224,6 +227,7 @@ def second_pass(
         counts = start.counts.copy()
         counts[group] = lowered[group]
         asked[int(group)] = journal.put(counts, start.source)
+    meanwhile()
     found = {group: journal.result(one) for group, one in asked.items()}
     journal.weigh()
     start = replace(start, rule=journal.rule)
@@ -301,17 +305,6 @@ def search(
             journal.put(_near(space, journal, errors if step % 4 < 3 else (), rng), policy)
             journal.settle(ahead)
     journal.settle()
-
-
-def warm(policy: str) -> None:
-    """Import what an agent needs, which takes seconds, while the first plans are evaluated."""
-    if policy in AGENTS:
-        for name in (
-            "onnx_amc.search.agent",
-            "torch._dynamo",
-        ):  # the latter is what an optimizer imports at its first use
-            with suppress(ImportError):  # told where it is needed
-                import_module(name)
 
 
 def _learn(
