@@ -26,7 +26,7 @@ from onnx_amc.run.correct import Corrector, drawn
 from onnx_amc.run.crew import Team
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.metrics import agreement
-from onnx_amc.run.score import BATCH, Scorer
+from onnx_amc.run.score import Scorer
 from onnx_amc.run.sequential import Effort, Sequential
 from onnx_amc.run.worth import worths
 from onnx_amc.rundir import Memo
@@ -129,7 +129,7 @@ class Builder:
         model, settings = self.analysis.model, self.settings
         part = self.calibration[:: max(1, len(self.calibration) // settings.probe)][: settings.probe]
         how = (agreement, "agreement", settings.provider, model.source)
-        return Scorer(model.original, self.data, part, *how, batch=batch_of(model, BATCH))
+        return Scorer(model.original, self.data, part, *how, batch=batch_of(model))
 
     @cached_property
     def corrector(self) -> Corrector | None:

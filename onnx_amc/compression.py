@@ -32,7 +32,7 @@ from onnx_amc.run.data import Dataset
 from onnx_amc.run.feed import describe, doubts, sentence
 from onnx_amc.run.latency import measure
 from onnx_amc.run.metrics import Outputs, find_metric
-from onnx_amc.run.score import BATCH, Scorer
+from onnx_amc.run.score import Scorer
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.rundir import Memo, RunDir
 from onnx_amc.search.env import PruningEnv
@@ -160,7 +160,7 @@ class Compression:
                 self.listener.note(f"array '{name}' in {data.source} is neither an input nor labels: ignored")
             name, metric = find_metric(settings.metric, data, class_count(self.model))
             how = (metric, name, settings.provider, self.model.source)
-            batch = batch_of(self.model, BATCH)
+            batch = batch_of(self.model)
             self.scorer = Scorer(self.model.original, data, reward, *how, parts=PARTS, batch=batch)
             self._look(parts.calibration if len(parts.calibration) else reward)
             few = np.sort(np.random.default_rng(settings.seed).permutation(reward)[: settings.trial])

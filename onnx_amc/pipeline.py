@@ -32,7 +32,7 @@ from onnx_amc.run.capture import batch_of
 from onnx_amc.run.cluster import joined
 from onnx_amc.run.metrics import find_metric
 from onnx_amc.run.providers import provider_of
-from onnx_amc.run.score import BATCH, Scorer
+from onnx_amc.run.score import Scorer
 from onnx_amc.thinner import Thinner
 from onnx_amc.training import parts_of, replay_of, train_again
 
@@ -146,7 +146,7 @@ def evaluate(
     samples = sources.load(data, input_specs(loaded.proto), classes=classes, preset=preset)
     name, function = find_metric(metric, samples, classes)
     how = (function, name, provider_of(provider), loaded.source)
-    scorer = Scorer(base.original, samples, np.arange(len(samples)), *how, batch=batch_of(base, BATCH))
+    scorer = Scorer(base.original, samples, np.arange(len(samples)), *how, batch=batch_of(base))
     found = scorer.original if against is None else scorer(loaded.original)
     return {
         "model": loaded.source,

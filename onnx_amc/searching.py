@@ -90,7 +90,6 @@ class Search:
         self.baselines: dict[str, Tried] = {}
         self.finals: list[Tried] = []
         self.errors: list[np.ndarray] = []
-        self.racing = False
         self.ready: tuple[Tried, onnx.ModelProto] | None = None
         self.seconds = {"ranking": 0.0, "search": 0.0, "search_onnxruntime": 0.0, "refit": 0.0}
 
@@ -148,7 +147,7 @@ class Search:
             crew = self.team or stack.enter_context(Crew(self.settings.workers, self.settings.ahead))
             self.journal.begin = lambda counts: self.begun(counts, crew)
             self._search(crew)
-            self.journal.begin, self.racing = None, False
+            self.journal.begin = None
         middle = time.perf_counter()
         self.seconds["ranking"] += start - began
         self.seconds["search"] += middle - start
@@ -162,11 +161,11 @@ class Search:
         kept = self.builder.kept(counts)
         return self.memo.get(_key("plan", counts), lambda: self._scorer(1).numbers(self.builder.drafted(kept)))
 
-    def begun(self, counts: np.ndarray, crew: Team) -> Later:
-        """The same, begun by the crew and waited for later."""
+    def begun(self, counts: np.ndarray, crew: Team, *, race: bool = False) -> Later:
+        """The same, begun by the crew and waited for later; in a race a hopeless plan is not scored on all samples."""
         kept = self.builder.kept(counts)
         build, scorer = partial(self.builder.drafted, kept), self._scorer(1)
-        bar = self.journal.bar(self.settings.finalists, RACED) if self.racing else None
+        bar = self.journal.bar(self.settings.finalists, RACED) if race else None
         return self.memo.later(_key("plan", counts), lambda: crew.begin(build, partial(scorer.numbers, bar=bar)))
 
     def _scorer(self, which: int) -> Scorer:
@@ -209,7 +208,7 @@ class Search:
                     propose(space, settings.policy, self.errors), settings.policy
                 )
             return
-        self.racing = True
+        self.journal.begin = lambda counts: self.begun(counts, crew, race=True)
         self.listener.stage(f"search ({settings.policy})", settings.episodes)
         search(
             space,

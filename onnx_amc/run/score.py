@@ -11,12 +11,11 @@ import onnx
 import onnxruntime as ort
 
 from onnx_amc.errors import ModelError, OptionError
-from onnx_amc.run.capture import batches
+from onnx_amc.run.capture import BATCH, batches
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.metrics import Metric, Outputs, relative, scale_of
 from onnx_amc.run.session import open_session, run_session
 
-BATCH = 100
 SMALLEST = 10
 """Samples of a part that is scored by itself, at least."""
 

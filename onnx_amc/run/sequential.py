@@ -33,8 +33,6 @@ MEMORY = 3 * 2**30
 GOALS = 2**30
 """Bytes of the original's outputs that are remembered from one plan to the next."""
 
-BATCH = 100
-
 SMALL = 64
 """Inputs times taps of a convolution group up to which all groups are solved at once."""
 
@@ -123,7 +121,7 @@ class Sequential:
         self.effort = effort
         chosen = np.sort(self._index[: effort.samples])
         self._samples = len(chosen)
-        size = batch_of(self.analysis.model, BATCH)
+        size = batch_of(self.analysis.model)
         self._batches = [self._data.batch(chosen[at : at + size]) for at in range(0, len(chosen), size)]
         self._goals: dict[str, dict[str, np.ndarray]] = {}
 
