@@ -1,0 +1,62 @@
+"""Scores of whole networks: by parts of the samples, on some of them only, and where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+from test_metrics import dataset, segmenter
+
+from onnx_amc.run.metrics import Outputs, miou
+from onnx_amc.run.samples import Dataset
+from onnx_amc.run.score import RACED, WORST, Scorer
+from onnx_amc.search.shaping import SHARE
+
+
+@pytest.mark.parametrize(("whole", "scale", "worst"), [(0.9, SHARE, 0.0), (-3.0, (0.0, 3.0), -3 * WORST)])
+def test_a_network_without_a_score_is_the_worst(whole: float, scale: tuple[float, float], worst: float) -> None:
+    """A cut network may blow up; that must not look like a good score where good scores are near 0."""
+
+    def own(outputs: Outputs, _labels: np.ndarray | None, reference: Outputs) -> float:
+        return whole if np.array_equal(outputs[0], reference[0]) else float("nan")
+
+    other = segmenter()
+    other.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((16, 3, 3, 3), np.float32), "a"))
+    scorer = Scorer(segmenter(), dataset(None), np.arange(24), own, "own")
+    assert scorer.original.value == whole
+    assert scorer.scale == scale
+    assert scorer(other).value == worst < whole
+
+
+def test_parts_are_scored_by_themselves() -> None:
+    goal = np.random.default_rng(2).integers(0, 4, (24, 6, 6))
+    scorer = Scorer(segmenter(), dataset(goal), np.arange(24), miou, "miou", parts=2)
+    expected = [miou([z[k::2] for z in scorer.reference], goal[k::2], []) for k in range(2)]
+    assert list(scorer.original.parts[::2]) == expected
+    assert expected[0] != expected[1]
+
+
+def test_a_race_runs_a_part_of_the_samples_or_finds_what_it_finds_without() -> None:
+    goal = np.random.default_rng(2).integers(0, 4, (96, 6, 6))
+    scorer = Scorer(segmenter(), dataset(goal, 96), np.arange(96), miou, "miou", parts=8, batch=4)
+    other = segmenter()
+    other.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((16, 3, 3, 3), np.float32), "a"))
+    told: list[tuple[float, float]] = []
+
+    def hopeful(*first: float) -> None:
+        told.append(first)  # type: ignore[arg-type]
+
+    plain = scorer.numbers(other)
+    assert scorer.numbers(other, hopeful) == pytest.approx(plain)
+    expected = np.array(plain[2:]).reshape(8, 2)[:RACED].mean(axis=0)
+    assert told == [pytest.approx(tuple(expected))], "it is told the mean of the first parts"
+    seen: list[int] = []
+
+    class Watched(Dataset):
+        def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
+            seen.append(len(index))
+            return super().batch(index)
+
+    scorer.data = Watched(scorer.data.inputs, scorer.data.arrays, goal, "test")
+    assert scorer.numbers(other, lambda *_: (0.25, 0.5)) == [0.25, 0.5]
+    assert sum(seen) == 96 * RACED // 8
