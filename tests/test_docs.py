@@ -18,7 +18,8 @@ from onnx_amc.options import parser
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
+README = ROOT / "README.md"
+PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 RUN = {"python", "bash"}
 
@@ -37,6 +38,9 @@ def test_what_a_page_tells_to_type_runs(page: Path, tmp_path: Path, monkeypatch:
     if page.stem == "keras" and find_spec("keras") is None:
         pytest.skip("Keras is not installed")
     shutil.copytree(ROOT / "models", tmp_path / "models")
+    if page == README:  # which speaks of the reader's own files
+        shutil.copy(ROOT / "models" / "digits_mlp.onnx", tmp_path / "model.onnx")
+        shutil.copy(ROOT / "models" / "digits_mlp.npz", tmp_path / "calibration.npz")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     names: dict[str, object] = {}
@@ -53,7 +57,7 @@ def test_what_a_page_tells_to_type_runs(page: Path, tmp_path: Path, monkeypatch:
 
 
 def test_pages_with_examples_were_found() -> None:
-    assert {"pytorch", "keras", "detector", "transformer", "tabular", "pipelines", "research"} <= {
+    assert {"README", "pytorch", "keras", "detector", "transformer", "tabular", "pipelines", "research"} <= {
         p.stem for p in WITH_EXAMPLES
     }
 

@@ -228,6 +228,42 @@ def test_broken_graphs(name: str) -> None:
     assert caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("body", "values", "said"),
+    [
+        ("s = Shape (h) g = Gather (s, k) r = Expand (h, g)", {"k": [4]}, "Gather 'g' reads element 4 of 4"),
+        ("g = Gather <axis = 1> (h, k) r = Relu (g)", {"k": [-9]}, "Gather 'g' reads element -9 of 8"),
+        ("g = Slice (h, o, e, o, k) r = Relu (g)", {"k": [0], "o": [1], "e": [4]}, "Slice 'g' has a step of 0"),
+    ],
+)
+def test_elements_that_are_not_there(body: str, values: dict[str, list[int]], said: str) -> None:
+    declared = ", ".join(f"int64[1] {name}" for name in values)
+    channels = 1 if "axis" in body else 8
+    model = image("t", body, declared=declared, channels=channels, weights=values).model()
+    with pytest.raises(ModelError, match=said):
+        load(model)
+
+
+def test_an_element_that_only_a_long_input_has() -> None:
+    """What the assumed length of a dynamic axis does not reach is no fault of the model."""
+    model = image(
+        "t", "g = Gather <axis = 2> (x, k) r = Add (h, h)", declared="int64[1] k", weights={"k": [500]}
+    ).model()
+    for dim, name in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], "HW", strict=True):
+        dim.dim_param = name
+    model.graph.output.append(helper.make_tensor_value_info("g", TensorProto.FLOAT, None))
+    assert load(model).length("x", 1) == 3
+    assert load(model).length("x", 2) is None
+
+
+def test_sizes_that_do_not_fit_each_other_cost_the_channels_alone() -> None:
+    body = "s = Shape (h) t = Concat <axis = 0> (s, k, k) e = Equal (t, k) f = Where (e, o, t) g = Expand (c, f) r = Relu (h)"
+    model = image("t", body, declared="int64[1] k, int64[4] o", weights={"k": [-1], "o": [1] * 4}).model()
+    analysis = analyse(load(model))
+    assert not analysis.groups
+    assert "Where 'f' calculates with the number of its channels" in {str(g.reason) for g in analysis.fixed}
+
+
 def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     """Infinity times zero is no number: masked and cut network would differ, and that is no fault of ours."""
     model = toy()

@@ -90,6 +90,14 @@ class Model:
         """Version of the default operator set."""
         return next((o.version for o in self.proto.opset_import if o.domain in {"", "ai.onnx"}), 1)
 
+    def length(self, name: str, axis: int) -> int | None:
+        """Of an axis that is as long for every input; None where it is not, or not known."""
+        shape = self.shapes.get(name)
+        if shape is None or not -len(shape) <= axis < len(shape):
+            return None
+        again = shape if name in self.weights or not self.others else self.others.get(name)
+        return shape[axis] if again is not None and again[axis] == shape[axis] else None
+
 
 def load(source: str | Path | onnx.ModelProto) -> Model:
     """Read and normalise a model, of any size.
@@ -110,7 +118,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     origin = _unshare(proto, original)
     _drop_unused(proto)
     shapes = concrete_shapes(proto)
-    return Model(
+    model = Model(
         proto=proto,
         original=original,
         source=where,
@@ -124,6 +132,8 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         made=_made(proto, original, origin),
         weights={t.name: t for t in proto.graph.initializer},
     )
+    _examine_selections(model)
+    return model
 
 
 def _made(proto: onnx.ModelProto, original: onnx.ModelProto, origin: dict[str, tuple[str, str]]) -> frozenset[str]:
@@ -227,6 +237,28 @@ def _examine_inputs(model: onnx.ModelProto, where: str) -> None:
         sizes = [d.dim_value for d in info.type.tensor_type.shape.dim if d.dim_value > 0]
         if math.prod(sizes) > LARGEST_INPUT:
             raise too_large(info.name, tuple(sizes))
+
+
+def _examine_selections(model: Model) -> None:
+    """Refuse what asks for elements that are not there: the checker does not look, and no run would get past it."""
+    for node in model.proto.graph.node:
+        at = {"Gather": 1, "Slice": 4}.get(node.op_type, len(node.input))
+        name = node.input[at] if at < len(node.input) else ""
+        if name not in model.weights:
+            continue
+        values, wrong = numpy_helper.to_array(model.weights[name]).ravel(), ""
+        if node.op_type == "Slice" and (values == 0).any():
+            wrong = "has a step of 0"
+        elif node.op_type == "Gather":
+            size = model.length(node.input[0], next((a.i for a in node.attribute if a.name == "axis"), 0))
+            outside = values[(values < -size) | (values >= size)] if size is not None else values[:0]
+            wrong = f"reads element {outside[0]} of {size}" if outside.size else ""
+        if wrong:
+            raise ModelError(
+                f"{node.op_type} '{node.name or node.output[0]}' {wrong}",
+                where=model.source,
+                fix="export the model again: no input gets past this node",
+            )
 
 
 def _lift_constants(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:

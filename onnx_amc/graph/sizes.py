@@ -42,12 +42,19 @@ def follow(step: Step) -> None:
         if any(t is not None for t in measured):
             sizes[step.key] = measured
         return
-    if node.op_type == "Concat" and step.key in step.shapes and len(step.out_shape()) == 1:
+    if (
+        node.op_type == "Concat"
+        and all(n in step.shapes for n in (*node.input, step.key))
+        and len(step.out_shape()) == 1
+    ):
         step.book.written[step.key] = [v for i in range(len(node.input)) for v in _written(step, i)]
     fed = [i for i, name in enumerate(node.input) if name in sizes]
     if not fed or (node.op_type in NAMES_SIZES and fed[0] >= NAMES_SIZES[node.op_type]):
         return
-    moved = _moved(step)
+    try:
+        moved = _moved(step)
+    except (IndexError, ValueError, KeyError, TypeError):  # costs the channels, not the run
+        moved = None
     if moved is None:
         for i in fed:
             for tokens in sizes[node.input[i]]:
