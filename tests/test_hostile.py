@@ -199,6 +199,8 @@ def broken(name: str) -> onnx.ModelProto:
             model.graph.initializer.append(
                 TensorProto(name="n", data_type=TensorProto.INT64, dims=[2], raw_data=bytes(24))
             )
+        case "default":
+            model.graph.initializer.append(numpy_helper.from_array(np.zeros(4, np.float32), "x"))
         case "itself":
             own = helper.make_opsetid("own", 1)
             call = helper.make_node("again", ["a"], ["b"], domain="own")
@@ -221,7 +223,7 @@ def test_functions_that_double_at_each_level_are_refused_before_they_are_written
         load(model)
 
 
-@pytest.mark.parametrize("name", ["cycle", "twice", "short", "itself"])
+@pytest.mark.parametrize("name", ["cycle", "twice", "short", "default", "itself"])
 def test_broken_graphs(name: str) -> None:
     with pytest.raises(ModelError) as caught:
         load(broken(name))

@@ -88,3 +88,8 @@ def memory() -> int:
 
         found += [n for n in resource.getrlimit(resource.RLIMIT_AS) if n != resource.RLIM_INFINITY]
     return min(found)
+
+
+def room(most: int) -> int:
+    """Bytes that one part of the work may hold: as many as are good for it, and no more than a quarter of `memory`."""
+    return min(most, memory() // 4)

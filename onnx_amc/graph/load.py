@@ -219,7 +219,17 @@ def _examine_tensor(tensor: onnx.TensorProto, where: str) -> None:
 
 
 def _examine_inputs(model: onnx.ModelProto, where: str) -> None:
-    """Refuse inputs of which not even the number of axes is known."""
+    """Refuse inputs of which not even the number of axes is known, and those whose default is none of theirs."""
+    stored = {t.name: list(t.dims) for t in model.graph.initializer}
+    for info in (i for i in model.graph.input if i.name in stored and i.type.tensor_type.HasField("shape")):
+        said = [d.dim_value or None for d in info.type.tensor_type.shape.dim]
+        has = stored[info.name]
+        if len(said) != len(has) or any(s not in {None, h} for s, h in zip(said, has, strict=True)):
+            raise ModelError(
+                f"input '{info.name}' has a default of shape {has}, which is not that of the input",
+                where=where,
+                fix="give the initializer another name, or the input its shape",
+            )
     for info in true_inputs(model):
         if not info.type.tensor_type.HasField("shape"):
             kind = info.type.WhichOneof("value")

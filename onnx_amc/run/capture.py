@@ -25,6 +25,9 @@ BATCH = 100
 CACHE, FEWEST = 16 * 2**20, 4
 """Bytes that a batch's largest activation is to have at most, so that it stays within the caches; samples that it has at least."""
 
+LARGEST = 1e15
+"""Of an activation's values: sums of the squares of larger ones come near what float32 holds."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -98,7 +101,7 @@ def gather_moments(
         progress: Told the samples done and their number.
 
     Raises:
-        DataError: An activation is not finite.
+        DataError: An activation is not finite, or too large to be squared.
 
     """
     exposed = onnx.ModelProto()
@@ -134,6 +137,12 @@ def _add(moments: Moments, layer: Layer, x: np.ndarray, rows: int, rng: np.rando
             f"activation '{layer.x}' has NaN or infinite values on the calibration data",
             where=where,
             fix="check the preprocessing of the data, and that the model itself gives finite results",
+        )
+    if max(x.max(initial=0), -x.min(initial=0)) > LARGEST:
+        raise DataError(
+            f"activation '{layer.x}' goes beyond {LARGEST:.0e} on the calibration data: its squares cannot be summed",
+            where=where,
+            fix="check the preprocessing of the data, and the model's weights",
         )
     if layer.channels_last:
         flat = x.reshape(-1, x.shape[-1])

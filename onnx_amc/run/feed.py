@@ -15,8 +15,8 @@ from onnx_amc.run.presets import IMAGENET, fitted
 from onnx_amc.run.samples import Dataset, InputSpec, show
 from onnx_amc.run.score import Scorer
 
-LOOKED_AT = 64
-"""Samples that the description is drawn from."""
+LOOKED_AT, LARGE = 64, 2**20
+"""Samples that the description is drawn from; numbers in one beyond which there are fewer of them."""
 
 NEAR = 0.15
 """Share of the way from chance to perfect up to which an accuracy is near chance."""
@@ -41,7 +41,9 @@ def describe(data: Dataset, index: np.ndarray) -> list[dict[str, Any]]:
 
     Mean and std are one number, or one per channel of an image; those of text are None.
     """
-    fed = data.batch(index[:: max(1, len(index) // LOOKED_AT)][:LOOKED_AT])
+    each = sum(a.size for a in data.batch(index[:1]).values())
+    count = int(np.clip(LOOKED_AT * LARGE // max(each, 1), 1, LOOKED_AT))
+    fed = data.batch(index[:: max(1, len(index) // count)][:count])
     return [_row(spec, fed[spec.name]) for spec in data.inputs]
 
 

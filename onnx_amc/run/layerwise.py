@@ -41,7 +41,8 @@ class _Sums:
         """Add a batch of values (n, channels), and what the original has there."""
         goal = goal.astype(np.float64)
         self.count += len(goal)
-        self.gap += float(np.square(found - goal).sum())
+        gap = found - goal
+        self.gap += float(np.square(gap, out=gap).sum())
         self.first = self.first + goal.sum(axis=0)
         self.second = self.second + np.square(goal).sum(axis=0)
 

@@ -196,7 +196,8 @@ def power(z0: np.ndarray) -> float:
 
 
 def _squared(z: np.ndarray, target: np.ndarray) -> float:
-    return float(np.mean(np.square(np.subtract(z, target, dtype=np.float64))))
+    gap = np.subtract(z, target, dtype=np.float64)
+    return float(np.mean(np.square(gap, out=gap)))
 
 
 def _flat(z: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,9 +99,10 @@ class Dataset:
         """SHA-256 of how many samples there are, of the labels, of the arrays in memory, and of a few samples as they are fed."""
         found = hashlib.sha256(f"{len(self)}".encode())
         if len(self):
-            fed = self.batch(np.unique(np.linspace(0, len(self) - 1, STREAMED).astype(np.int64)))
-            arrays = [*fed.values(), *(a for a in self.arrays.values() if isinstance(a, np.ndarray))]
-            for array in arrays if self.labels is None else [*arrays, self.labels]:
+            few = np.unique(np.linspace(0, len(self) - 1, STREAMED).astype(np.int64))
+            fed = (a for at in few[:, None] for a in self.batch(at).values())  # one at a time: they may be large
+            whole = (a for a in [*self.arrays.values(), self.labels] if isinstance(a, np.ndarray))
+            for array in chain(fed, whole):
                 found.update(f"{array.dtype.str}{array.shape}".encode())
                 found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return found.hexdigest()

@@ -19,6 +19,7 @@ from onnx_amc.fit.rows import Bounds, Rows, fit
 from onnx_amc.fit.sparse import refit_rows
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
+from onnx_amc.graph.limits import room
 from onnx_amc.graph.proto import names_read
 from onnx_amc.prune.layers import WIDEST, Layer
 from onnx_amc.prune.refit import Values, read, write
@@ -28,7 +29,7 @@ from onnx_amc.run.data import Dataset
 from onnx_amc.run.stages import Stages, live_bytes
 
 MEMORY = 3 * 2**30
-"""Bytes of activations that are held between two layers, of both networks together."""
+"""Bytes of activations that are held between two layers, of both networks together, where the machine has room for them."""
 
 GOALS = 2**30
 """Bytes of the original's outputs that are remembered from one plan to the next."""
@@ -106,7 +107,10 @@ class Sequential:
         layers = [layer for layer in layers if layer.output in model.shapes]
         held = live_bytes(model.proto, model.shapes, {layer.node for layer in layers})
         self._held = 2 * held
-        self._data, self._index = data, np.random.default_rng(seed).permutation(index)[: max(1, MEMORY // self._held)]
+        self._data, self._index = (
+            data,
+            np.random.default_rng(seed).permutation(index)[: max(1, room(MEMORY) // self._held)],
+        )
         self._original = onnx.ModelProto()
         self._original.CopyFrom(model.proto)
         del self._original.graph.value_info[:]
@@ -128,7 +132,7 @@ class Sequential:
     @property
     def abreast(self) -> int:
         """How many networks can be refitted at a time within the memory."""
-        return max(1, MEMORY // (self._held * self._samples))
+        return max(1, room(MEMORY) // (self._held * self._samples))
 
     def lighter(self, effort: Effort) -> Sequential:
         """Return another of these that spends less, on some of the samples."""
@@ -184,7 +188,7 @@ class Sequential:
             return self._goals[key]
         parts = next(found for node, found in theirs if node == key)
         goal = {name: self._look(spot, [p[name] for p in parts]) for name in parts[0]}
-        if sum(v.nbytes for g in [*self._goals.values(), goal] for v in g.values()) <= GOALS:
+        if sum(v.nbytes for g in [*self._goals.values(), goal] for v in g.values()) <= room(GOALS):
             self._goals[key] = goal
         return goal
 
