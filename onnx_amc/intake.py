@@ -59,8 +59,9 @@ def find_data(
 
 
 def _affordable(loaded: Model) -> int:
-    """How many made-up samples there are: fewer where that many would not fit into what samples may take of the memory."""
-    each = WIDTH * sum(math.prod(loaded.shapes[s.name][1:]) for s in input_specs(loaded.proto) if s.shape)
+    """How many made-up samples there are: fewer where that many, with the outputs of two networks, would not fit."""
+    names = [s.name for s in input_specs(loaded.proto) if s.shape] + 2 * [o.name for o in loaded.proto.graph.output]
+    each = WIDTH * sum(math.prod(loaded.shapes.get(name, ())[1:]) for name in names)
     return max(sources.MIN_SAMPLES, min(SYNTHETIC_SAMPLES, shelf.MEMORY // max(each, 1)))
 
 

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from onnx_amc.errors import DataError
 from onnx_amc.fit.moments import Moments
 from onnx_amc.fit.patches import choose, patches
+from onnx_amc.graph.limits import WIDTH, at_a_time
 from onnx_amc.graph.load import Model, true_inputs
 from onnx_amc.prune.layers import Layer
 from onnx_amc.run.data import Dataset
@@ -113,7 +114,8 @@ def gather_moments(
     inputs = {i.name for i in session.get_inputs()}
     moments = {layer.node: Moments(len(layer.weight.index), layer.width) for layer in layers}
     rng = np.random.default_rng(seed)
-    per_sample = sum(4 * int(np.prod(model.shapes[n])) for n in names) or 1
+    taken = sum(int(np.prod(model.shapes[n])) for n in names)
+    per_sample = WIDTH * max(taken, at_a_time(model.proto, model.shapes), 1)
     done = 0
     for part, count in batches(model.proto, index, int(np.clip(MEMORY // per_sample, 1, 128))):
         feed = data.batch(part)

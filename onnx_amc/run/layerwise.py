@@ -10,6 +10,7 @@ import onnx
 
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
+from onnx_amc.graph.limits import WIDTH, at_a_time
 from onnx_amc.graph.proto import names_read
 from onnx_amc.prune.layers import Layer
 from onnx_amc.run.capture import batches, fixed_batch
@@ -82,9 +83,10 @@ def layer_errors(
     if not tensors:
         return {}
     index = index[:: max(1, len(index) // SAMPLES)][:SAMPLES]
-    size = 8 * sum(int(np.prod(analysis.model.shapes[t][1:])) for t in tensors)
+    proto, shapes = analysis.model.proto, analysis.model.shapes
+    size = 2 * WIDTH * (at_a_time(proto, shapes) + sum(int(np.prod(shapes[t][1:])) for t in tensors))
     pairs = zip(
-        _values(analysis.model.proto, tensors, data, index, size),
+        _values(proto, tensors, data, index, size),
         _values(model, tensors, data, index, size),
         strict=True,
     )
