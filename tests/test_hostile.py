@@ -175,6 +175,11 @@ def test_want_of_memory_is_not_blamed_on_the_shapes() -> None:
     assert caught.value.fix == "run it where there is more memory, or on smaller samples"
 
 
+def test_a_part_of_the_work_takes_a_quarter_of_the_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "memory", lambda: 1000)
+    assert [limits.room(200), limits.room(300)] == [200, 250]
+
+
 def test_what_fits_is_not_refused() -> None:
     analysis = analyse(load(toy()))
     assert limits.at_a_time(analysis.model.proto, analysis.model.shapes) == 2 * 8 * 36
@@ -278,6 +283,13 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
         onnx_amc.compress(tmp_path / "m.onnx", channels=0.5, policy="uniform", refit=False, round_to=1)
 
 
+def test_activations_whose_squares_are_beyond_float32_are_named() -> None:
+    """Finite themselves, but no Gram matrix can be summed from them."""
+    model = image("t", "r = Relu (h)", weights={"b": np.full(8, 1e25)}).model()
+    with pytest.raises(DataError, match="activation 'r' goes beyond 1e"):
+        onnx_amc.compress(model, channels=0.5, policy="uniform", round_to=1)
+
+
 @pytest.mark.parametrize(
     ("node", "shape"),
     [
@@ -298,8 +310,9 @@ def test_outputs_without_a_row_for_each_sample_are_not_scored(node: onnx.NodePro
 
 
 def test_made_up_samples_are_fewer_where_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inputs count, and the outputs of two networks."""
     loaded = load(toy())
-    for room, samples in ((2**30, SYNTHETIC_SAMPLES), (20 * 4 * 3 * 6 * 6, 20), (1, MIN_SAMPLES)):
+    for room, samples in ((2**30, SYNTHETIC_SAMPLES), (20 * 4 * (3 + 2 * 4) * 6 * 6, 20), (1, MIN_SAMPLES)):
         monkeypatch.setattr(shelf, "MEMORY", room)
         assert len(find_data(loaded, toy(), None, 0, Listener())) == samples
 
