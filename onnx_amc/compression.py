@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -143,10 +144,13 @@ class Compression:
     def _memo(self, run_dir: str | os.PathLike[str] | None, *, resume: bool) -> Memo:
         if run_dir is None:
             return Memo()
-        samples = self.data.digest() if self.data else None
         settings = asdict(replace(self.settings, workers=None, ray=None))  # what is found does not depend on them
-        identity = {"model": self.model.sha256, "settings": settings, "data": samples}
+        identity = {"model": self.model.sha256, "settings": settings, "data": self._samples}
         return RunDir(run_dir, identity, resume=resume)
+
+    @cached_property
+    def _samples(self) -> str | None:
+        return self.data.digest() if self.data else None
 
     def _calibrate(self) -> None:
         settings, data = self.settings, self.data
@@ -246,6 +250,7 @@ class Compression:
                 **({"preset": s.preset} if s.preset else {}),
                 **({"granularity": s.granularity, "pattern": s.pattern} if s.granularity != "channel" else {}),
                 "recover": course or self.trained is not None,
+                **({"data": self._samples} if s.refit or course else {}),
             },
         )
         space = self.search.space

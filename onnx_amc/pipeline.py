@@ -36,6 +36,8 @@ from onnx_amc.run.score import Scorer
 from onnx_amc.thinner import Thinner
 from onnx_amc.training import parts_of, replay_of, train_again
 
+THE_SAME = "give --data what the run was given"
+
 
 def compress(
     model: ModelSource,
@@ -99,8 +101,10 @@ def apply(
 ) -> onnx.ModelProto:  # fmt: skip
     """Replay a plan: the same bytes as the run that wrote it, given the same data.
 
+    With other data the refit is another one, of which the listener is warned.
+
     Raises:
-        PlanError: The plan does not fit the model.
+        PlanError: The plan does not fit the model, or the data its training.
 
     """
     where = "plan" if isinstance(plan, Plan | Mapping) else str(plan)
@@ -113,6 +117,7 @@ def apply(
     samples = None
     if settings.refit or course:
         samples = find_data(analysis.model, model, data, settings.seed, listener, settings.preset)
+    _compare(plan, samples, where, listener)
     parts = parts_of(samples, settings)
     listener.stage("calibrate", len(parts.calibration) or None)
     with threadpool_limits(limits=1, user_api="blas"):
@@ -122,9 +127,23 @@ def apply(
         ready = None
         if isinstance(course, Mapping) and samples is not None and parts.trained is not None:
             how, replay = replay_of(course)
+            if (replay.steps - 1) * how.batch >= len(parts.trained):
+                needed, there = replay.steps * how.batch, len(parts.trained)
+                raise PlanError(f"its training takes {needed} samples, there are {there}", where=where, fix=THE_SAME)
             refined = builder.refined(plan.kept)
             ready = train_again(builder.task(plan.kept, refined, parts.trained, how), replay, listener)
         return builder.deliverable(plan.kept, ready)
+
+
+def _compare(plan: Plan, samples: sources.Dataset | None, where: str, listener: Listener) -> None:
+    """Tell samples that are not those which the plan was made with."""
+    known = plan.settings.get("data")
+    if samples is None or known is None or samples.digest() == known:
+        return
+    what = f"its run was given other samples than {samples.source}"
+    if samples.synthetic and isinstance(plan.settings.get("recover"), Mapping):
+        raise PlanError(f"{what}, and its training is to be repeated", where=where, fix=THE_SAME)
+    listener.warn(f"{what}: the same channels stay, with other weights than the run's; {THE_SAME}")
 
 
 def evaluate(

@@ -122,6 +122,38 @@ def test_a_plan_replays_its_training(tmp_path: Path) -> None:
         onnx_amc.apply(MLP, plan)
 
 
+def test_a_training_is_not_repeated_on_made_up_samples(tmp_path: Path) -> None:
+    """The reader who leaves out `--data` is told so."""
+    plan = onnx_amc.compress(MLP, MODELS / "digits_mlp.npz", **CUT).plan
+    away = tmp_path / "model.onnx"  # without a file of samples beside it
+    away.write_bytes(MLP.read_bytes())
+    with pytest.raises(PlanError, match="other samples than") as caught:
+        onnx_amc.apply(away, plan)
+    assert caught.value.fix == "give --data what the run was given"
+    plan.settings.pop("data")  # as plans were before
+    with np.load(MODELS / "digits_mlp.npz") as file:
+        few = {name: file[name][:60] if file[name].ndim and len(file[name]) > 60 else file[name] for name in file.files}
+    with pytest.raises(PlanError, match=r"its training takes .* samples, there are"):
+        onnx_amc.apply(away, plan, few)
+
+
+def test_a_refit_on_other_samples_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command, out = (
+        ["compress", str(MLP), "--channels", "0.5", "--policy", "uniform", "--no-recover"],
+        tmp_path / "a.onnx",
+    )
+    assert main([*command, "-o", str(out)]) == 0
+    with np.load(MODELS / "digits_mlp.npz") as file:
+        np.savez(tmp_path / "other.npz", **{n: v[::-1] if v.ndim and len(v) > 60 else v for n, v in file.items()})
+    replay = ["apply", str(MLP), str(tmp_path / "a.run" / "plan.json"), "-o", str(tmp_path / "b.onnx")]
+    assert main(replay) == 0
+    assert "other samples" not in capsys.readouterr().err
+    assert (tmp_path / "b.onnx").read_bytes() == out.read_bytes()
+    assert main([*replay, "--data", str(tmp_path / "other.npz")]) == 0
+    assert "warning: its run was given other samples than" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "b.onnx").read_bytes() != out.read_bytes()
+
+
 def test_a_run_interrupted_in_its_recovery_goes_on_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
