@@ -18,6 +18,7 @@ from onnx_amc.config import Budget, Settings
 from onnx_amc.display import Display
 from onnx_amc.errors import OptionError, PlanError
 from onnx_amc.listener import Listener
+from onnx_amc.prune.plan import Plan
 from onnx_amc.run.data import Dataset, InputSpec
 from onnx_amc.training import parts_of
 
@@ -130,11 +131,11 @@ def test_a_training_is_not_repeated_on_made_up_samples(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="other samples than") as caught:
         onnx_amc.apply(away, plan)
     assert caught.value.fix == "give --data what the run was given"
-    plan.settings.pop("data")  # as plans were before
+    before = Plan(plan.kept, {k: v for k, v in plan.settings.items() if k != "data"})  # as plans once were
     with np.load(MODELS / "digits_mlp.npz") as file:
         few = {name: file[name][:60] if file[name].ndim and len(file[name]) > 60 else file[name] for name in file.files}
     with pytest.raises(PlanError, match=r"its training takes .* samples, there are"):
-        onnx_amc.apply(away, plan, few)
+        onnx_amc.apply(away, before, few)
 
 
 def test_a_refit_on_other_samples_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

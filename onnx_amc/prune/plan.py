@@ -24,7 +24,7 @@ class Plan:
 
     Args:
         kept: For each group the sorted indices of the channels it keeps; where single weights go, for each weight how many stay.
-        settings: What is needed to replay it: granularity, budget, rounding, seed, refit.
+        settings: What is needed to replay it: granularity, budget, rounding, seed, refit, training, the digest of the samples.
 
     """
 
