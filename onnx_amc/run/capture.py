@@ -140,7 +140,7 @@ def _add(moments: Moments, layer: Layer, x: np.ndarray, rows: int, rng: np.rando
             where=where,
             fix="check the preprocessing of the data, and that the model itself gives finite results",
         )
-    if max(x.max(initial=0), -x.min(initial=0)) > LARGEST:
+    if max(float(x.max(initial=0)), -float(x.min(initial=0))) > LARGEST:
         raise DataError(
             f"activation '{layer.x}' goes beyond {LARGEST:.0e} on the calibration data: its squares cannot be summed",
             where=where,
