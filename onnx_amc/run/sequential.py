@@ -107,10 +107,8 @@ class Sequential:
         layers = [layer for layer in layers if layer.output in model.shapes]
         held = live_bytes(model.proto, model.shapes, {layer.node for layer in layers})
         self._held = 2 * held
-        self._data, self._index = (
-            data,
-            np.random.default_rng(seed).permutation(index)[: max(1, room(MEMORY) // self._held)],
-        )
+        self._data = data
+        self._index = np.random.default_rng(seed).permutation(index)[: max(1, room(MEMORY) // self._held)]
         self._original = onnx.ModelProto()
         self._original.CopyFrom(model.proto)
         del self._original.graph.value_info[:]
