@@ -283,10 +283,17 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
         onnx_amc.compress(tmp_path / "m.onnx", channels=0.5, policy="uniform", refit=False, round_to=1)
 
 
-def test_activations_whose_squares_are_beyond_float32_are_named() -> None:
-    """Finite themselves, but no Gram matrix can be summed from them."""
-    model = image("t", "r = Relu (h)", weights={"b": np.full(8, 1e25)}).model()
-    with pytest.raises(DataError, match="activation 'r' goes beyond 1e"):
+@pytest.mark.parametrize(
+    ("body", "bias", "said"),
+    [
+        ("r = Relu (h)", 1e25, "goes beyond 1e"),
+        ("r = Exp (h)", 100.0, "has NaN or infinite values"),
+        ("r = Sqrt (h)", -9.0, "has NaN or infinite values"),
+    ],
+)
+def test_activations_that_no_gram_matrix_can_be_summed_from_are_named(body: str, bias: float, said: str) -> None:
+    model = image("t", body, weights={"b": np.full(8, bias)}).model()
+    with pytest.raises(DataError, match=f"activation 'r' {said}"):
         onnx_amc.compress(model, channels=0.5, policy="uniform", round_to=1)
 
 

@@ -7,10 +7,9 @@ import pytest
 from onnx import numpy_helper
 from test_metrics import dataset, segmenter
 
-from onnx_amc.run.metrics import Outputs, miou
+from onnx_amc.run.metrics import SHARE, Outputs, miou
 from onnx_amc.run.samples import Dataset
 from onnx_amc.run.score import RACED, WORST, Scorer
-from onnx_amc.search.shaping import SHARE
 
 
 @pytest.mark.parametrize(("whole", "scale", "worst"), [(0.9, SHARE, 0.0), (-3.0, (0.0, 3.0), -3 * WORST)])

@@ -139,10 +139,8 @@ def test_a_training_is_not_repeated_on_made_up_samples(tmp_path: Path) -> None:
 
 
 def test_a_refit_on_other_samples_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command, out = (
-        ["compress", str(MLP), "--channels", "0.5", "--policy", "uniform", "--no-recover"],
-        tmp_path / "a.onnx",
-    )
+    command = ["compress", str(MLP), "--channels", "0.5", "--policy", "uniform", "--no-recover"]
+    out = tmp_path / "a.onnx"
     assert main([*command, "-o", str(out)]) == 0
     with np.load(MODELS / "digits_mlp.npz") as file:
         np.savez(tmp_path / "other.npz", **{n: v[::-1] if v.ndim and len(v) > 60 else v for n, v in file.items()})

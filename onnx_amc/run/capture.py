@@ -134,13 +134,14 @@ def gather_moments(
 
 
 def _add(moments: Moments, layer: Layer, x: np.ndarray, rows: int, rng: np.random.Generator, where: str) -> None:
-    if not np.isfinite(x).all():
+    peak = max(float(x.max(initial=0)), -float(x.min(initial=0)))
+    if not np.isfinite(peak):
         raise DataError(
             f"activation '{layer.x}' has NaN or infinite values on the calibration data",
             where=where,
             fix="check the preprocessing of the data, and that the model itself gives finite results",
         )
-    if max(float(x.max(initial=0)), -float(x.min(initial=0))) > LARGEST:
+    if peak > LARGEST:
         raise DataError(
             f"activation '{layer.x}' goes beyond {LARGEST:.0e} on the calibration data: its squares cannot be summed",
             where=where,

@@ -108,7 +108,8 @@ class Sequential:
         held = live_bytes(model.proto, model.shapes, {layer.node for layer in layers})
         self._held = 2 * held
         self._data = data
-        self._index = np.random.default_rng(seed).permutation(index)[: max(1, room(MEMORY) // self._held)]
+        self._memory, self._remembered = room(MEMORY), room(GOALS)
+        self._index = np.random.default_rng(seed).permutation(index)[: max(1, self._memory // self._held)]
         self._original = onnx.ModelProto()
         self._original.CopyFrom(model.proto)
         del self._original.graph.value_info[:]
@@ -130,7 +131,7 @@ class Sequential:
     @property
     def abreast(self) -> int:
         """How many networks can be refitted at a time within the memory."""
-        return max(1, room(MEMORY) // (self._held * self._samples))
+        return max(1, self._memory // (self._held * self._samples))
 
     def lighter(self, effort: Effort) -> Sequential:
         """Return another of these that spends less, on some of the samples."""
@@ -186,7 +187,7 @@ class Sequential:
             return self._goals[key]
         parts = next(found for node, found in theirs if node == key)
         goal = {name: self._look(spot, [p[name] for p in parts]) for name in parts[0]}
-        if sum(v.nbytes for g in [*self._goals.values(), goal] for v in g.values()) <= room(GOALS):
+        if sum(v.nbytes for g in [*self._goals.values(), goal] for v in g.values()) <= self._remembered:
             self._goals[key] = goal
         return goal
 
