@@ -27,10 +27,10 @@ JUDGES = 200
 HELD_OUT = 0.2
 """Share of the samples that does so where there are many."""
 
-VISITS = 150_000
+VISITS = 200_000
 """Samples that a training sees, counted as often as it sees them, unless told otherwise."""
 
-MOST_EPOCHS = 40
+MOST_EPOCHS = 50
 
 MANY, LARGER = 20_000, 128
 """From so many samples on a step takes so many of them: there are steps enough, and larger ones are faster."""

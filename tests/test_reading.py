@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,13 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 from shared_nets import hydrated, needs_shared
+from torch import Tensor
+from torch.nn import functional
 
 from onnx_amc.errors import ModelError
 from onnx_amc.graph.load import load, true_inputs
-from onnx_amc.recover.call import TABLE
+from onnx_amc.recover.call import TABLE, Call, Result
+from onnx_amc.recover.layout import MeanSquare, by_pixel, is_by_pixel
 from onnx_amc.recover.reading import Reading, trainable
 
 NETWORKS = [
@@ -233,7 +238,7 @@ def check(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> None:
     expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, feed), strict=True))
     reading, given = Reading(proto), {k: torch.from_numpy(v) for k, v in feed.items()}
     with torch.no_grad():
-        found = reading(given)
+        found, by_pixels = reading(given), reading({k: by_pixel(v) for k, v in given.items()})
     # A device that has shapes but no numbers: what mixes it with the host, or waits to read from it, fails.
     elsewhere = reading.to("meta")({k: v.to("meta") for k, v in given.items()})
     assert {k: v.shape for k, v in elsewhere.items()} == {k: v.shape for k, v in found.items()}
@@ -242,7 +247,8 @@ def check(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> None:
         mine = found[name].numpy()
         assert mine.shape == value.shape
         assert mine.dtype == value.dtype
-        assert np.abs(mine.astype(float) - value).max(initial=0) <= GAP * max(np.abs(value).max(initial=0), 1e-6)
+        for mine in (found[name].numpy(), by_pixels[name].numpy()):
+            assert np.abs(mine.astype(float) - value).max(initial=0) <= GAP * max(np.abs(value).max(initial=0), 1e-6)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
@@ -286,6 +292,43 @@ def test_weights_are_trained_and_nothing_else_is() -> None:
     assert before.keys() == after.keys() == {"i1", "i2"}
     assert all(np.abs(after[k] - before[k]).max() > 0 for k in after)
     assert reading.initializer("mean").item() == 0.5
+
+
+@needs_shared
+def test_tensors_and_gradients_stay_by_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """resnet20 has all that used to break the order: strided slices, padded channels, sums and a mean at the end."""
+    seen: list[tuple[str, Tensor]] = []
+
+    def spied(call: Call, compute: Callable[[Call], Result]) -> Tensor:
+        found = compute(call)
+        assert isinstance(found, Tensor)
+        if call.kind in {"Conv", "Relu"}:
+            seen.append((call.kind, found))
+            found.register_hook(lambda gradient: seen.append((f"gradient of {call.kind}", gradient)))  # type: ignore[no-untyped-call]
+        return found
+
+    for kind in ("Conv", "Relu"):
+        monkeypatch.setitem(TABLE, kind, partial(spied, compute=TABLE[kind]))
+    reading = Reading(load(hydrated("resnet20_cifar10")).proto)
+    # As hooks run in turn and each sees what the one before it made, a spy sees a gradient before it is put in order; the layer
+    # before has it then. Only what enters by the slices of the two shortcuts may be out of order.
+    (logits,) = reading({"input": by_pixel(torch.randn(4, 3, 32, 32))}).values()
+    logits.square().mean().backward()
+    odd = [name for name, value in seen if not is_by_pixel(value)]
+    assert len(seen) == 2 * (19 + 19)
+    assert odd == ["gradient of Relu"] * 2
+
+
+def test_the_mean_square_is_torch_s_own_and_its_gradient_lies_as_what_was_found() -> None:
+    goal = torch.randn(3, 4, 5, 6)
+    found = by_pixel(torch.randn(3, 4, 5, 6)).requires_grad_()
+    apply: Callable[[Tensor, Tensor], Tensor] = MeanSquare.apply
+    mine, theirs = apply(found, goal), functional.mse_loss(found, goal)
+    (gradient,), (known,) = (torch.autograd.grad(3 * loss, found) for loss in (mine, theirs))
+    assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert torch.allclose(gradient, known, atol=1e-7)
+    assert is_by_pixel(gradient)
+    assert torch.autograd.grad(apply(found, found.detach()), found)[0].abs().max() == 0
 
 
 def test_any_tensor_on_the_way_can_be_asked_for() -> None:

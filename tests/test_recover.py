@@ -19,6 +19,7 @@ from onnx_amc.config import Budget, Settings
 from onnx_amc.delivery import input_specs
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import load
+from onnx_amc.recover import distil
 from onnx_amc.recover.course import Course, Progress, Standing, Task, augmented, one_cycle
 from onnx_amc.recover.distil import BELOW, HIGHEST, LOWEST, Distiller
 from onnx_amc.recover.hints import hints_of
@@ -94,17 +95,54 @@ def test_one_core_finds_the_same_as_several(halved: Halved) -> None:
     assert one.SerializeToString() == several.SerializeToString()
 
 
+def distiller_of(task: Task, *, coarse: bool, monkeypatch: pytest.MonkeyPatch) -> Distiller:
+    monkeypatch.setattr(distil, "coarse_products", lambda: coarse)
+    proto = onnx.ModelProto.FromString(task.analysis.model.proto.SerializeToString())
+    return Distiller(task.cut, proto, task.data, task.index, task.course)
+
+
 def test_a_step_in_parts_has_the_gradient_of_the_whole(halved: Halved, monkeypatch: pytest.MonkeyPatch) -> None:
     task, _ = halved
     gradients = []
     for parts in (1, 3):
-        proto = onnx.ModelProto.FromString(task.analysis.model.proto.SerializeToString())
-        distiller = Distiller(task.cut, proto, task.data, task.index, SHORT)
+        distiller = distiller_of(task, coarse=False, monkeypatch=monkeypatch)
         monkeypatch.setattr(distiller, "_shards", lambda samples, _f, n=parts: np.array_split(np.arange(samples), n))
         distiller._gradients(task.index[:25], np.random.default_rng(0), 1.0)
         gradients.append(torch.cat([w.grad.flatten() for w in distiller.reading.parameters() if w.grad is not None]))
     whole, summed = gradients
     assert float((summed - whole).norm() / whole.norm()) < 1e-5
+
+
+def test_coarse_products_lead_where_exact_ones_do(halved: Halved, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, scorer = halved
+    found, gradients = [], []
+    for coarse in (False, True):
+        distiller = distiller_of(task, coarse=coarse, monkeypatch=monkeypatch)
+        assert distiller.coarse is coarse
+        distiller._gradients(task.index[:25], np.random.default_rng(0), 1.0)
+        gradients.append(torch.cat([w.grad.flatten() for w in distiller.reading.parameters() if w.grad is not None]))
+        found.append(scorer.loss(recovered(task, judged(scorer))[0]))
+    exact, rounded = gradients
+    assert 0 < float((rounded - exact).norm() / exact.norm()) < 0.05
+    assert found[1] == pytest.approx(found[0], rel=0.1)
+
+
+def test_a_network_that_does_not_bear_rounding_is_computed_exactly(
+    halved: Halved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last layer's input is moved far away, and its output back again."""
+    task, _ = halved
+    cut = onnx.ModelProto.FromString(task.cut.SerializeToString())
+    last = cut.graph.node.pop()
+    weight = next(onnx.numpy_helper.to_array(t) for t in cut.graph.initializer if t.name == last.input[1])
+    far = {"far": np.array(3e3, np.float32), "moved": (3e3 * weight.sum(axis=1)).astype(np.float32)}
+    cut.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in far.items())
+    cut.graph.node.append(onnx.helper.make_node("Add", [last.input[0], "far"], ["away"]))
+    last.input[0], last.output[0] = "away", "above"
+    cut.graph.node.append(last)
+    cut.graph.node.append(onnx.helper.make_node("Sub", ["above", "moved"], ["logits"]))
+    assert not distiller_of(replace(task, cut=cut), coarse=True, monkeypatch=monkeypatch).coarse
+    assert distiller_of(task, coarse=True, monkeypatch=monkeypatch).coarse
 
 
 def test_what_is_not_better_is_not_kept(halved: Halved) -> None:

@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from onnx_amc.recover.distil import one_thread
+from onnx_amc.recover.layout import one_thread
 from onnx_amc.recover.reading import Reading
 from onnx_amc.run.capture import fixed_batch
 from onnx_amc.run.crew import usable_cores

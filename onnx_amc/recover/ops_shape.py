@@ -111,8 +111,9 @@ def _slice(c: Call) -> Tensor:
     x = c.x
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         places = list(range(x.shape[axis]))[_span(start, end, step, x.shape[axis])]
-        if step == 1:
-            x = x.narrow(axis, places[0] if places else 0, len(places))
+        if step > 0:
+            first, last = (places[0], places[-1] + 1) if places else (0, 0)
+            x = x[(slice(None),) * (axis % x.ndim) + (slice(first, last, step),)]
         else:
             x = x.index_select(axis, torch.tensor(places, device=x.device))
     return x

@@ -14,6 +14,7 @@ from onnx_amc.errors import ModelError
 from onnx_amc.graph.proto import attributes, names_read
 from onnx_amc.recover import ops_layer, ops_math, ops_shape
 from onnx_amc.recover.call import TABLE, Call, UnreadableError
+from onnx_amc.recover.layout import held_by_pixel, is_by_pixel
 
 READ = (ops_layer, ops_math, ops_shape)
 """Modules that fill the table when they are imported."""
@@ -113,6 +114,8 @@ class Reading(nn.Module):
                     fix="the model is delivered without recovery",
                 ) from error
             results = (found,) if isinstance(found, Tensor) else tuple(found)
+            if node.op_type != "Transpose" and any(map(is_by_pixel, args)):
+                results = tuple(map(held_by_pixel, results))
             held |= {name: value for name, value in zip(node.output, results, strict=False) if name}
             for name in {*node.input, *node.output}:
                 if self._last.get(name, -1) <= i and name not in wanted:
