@@ -89,13 +89,16 @@ class Builder:
             self.calibration,
             rows=settings.rows,
             seed=settings.seed,
+            memory=settings.memory,
             progress=progress,
         )
         self.remarks += self._examined(moments)
         self.refitter = Refitter(self.analysis, wanted, moments, settings.ridge)
         if settings.sequential:
             effort = Effort(settings.sequence, settings.rows)
-            self.sequential = Sequential(self.analysis, self.layers, data, self.calibration, effort, seed=settings.seed)
+            self.sequential = Sequential(
+                self.analysis, self.layers, data, self.calibration, effort, seed=settings.seed, memory=settings.memory
+            )
             self.draft = self.sequential.lighter(Effort(settings.draft, settings.draft_rows, rounds=1))
 
     def _losing(self) -> list[Layer]:
@@ -105,7 +108,7 @@ class Builder:
     def _examined(self, moments: Mapping[str, Moments]) -> list[str]:
         """Look at the rank of the layers' moments, and remark on what makes their refit doubtful."""
         names, remarks = self.analysis.names, []
-        scarce = {n: m.rows / (m.gram.shape[1] - 1) for n, m in moments.items()}
+        scarce = {n: m.rows / m.width for n, m in moments.items()}
         scarce = {n: rows for n, rows in scarce.items() if rows < ROWS_PER_INPUT}
         if scarce:
             worst = min(scarce, key=lambda n: scarce[n])
@@ -113,9 +116,7 @@ class Builder:
                 f"{len(scarce)} layers have fewer than {ROWS_PER_INPUT} rows per input to be refitted from (fewest: "
                 f"'{names[worst]}', {scarce[worst]:.1f}): give more data"
             )
-        dead = {
-            n: int(sum(dead_columns(m.covariance(g)).sum() for g in range(len(m.gram)))) for n, m in moments.items()
-        }
+        dead = {n: int(sum(dead_columns(m.covariance(g)).sum() for g in range(m.groups))) for n, m in moments.items()}
         if any(dead.values()):
             layers = sum(count > 0 for count in dead.values())
             remarks.append(f"{sum(dead.values())} inputs of {layers} layers never change: they go first, at no cost")
@@ -137,7 +138,9 @@ class Builder:
         if self.data is None or self.refitter is None:
             return None
         try:
-            return Corrector(self.analysis, self.layers, self.data, self.calibration, self.settings.correction)
+            return Corrector(
+                self.analysis, self.layers, self.data, self.calibration, self.settings.correction, self.settings.memory
+            )
         except DataError as error:
             self.remarks.append(f"no statistics correction: {error.what}")
             return None

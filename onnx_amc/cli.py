@@ -165,7 +165,7 @@ def _settings(args: argparse.Namespace, budget: Budget) -> Settings:
         "max_drop", "granularity", "policy", "episodes", "seed", "min_keep", "approximate", "refit", "criterion", "metric",
         "preset", "reward", "agent", "save_agent", "tensorboard", "provider", "recover", "recover_epochs", "recover_minutes",
         "recover_labels", "recover_flip", "latency_command", "cache", "threads", "workers",
-        "ahead", "int8", "ray",
+        "ahead", "int8", "ray", "memory",
     )  # fmt: skip
     return Settings(
         budget=budget,

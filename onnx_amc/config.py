@@ -16,6 +16,9 @@ from onnx_amc.search.reward import REWARDS
 
 REDUCED = ("flops", "params", "size", "latency")
 """What a network may be made small in."""
+LEAST_MEMORY = 0.5
+"""GB below which a run makes no sense: the libraries take half of that."""
+
 LEAST = {"channel": 0.2, "weight": 0.03}
 """Smallest fraction of a group's channels, or of a layer's weights, that is kept."""
 
@@ -70,6 +73,8 @@ class Settings:
         threads: Of a session whose latency is measured; 0 takes all cores.
         workers: Plans that are evaluated at a time; None for one per core. What is found does not depend on it.
         ray: Address of a Ray cluster that evaluates the plans; None for this machine. What is found does not depend on it.
+        memory: GB that the run may use: moments beyond a quarter go to a temporary file, activations beyond a quarter are held of
+            fewer samples; None for what there is.
         ahead: Evaluations under way while the next plan is chosen; what is found depends on that.
         calibration: Samples that moments are taken from, at most.
         reward: What the search makes of a score: `error` (AMC's R_err), `flops`, `params`, `size` or `latency` (-Error log(cost)),
@@ -120,6 +125,7 @@ class Settings:
     threads: int = 0
     workers: int | None = None
     ray: str | None = None
+    memory: float | None = None
     ahead: int = AHEAD
     calibration: int = 2_000
     reward: str = "error"
@@ -163,6 +169,9 @@ class Settings:
             raise OptionError(f"{self.recover_epochs} is below 1", where="--recover-epochs", fix="give 1 or more")
         if self.recover_minutes is not None and not 0 < self.recover_minutes < math.inf:
             raise OptionError(f"{self.recover_minutes} is no time", where="--recover-minutes", fix="give more than 0")
+        if self.memory is not None and not LEAST_MEMORY <= self.memory < math.inf:
+            what = f"{self.memory} GB are too few"
+            raise OptionError(what, where="--memory", fix=f"give {LEAST_MEMORY} or more, or leave it out")
         if self.max_drop is not None and self.budget.kind not in REDUCED:
             what = f"'{self.budget.kind}' is nothing that can be made small"
             raise OptionError(what, where="--reduce", fix=f"choose {', '.join(REDUCED)}")

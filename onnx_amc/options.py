@@ -166,6 +166,12 @@ def _parallel_options(one: argparse.ArgumentParser) -> None:
         help="evaluate plans on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; changes nothing that is found",
     )
     one.add_argument(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="what the run may use (what there is): moments beyond a quarter go to disk, activations are held of fewer samples",
+    )
+    one.add_argument(
         "--ahead",
         type=int,
         default=4,

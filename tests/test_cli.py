@@ -252,6 +252,8 @@ def test_model_without_prunable_layer(place: Path, capsys: pytest.CaptureFixture
         (["--flops", "0.5", "--workers", "0"], "no whole number from 1"),
         (["--flops", "0.5", "--recover-epochs", "0"], "below 1"),
         (["--flops", "0.5", "--recover-minutes", "-1"], "no time"),
+        (["--flops", "0.5", "--memory", "0.1"], "0.1 GB are too few"),
+        (["--flops", "0.5", "--memory", "nan"], "nan GB are too few"),
         (["--flops", "0.5", "--keep", "nosuchnode"], "matches no node"),
         (["--flops", "0.5", "--policy", "genius"], "unknown policy"),
         (["--flops", "0.5", "--criterion", "taste"], "unknown criterion"),

@@ -90,6 +90,13 @@ def memory() -> int:
     return min(found)
 
 
-def room(most: int) -> int:
-    """Bytes that one part of the work may hold: as many as are good for it, and no more than a quarter of `memory`."""
-    return min(most, memory() // 4)
+def room(most: int, allowed: float | None = None) -> int:
+    """Bytes that one part of the work may hold: as many as are good for it, and no more than a quarter of the memory.
+
+    Args:
+        most: Bytes that are good for it.
+        allowed: GB that the run may use; None for what `memory` finds.
+
+    """
+    there = memory()
+    return min(most, (there if allowed is None else min(there, int(allowed * 2**30))) // 4)

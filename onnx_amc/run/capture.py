@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from onnx_amc.errors import DataError
 from onnx_amc.fit.moments import Moments
 from onnx_amc.fit.patches import choose, patches
-from onnx_amc.graph.limits import WIDTH, at_a_time
+from onnx_amc.graph.limits import WIDTH, at_a_time, room
 from onnx_amc.graph.load import Model, true_inputs
 from onnx_amc.prune.layers import Layer
 from onnx_amc.run.data import Dataset
@@ -25,6 +25,9 @@ BATCH = 100
 
 CACHE, FEWEST = 16 * 2**20, 4
 """Bytes that a batch's largest activation is to have at most, so that it stays within the caches; samples that it has at least."""
+
+MOMENTS = 8 * 2**30
+"""Bytes of moments that are held in memory, where the machine has room for them; more go to disk."""
 
 LARGEST = 1e15
 """Of an activation's values: sums of the squares of larger ones come near what float32 holds."""
@@ -88,6 +91,7 @@ def gather_moments(
     *,
     rows: int,
     seed: int,
+    memory: float | None = None,
     progress: Progress = lambda _done, _total: None,
 ) -> dict[str, Moments]:
     """Moments of each layer's input over the calibration samples, by the layer's node.
@@ -99,7 +103,9 @@ def gather_moments(
         index: Which samples.
         rows: Rows wanted per layer; convolutions are looked at in as many random positions as that takes.
         seed: Of the positions.
-        progress: Told the samples done and their number.
+        memory: GB that the run may use; None for what there is. Where the moments take more than a quarter of that they go to a
+            temporary file, layer after layer as many as fit, with a pass for each lot; what is found stays the same.
+        progress: Told the samples done and their number, over all passes.
 
     Raises:
         DataError: An activation is not finite, or too large to be squared.
@@ -112,28 +118,50 @@ def gather_moments(
     exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in given)
     session = open_session(exposed, where=model.source)
     inputs = {i.name for i in session.get_inputs()}
-    moments = {layer.node: Moments(len(layer.weight.index), layer.width) for layer in layers}
-    rng = np.random.default_rng(seed)
+    lots = _lots(layers, room(MOMENTS, memory))
+    moments: dict[str, Moments] = {}
     taken = sum(int(np.prod(model.shapes[n])) for n in names)
     per_sample = WIDTH * max(taken, at_a_time(model.proto, model.shapes), 1)
     done = 0
-    for part, count in batches(model.proto, index, int(np.clip(MEMORY // per_sample, 1, 128))):
-        feed = data.batch(part)
-        wanted = [n for n in names if n not in inputs]
-        values = run_session(session, wanted, feed, where=model.source) if wanted else []
-        found = dict(zip(wanted, values, strict=True)) | feed
-        for layer in layers:
-            x = found[layer.x]
-            x = x[
-                : len(x) * count // len(part)
-            ]  # without what only fills a fixed batch; places may be folded into axis 0
-            _add(moments[layer.node], layer, x, -(-rows * count // len(index)), rng, model.source)
-        done += count
-        progress(done, len(index))
+    for lot in lots:
+        mine = {layer.node: Moments(len(layer.weight.index), layer.width) for layer in lot}
+        rng = np.random.default_rng(seed)
+        for part, count in batches(model.proto, index, int(np.clip(MEMORY // per_sample, 1, 128))):
+            feed = data.batch(part)
+            wanted = [n for n in names if n not in inputs]
+            values = run_session(session, wanted, feed, where=model.source) if wanted else []
+            found = dict(zip(wanted, values, strict=True)) | feed
+            for layer in layers:
+                x = found[layer.x]
+                x = x[
+                    : len(x) * count // len(part)
+                ]  # without what only fills a fixed batch; places may be folded into axis 0
+                _add(mine.get(layer.node), layer, x, -(-rows * count // len(index)), rng, model.source)
+            done += count
+            progress(done, len(index) * len(lots))
+        if len(lots) > 1:
+            for one in mine.values():
+                one.shelve()
+        moments |= mine
     return moments
 
 
-def _add(moments: Moments, layer: Layer, x: np.ndarray, rows: int, rng: np.random.Generator, where: str) -> None:
+def _lots(layers: Sequence[Layer], most: int) -> list[list[Layer]]:
+    """The layers in lots whose moments take so many bytes at most, but for single ones that take more."""
+    lots: list[list[Layer]] = [[]]
+    taken = 0
+    for layer in layers:
+        own = Moments.bytes_of(len(layer.weight.index), layer.width)
+        if lots[-1] and taken + own > most:
+            lots.append([])
+            taken = 0
+        lots[-1].append(layer)
+        taken += own
+    return lots
+
+
+def _add(moments: Moments | None, layer: Layer, x: np.ndarray, rows: int, rng: np.random.Generator, where: str) -> None:
+    """Add what a layer reads to its moments; without them only draw positions, so that those of the other layers stay the same."""
     peak = max(float(x.max(initial=0)), -float(x.min(initial=0)))
     if not np.isfinite(peak):
         raise DataError(
@@ -149,7 +177,8 @@ def _add(moments: Moments, layer: Layer, x: np.ndarray, rows: int, rng: np.rando
         )
     if layer.channels_last:
         flat = x.reshape(-1, x.shape[-1])
-        at = choose((len(flat),), rows, rng)[:, 0]
-        moments.add(patches(flat[at], layer.window, np.zeros((1, 0), dtype=np.int64)))
+        x, at = flat[choose((len(flat),), rows, rng)[:, 0]], np.zeros((1, 0), dtype=np.int64)
     else:
-        moments.add(patches(x, layer.window, choose(layer.window.outputs(x.shape[2:]), -(-rows // len(x)), rng)))
+        at = choose(layer.window.outputs(x.shape[2:]), -(-rows // len(x)), rng)
+    if moments is not None:
+        moments.add(patches(x, layer.window, at))

@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_amc.graph.groups import Analysis
+from onnx_amc.graph.limits import room
 from onnx_amc.graph.taps import Point, tapped
 from onnx_amc.prune.layers import Layer
 from onnx_amc.prune.refit import Values, read, write
@@ -42,6 +43,7 @@ class Corrector:
         data: Samples.
         index: Which samples; as many of them are taken as fit into memory in one batch.
         samples: At most so many.
+        memory: GB that the run may use; None for what there is.
 
     Raises:
         DataError: The graph runs on its own batch size only.
@@ -49,14 +51,15 @@ class Corrector:
     """
 
     def __init__(
-        self, analysis: Analysis, layers: Sequence[Layer], data: Dataset, index: np.ndarray, samples: int
-    ) -> None:
+        self, analysis: Analysis, layers: Sequence[Layer], data: Dataset, index: np.ndarray, samples: int,
+        memory: float | None = None,
+    ) -> None:  # fmt: skip
         self.analysis = analysis
         model = analysis.model
         self.layers = [layer for layer in layers if layer.scalable and layer.output in model.shapes]
         self.points = [self._point(layer) for layer in self.layers]
         largest = max((int(np.prod(s)) for s in model.shapes.values()), default=1)
-        count = int(np.clip(MEMORY // (24 * largest), 1, min(samples, len(index))))
+        count = int(np.clip(room(MEMORY, memory) // (24 * largest), 1, min(samples, len(index))))
         self._feed = data.batch(np.sort(drawn(index, count)))
         template = onnx.ModelProto()
         template.CopyFrom(model.proto)

@@ -89,6 +89,7 @@ class Sequential:
         index: Which samples.
         effort: What it may cost.
         seed: Of samples, and of the positions that rows are taken from.
+        memory: GB that the run may use; None for what there is.
 
     """
 
@@ -101,6 +102,7 @@ class Sequential:
         effort: Effort,
         *,
         seed: int,
+        memory: float | None = None,
     ) -> None:
         self.analysis = analysis
         model = analysis.model
@@ -108,7 +110,7 @@ class Sequential:
         held = live_bytes(model.proto, model.shapes, {layer.node for layer in layers})
         self._held = 2 * held
         self._data = data
-        self._memory, self._remembered = room(MEMORY), room(GOALS)
+        self._memory, self._remembered = room(MEMORY, memory), room(GOALS, memory)
         self._index = np.random.default_rng(seed).permutation(index)[: max(1, self._memory // self._held)]
         self._original = onnx.ModelProto()
         self._original.CopyFrom(model.proto)
