@@ -26,6 +26,7 @@ from onnx_amc.run.correct import Corrector, drawn
 from onnx_amc.run.crew import Team
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.metrics import agreement
+from onnx_amc.run.samples import spread
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.sequential import Effort, Sequential
 from onnx_amc.run.worth import worths
@@ -128,7 +129,7 @@ class Builder:
         if self.data is None:
             raise ValueError("sensitivities need data")
         model, settings = self.analysis.model, self.settings
-        part = self.calibration[:: max(1, len(self.calibration) // settings.probe)][: settings.probe]
+        part = spread(self.calibration, settings.probe)
         how = (agreement, "agreement", settings.provider, model.source)
         return Scorer(model.original, self.data, part, *how, batch=batch_of(model))
 

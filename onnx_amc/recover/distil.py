@@ -44,6 +44,7 @@ from onnx_amc.recover.reading import Reading
 from onnx_amc.run.crew import usable_cores
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.metrics import shown
+from onnx_amc.run.samples import spread
 from onnx_amc.run.session import open_session, run_session
 
 Teacher = Callable[[Mapping[str, np.ndarray]], dict[str, Tensor]]
@@ -341,7 +342,7 @@ class Distiller:
     @cached_property
     def powers(self) -> dict[str, float]:
         """Variance of what the original answers from sample to sample, by name."""
-        few = self.index[:: max(1, len(self.index) // SAMPLED)][:SAMPLED]
+        few = spread(self.index, SAMPLED)
         found: dict[str, list[float]] = {}
         for part in np.array_split(few, -(-len(few) // self.course.batch)):
             for name, value in self._answers(self.data.batch(part)).items():

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnx_amc.report.rows import SHARES
+from onnx_amc.report.view import SHARES
 
 Spec = dict[str, Any]
 Row = Mapping[str, Any]

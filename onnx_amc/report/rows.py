@@ -14,9 +14,6 @@ MOST = 24
 MOST_CLASSES = 24
 """Classes of which every pair is drawn."""
 
-SHARES = {"top1", "top5", "agreement", "fidelity", "miou"}
-"""Metrics that are read in percent."""
-
 OPERATOR = re.compile(r"[A-Z][A-Za-z]+(_\d+)?")
 """How exporters end the name of a node: with its operator."""
 

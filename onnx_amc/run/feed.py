@@ -12,7 +12,7 @@ import onnx
 from onnx_amc.run.metrics import Outputs
 from onnx_amc.run.pixels import Pixels, channels_first
 from onnx_amc.run.presets import IMAGENET, fitted
-from onnx_amc.run.samples import Dataset, InputSpec, show
+from onnx_amc.run.samples import Dataset, InputSpec, show, spread
 from onnx_amc.run.score import Scorer
 
 LOOKED_AT, LARGE = 64, 2**20
@@ -43,7 +43,7 @@ def describe(data: Dataset, index: np.ndarray) -> list[dict[str, Any]]:
     """
     each = sum(a.size for a in data.batch(index[:1]).values())
     count = int(np.clip(LOOKED_AT * LARGE // max(each, 1), 1, LOOKED_AT))
-    fed = data.batch(index[:: max(1, len(index) // count)][:count])
+    fed = data.batch(spread(index, count))
     return [_row(spec, fed[spec.name]) for spec in data.inputs]
 
 
@@ -106,7 +106,7 @@ def doubts(scorer: Scorer, original: onnx.ModelProto) -> list[str]:
                 f"the original itself gets {recall:.1%} of a class right on average, and {chance:.1%} would be chance: what "
                 f"it is fed is probably not what it was trained on; {FIX}, and the class numbers"
             )
-    few = scorer.index[:: max(1, len(scorer.index) // LOOKED_AT)][:LOOKED_AT]
+    few = spread(scorer.index, LOOKED_AT)
     if len(data.inputs) == 1 and scores.shape[1] > 1 and (pair := _raw_and_normalised(data, few)):
         raw, better = (told(original, data, x, scorer.where) for x in pair)
         if better > CLEARLY * raw:

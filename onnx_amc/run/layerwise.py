@@ -17,6 +17,7 @@ from onnx_amc.run.capture import batches, fixed_batch
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.kernels import CPU, Feed, in_turn
 from onnx_amc.run.learn import Anchors
+from onnx_amc.run.samples import spread
 from onnx_amc.run.session import open_session, run_session
 
 SAMPLES = 64
@@ -82,7 +83,7 @@ def layer_errors(
     tensors = sorted(set(behind.values()))
     if not tensors:
         return {}
-    index = index[:: max(1, len(index) // SAMPLES)][:SAMPLES]
+    index = spread(index, SAMPLES)
     proto, shapes = analysis.model.proto, analysis.model.shapes
     size = 2 * WIDTH * (at_a_time(proto, shapes) + sum(int(np.prod(shapes[t][1:])) for t in tensors))
     pairs = zip(

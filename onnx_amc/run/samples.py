@@ -161,6 +161,11 @@ class Excerpt(Dataset):
         return super().batch(np.searchsorted(self.numbers, index))
 
 
+def spread(index: np.ndarray, most: int) -> np.ndarray:
+    """So many samples at most, evenly spread over those there are."""
+    return index[:: max(1, len(index) // most)][:most]
+
+
 def check(data: Dataset, called: Mapping[str, str], classes: int | None) -> Dataset:
     """Hold what was read, and what the user calls it, against the model; class numbers become int64."""
     for spec in data.inputs:
