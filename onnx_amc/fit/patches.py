@@ -8,6 +8,9 @@ from itertools import product
 import numpy as np
 from jaxtyping import Float, Int
 
+TOGETHER = 2**21
+"""Elements that are taken at a time before they are put in order, so that both fit into the caches."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -58,14 +61,23 @@ def patches(
     if d == 0:
         return np.ascontiguousarray(x.T)
     wide = _spread(x, window.upsample)
+    offsets = np.array(list(product(*(range(k) for k in window.kernel)))) * window.dilations - window.pads[:d]
+    at = (offsets[:, None] + positions * window.strides).reshape(-1, d)
+    outside = ((at < 0) | (at >= wide.shape[2:])).any(axis=1)
+    at = at.clip(0, np.subtract(wide.shape[2:], 1))
     out = np.empty((c, window.taps, n, len(positions)), dtype=x.dtype)
-    for tap, offset in enumerate(product(*(range(k) for k in window.kernel))):
-        at = positions * window.strides + np.multiply(offset, window.dilations) - window.pads[:d]
-        inside = ((at >= 0) & (at < wide.shape[2:])).all(axis=1)
-        seen = wide[(slice(None), slice(None), *at.clip(0, np.subtract(wide.shape[2:], 1)).T)]
-        seen[:, :, ~inside] = 0
-        out[:, tap] = np.moveaxis(seen, 0, 1)
+    few = max(1, TOGETHER // (c * len(at)))
+    for i in range(0, n, few):
+        seen = picked(wide[i : i + few], at)
+        seen[:, :, outside] = 0
+        out[:, :, i : i + few] = np.moveaxis(seen.reshape(-1, c, window.taps, len(positions)), 0, 2)
     return out.reshape(c * window.taps, -1)
+
+
+def picked(x: Float[np.ndarray, "n c *space"], positions: Int[np.ndarray, "p d"]) -> Float[np.ndarray, "n c p"]:
+    """What lies at some positions; `take` along one axis is several times faster than an index per axis."""
+    flat = np.ravel_multi_index(tuple(positions.T), x.shape[2:])
+    return np.asarray(x.reshape(*x.shape[:2], -1).take(flat, axis=2))
 
 
 def choose(space: tuple[int, ...], count: int, rng: np.random.Generator) -> Int[np.ndarray, "p d"]:

@@ -40,8 +40,12 @@ class Bounds:
 
     def aim(self, target: np.ndarray, found: np.ndarray) -> np.ndarray:
         """Return the target, moved to what was found wherever the activation hides the difference."""
-        low = np.where(target <= self.low, np.minimum(found, self.low), target)
-        return np.where(target >= self.high, np.maximum(found, self.high), low)
+        aim = target
+        if self.low > -np.inf:
+            aim = np.where(target <= self.low, np.minimum(found, self.low), aim)
+        if self.high < np.inf:
+            aim = np.where(target >= self.high, np.maximum(found, self.high), aim)
+        return aim
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,16 @@ def fit(
     solve = _dual(z, rows.prior) if wide else _primal(z, rows.prior, first + _product(tail, tail))
     y = rows.y
     base = 0.0 if rows.base is None else rows.base
+    wanted = y if rows.base is None else y + base
     for left in range(rounds if bounds is not None else 0, -1, -1):
         target, offset = _centred(y, affine=rows.affine)
         w = solve(target)(best)
         if left and bounds is not None:
-            y = bounds.aim(rows.y + base, w.astype(z.dtype) @ z + offset + base) - base
+            found = w.astype(z.dtype) @ z
+            found += offset
+            found += base
+            y = bounds.aim(wanted, found)
+            y = y if rows.base is None else y - base
     return w, (offset - w @ mean)[..., 0] * rows.affine
 
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import numpy as np
 import onnx
 
-from onnx_amc.fit.patches import choose, patches, widened
+from onnx_amc.fit.patches import choose, patches, picked, widened
 from onnx_amc.fit.rows import Bounds, Rows, fit
 from onnx_amc.fit.sparse import refit_rows
 from onnx_amc.graph.groups import Analysis
@@ -253,7 +253,7 @@ class Sequential:
             if patched:
                 columns.append(patches(part, layer.window, positions))
             else:
-                seen = part[(slice(None), slice(None), *positions.T)]
+                seen = picked(part, positions) if positions.shape[1] else part[:, :, None]
                 columns.append(np.moveaxis(seen, 0, 1).reshape(part.shape[1], -1))
         return widened(np.concatenate(columns, axis=1))
 
