@@ -69,7 +69,7 @@ ROWS = (
     Row("resnet56", "resnet56_cifar10.onnx", "cifar10/search.npz", "cifar10/test.npz", 30),
     Row("mobilenet", "mobilenet_v1_0.75_imagenet.onnx", "imagenette/search", "imagenette/test", 30),
     Row(
-        "resnet20, train.zip", "resnet20_cifar10.onnx", "cifar10/train.zip", "cifar10/test.npz", None, 60,
+        "resnet20, train.zip", "resnet20_cifar10.onnx", "cifar10/train.zip", "cifar10/test.npz", None, 40,
         labels=True, flip=True,
     ),
 )  # fmt: skip
