@@ -107,11 +107,11 @@ def draw(found: dict[str, list[tuple[int, dict[str, float]]]], out: Path) -> Non
         for what in ("calibration", "an episode", "analysis"):
             upper.loglog(across, [one[what] for _, one in points], "o-", label=what)
         lower.plot(across, [one["memory"] for _, one in points], "o-", color="black")
-        lower.set(xlabel={"depth": "blocks", "width": "channels"}.get(name, name), xscale="log", ylim=(0, None))
+        lower.set(xlabel={"depth": "blocks", "width": "channels"}.get(name, name), xscale="log")
         lower.set_xticks(across, [str(value) for value in across])
         lower.minorticks_off()
     axes[0, 0].set(ylabel="seconds")
-    axes[1, 0].set(ylabel="peak memory, GB")
+    axes[1, 0].set(ylabel="peak memory, GB", ylim=(0, None))
     axes[0, 0].legend()
     figure.savefig(out, metadata={"Date": None}, bbox_inches="tight")
 
