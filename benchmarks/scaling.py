@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -87,15 +88,8 @@ def measured(point: Point) -> dict[str, float]:
         "analysis": run.seconds["analyse"],
         "calibration": run.seconds["calibrate"],
         "an episode": episode,
-        "memory": peak_gb(),
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
-
-
-def peak_gb() -> float:
-    """Of this process."""
-    import resource  # noqa: PLC0415  not on every system
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def draw(found: dict[str, list[tuple[int, dict[str, float]]]], out: Path) -> None:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,6 @@ NETWORKS = {
     "resnet56_cifar10": "cifar10/search.npz",
     "mobilenet_v1_0.75_imagenet": "imagenette/search",
 }
-PARTS = ("overhead", "reference", "workers", "commands", "latency", "memory")
 EPISODES, ROWS = 30, 30_000
 ROUNDINGS: tuple[int | None, ...] = (None, 1, 4, 8, 16)
 
@@ -81,7 +81,7 @@ def evaluated(run: Compression, plans: list[np.ndarray], workers: int | None) ->
     return time.perf_counter() - began
 
 
-def reference(shared: Path) -> str:
+def reference(shared: Path) -> list[str]:
     """An episode of the reference method, and one of ours."""
     run, rng = prepared(shared, "mobilenet_v1_0.75_imagenet"), np.random.default_rng(0)
     if run.trial is None:
@@ -100,10 +100,10 @@ def reference(shared: Path) -> str:
     theirs = time.perf_counter() - began
     evaluated(run, plans[:1], None)
     ours = evaluated(run, plans[1:], None) / len(plans[1:])
-    return f"mobilenet: {theirs:.1f} s ({fitted:.1f} s of it fitting) against {ours:.1f} s: {theirs / ours:.1f} times"
+    return [f"mobilenet: {theirs:.1f} s ({fitted:.1f} s of it fitting) against {ours:.1f} s: {theirs / ours:.1f} times"]
 
 
-def workers(shared: Path) -> str:
+def workers(shared: Path) -> list[str]:
     """Throughput by the number of workers."""
     run = prepared(shared, "resnet56_cifar10", trial=1_000)
     plans = random_plans(run, 33)
@@ -113,10 +113,12 @@ def workers(shared: Path) -> str:
     alone = evaluated(run, plans[1:17], 1) / 16
     os.sched_setaffinity(0, cores)
     two = evaluated(run, plans[17:], 2) / 16
-    return (
-        f"resnet56_cifar10 on 1,000 images, seconds per evaluation: {alone:.2f} by one worker on one core, "
-        f"{two:.2f} by two on all: {alone / two:.2f} times the throughput; 100 take {100 * two / 60:.1f} minutes"
+    throughput = (
+        f"{alone:.2f} by one worker on one core, {two:.2f} by two on all: {alone / two:.2f} times the throughput"
     )
+    return [
+        f"resnet56_cifar10 on 1,000 images, seconds per evaluation: {throughput}; 100 take {100 * two / 60:.1f} minutes"
+    ]
 
 
 def commands(shared: Path) -> list[str]:
@@ -176,11 +178,17 @@ def memory(shared: Path) -> list[str]:
     return lines
 
 
+PARTS: dict[str, Callable[[Path], list[str]]] = {
+    "reference": reference, "workers": workers, "commands": commands, "latency": latency, "memory": memory
+}  # fmt: skip
+"""What there is to measure besides `overhead`."""
+
+
 def main() -> int:
     """Print a line for each measurement, and write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=("overhead", *PARTS), default=("overhead", *PARTS))
     parser.add_argument("--only", default="", help="networks of `overhead`")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -189,10 +197,8 @@ def main() -> int:
         for part in args.parts:
             if part == "overhead":
                 lines += [overhead(args.shared, n, w) for n in NETWORKS if args.only in n for w in (1, None)]
-            elif part in {"reference", "workers"}:
-                lines.append(reference(args.shared) if part == "reference" else workers(args.shared))
             else:
-                lines += {"commands": commands, "latency": latency, "memory": memory}[part](args.shared)
+                lines += PARTS[part](args.shared)
             print("\n".join(lines), end="\n\n", flush=True)
     if args.out:
         args.out.write_text("".join(f"- {line}\n" for line in lines), encoding="utf-8")

@@ -173,10 +173,13 @@ class Compression:
                 self.trial = Scorer(self.model.original, data, few, *how, parts=PARTS, batch=batch)
         self.listener.stage("calibrate", len(parts.calibration) or None)
         make = Thinner if settings.granularity == "weight" else Builder
-        self.builder = make(self.analysis, settings, data, parts.calibration, lambda n, _: self.listener.advance(n))
+        self.builder = make(self.analysis, settings, data, parts.calibration, self._calibrated)
         for node, why in self.builder.refused.items():
             self.listener.note(f"layer '{self.analysis.names[node]}' is cut but not refitted: {why}")
         self._remark()
+
+    def _calibrated(self, done: int, total: int) -> None:
+        self.listener.advance(done, total=total)
 
     def _look(self, index: np.ndarray) -> None:
         """Say what the network is fed, and what is doubtful in that."""

@@ -16,6 +16,7 @@ from onnx_amc.search.reward import REWARDS
 
 REDUCED = ("flops", "params", "size", "latency")
 """What a network may be made small in."""
+
 LEAST_MEMORY = 0.5
 """GB below which a run makes no sense: the libraries take half of that."""
 

@@ -17,15 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 import onnx_amc
 from onnx_amc.cli import main
 from onnx_amc.errors import DataError, ModelError, PlanError
-from onnx_amc.graph import limits
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import load
 from onnx_amc.graph.outside import SPARE
-from onnx_amc.intake import SYNTHETIC_SAMPLES, find_data
-from onnx_amc.listener import Listener
-from onnx_amc.run import shelf
-from onnx_amc.run.samples import MIN_SAMPLES
-from onnx_amc.run.session import open_session, run_session
 from onnx_amc.training import replay_of
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -123,69 +117,6 @@ def test_many_tensors_out_of_one_small_file(tmp_path: Path) -> None:
 def test_weights_that_were_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="lie in files and are not loaded"):
         load(onnx.load(placed(tmp_path, "inside"), load_external_data=False))
-
-
-# ---- sizes ------------------------------------------------------------------------------------------------------
-
-
-def sized(name: str) -> onnx.ModelProto:
-    """A small file that asks for much."""
-    model = toy()
-    graph = model.graph
-    match name:
-        case "input":
-            for dim in graph.input[0].type.tensor_type.shape.dim:
-                dim.dim_value = 2**16
-        case "batch":
-            graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2**21
-        case "sparse":
-            values = numpy_helper.from_array(np.ones(1, np.float32), "s")
-            index = numpy_helper.from_array(np.array([3]), "")
-            graph.sparse_initializer.append(helper.make_sparse_tensor(values, index, [2**20, 2**20]))
-        case "filled":
-            graph.initializer.append(numpy_helper.from_array(np.array([2**20, 2**20]), "shape"))
-            graph.node.insert(0, helper.make_node("ConstantOfShape", ["shape"], ["much"]))
-            graph.node.insert(1, helper.make_node("ReduceMax", ["much"], ["most"], keepdims=0))
-            graph.output.append(helper.make_tensor_value_info("most", TensorProto.FLOAT, []))
-    return model
-
-
-@pytest.mark.parametrize("name", ["input", "batch", "sparse", "filled"])
-def test_sizes_beyond_the_memory_are_refused_before_they_are_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "memory", lambda: 2**31)
-    with pytest.raises(ModelError, match=r"for one sample|one sample takes"):
-        load(sized(name))
-
-
-def test_what_would_fit_once_but_is_held_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "memory", lambda: 6 * 2**30)
-    model = toy()
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2**20
-    with pytest.raises(ModelError, match=r"one sample takes 2\.2 GB of the 6\.0 GB"):
-        load(model)
-
-
-def test_want_of_memory_is_not_blamed_on_the_shapes() -> None:
-    shape = helper.make_tensor_value_info("shape", TensorProto.INT64, [1])
-    much = helper.make_tensor_value_info("much", TensorProto.FLOAT, [None])
-    graph = helper.make_graph([helper.make_node("ConstantOfShape", ["shape"], ["much"])], "g", [shape], [much])
-    session = open_session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
-    with pytest.raises(DataError) as caught:
-        run_session(session, None, {"shape": np.array([2**44])}, where="m")
-    assert caught.value.fix == "run it where there is more memory, or on smaller samples"
-
-
-def test_a_part_of_the_work_takes_a_quarter_of_the_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "memory", lambda: 1000)
-    assert [limits.room(200), limits.room(300)] == [200, 250]
-
-
-def test_what_fits_is_not_refused() -> None:
-    analysis = analyse(load(toy()))
-    assert limits.at_a_time(analysis.model.proto, analysis.model.shapes) == 2 * 8 * 36
-    assert limits.memory() > 2**28
-    assert not limits.is_huge((None, 64, 512, 512))
-    assert all(map(limits.is_huge, [(2**31 - 1, 0), (2**20, 2**20)]))
 
 
 # ---- structure --------------------------------------------------------------------------------------------------
@@ -314,27 +245,6 @@ def test_outputs_without_a_row_for_each_sample_are_not_scored(node: onnx.NodePro
     del model.graph.output[0]
     with pytest.raises(ModelError, match=r"no output has a row for each sample.*'top'"):
         onnx_amc.evaluate(model, {model.graph.input[0].name: x})
-
-
-def test_made_up_samples_are_fewer_where_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The inputs count, and the outputs of two networks."""
-    loaded = load(toy())
-    for room, samples in ((2**30, SYNTHETIC_SAMPLES), (20 * 4 * (3 + 2 * 4) * 6 * 6, 20), (1, MIN_SAMPLES)):
-        monkeypatch.setattr(shelf, "MEMORY", room)
-        assert len(find_data(loaded, toy(), None, 0, Listener())) == samples
-
-
-def test_no_more_memory_is_said_without_a_traceback(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def starved(*_args: object, **_more: object) -> None:
-        raise MemoryError("Unable to allocate 9 GiB")
-
-    monkeypatch.setattr(onnx_amc, "inspect", starved)
-    assert main(["inspect", str(MODELS / "digits_mlp.onnx")]) == 2
-    heard = capsys.readouterr().err
-    assert "the memory does not suffice: Unable to allocate 9 GiB\n  ->" in heard
-    assert "Traceback" not in heard
 
 
 def test_sizes_that_are_no_numbers() -> None:

@@ -244,10 +244,9 @@ def check(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> None:
     assert {k: v.shape for k, v in elsewhere.items()} == {k: v.shape for k, v in found.items()}
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        mine = found[name].numpy()
-        assert mine.shape == value.shape
-        assert mine.dtype == value.dtype
         for mine in (found[name].numpy(), by_pixels[name].numpy()):
+            assert mine.shape == value.shape
+            assert mine.dtype == value.dtype
             assert np.abs(mine.astype(float) - value).max(initial=0) <= GAP * max(np.abs(value).max(initial=0), 1e-6)
 
 

@@ -95,8 +95,7 @@ def test_one_core_finds_the_same_as_several(halved: Halved) -> None:
     assert one.SerializeToString() == several.SerializeToString()
 
 
-def distiller_of(task: Task, *, coarse: bool, monkeypatch: pytest.MonkeyPatch) -> Distiller:
-    monkeypatch.setattr(distil, "coarse_products", lambda: coarse)
+def distiller_of(task: Task) -> Distiller:
     proto = onnx.ModelProto.FromString(task.analysis.model.proto.SerializeToString())
     return Distiller(task.cut, proto, task.data, task.index, task.course)
 
@@ -104,8 +103,9 @@ def distiller_of(task: Task, *, coarse: bool, monkeypatch: pytest.MonkeyPatch) -
 def test_a_step_in_parts_has_the_gradient_of_the_whole(halved: Halved, monkeypatch: pytest.MonkeyPatch) -> None:
     task, _ = halved
     gradients = []
+    monkeypatch.setattr(distil, "coarse_products", lambda: False)
     for parts in (1, 3):
-        distiller = distiller_of(task, coarse=False, monkeypatch=monkeypatch)
+        distiller = distiller_of(task)
         monkeypatch.setattr(distiller, "_shards", lambda samples, _f, n=parts: np.array_split(np.arange(samples), n))
         distiller._gradients(task.index[:25], np.random.default_rng(0), 1.0)
         gradients.append(torch.cat([w.grad.flatten() for w in distiller.reading.parameters() if w.grad is not None]))
@@ -117,7 +117,8 @@ def test_coarse_products_lead_where_exact_ones_do(halved: Halved, monkeypatch: p
     task, scorer = halved
     found, gradients = [], []
     for coarse in (False, True):
-        distiller = distiller_of(task, coarse=coarse, monkeypatch=monkeypatch)
+        monkeypatch.setattr(distil, "coarse_products", lambda known=coarse: known)
+        distiller = distiller_of(task)
         assert distiller.coarse is coarse
         distiller._gradients(task.index[:25], np.random.default_rng(0), 1.0)
         gradients.append(torch.cat([w.grad.flatten() for w in distiller.reading.parameters() if w.grad is not None]))
@@ -141,8 +142,9 @@ def test_a_network_that_does_not_bear_rounding_is_computed_exactly(
     last.input[0], last.output[0] = "away", "above"
     cut.graph.node.append(last)
     cut.graph.node.append(onnx.helper.make_node("Sub", ["above", "moved"], ["logits"]))
-    assert not distiller_of(replace(task, cut=cut), coarse=True, monkeypatch=monkeypatch).coarse
-    assert distiller_of(task, coarse=True, monkeypatch=monkeypatch).coarse
+    monkeypatch.setattr(distil, "coarse_products", lambda: True)
+    assert not distiller_of(replace(task, cut=cut)).coarse
+    assert distiller_of(task).coarse
 
 
 def test_what_is_not_better_is_not_kept(halved: Halved) -> None:
@@ -180,9 +182,7 @@ def test_training_ends_in_time(halved: Halved) -> None:
 
 def test_the_epochs_left_are_what_time_allows_of_whatever_went_before_the_first(halved: Halved) -> None:
     task, _ = halved
-    course = replace(SHORT, epochs=1000, minutes=10.0)
-    proto = onnx.ModelProto.FromString(task.analysis.model.proto.SerializeToString())
-    distiller = Distiller(task.cut, proto, task.data, task.index, course)
+    distiller = distiller_of(replace(task, course=replace(SHORT, epochs=1000, minutes=10.0)))
     standing = Standing(12, 1e-2, (0.0, 0.0), (0.0, 0.0), shares=[0.01, 0.02], prelude=100.0, seconds=20.0)
     assert distiller._left(standing) == (600 - 120) // 10
     assert distiller._left(replace(standing, seconds=900.0)) == 1
@@ -273,7 +273,7 @@ def test_hints_fade_only_where_labels_decide_in_the_end() -> None:
 def test_the_original_in_torch_answers_as_in_onnxruntime(halved: Halved) -> None:
     task, _ = halved
     proto = task.analysis.model.proto
-    distiller = Distiller(task.cut, onnx.ModelProto.FromString(proto.SerializeToString()), task.data, task.index, SHORT)
+    distiller = distiller_of(task)
     feed = task.data.batch(np.arange(8))
     one, other = (way(proto, "model")(feed) for way in (distiller._in_onnxruntime, distiller._in_torch))
     assert one.keys() == other.keys() == {"logits"}
@@ -323,8 +323,7 @@ def test_the_rate_suits_the_network_and_finding_it_leaves_the_weights_alone(halv
     free = replace(task, course=replace(SHORT, rate=None))
     _, standing = recovered(free, judged(scorer))
     assert LOWEST / BELOW < standing.rate <= HIGHEST / BELOW
-    distiller = Distiller(task.cut, onnx.ModelProto.FromString(task.analysis.model.proto.SerializeToString()), task.data,
-                          task.index, SHORT)  # fmt: skip
+    distiller = distiller_of(task)
     start = {name: value.copy() for name, value in distiller.reading.trained().items()}
     assert distiller._suited_rate() == distiller._suited_rate()
     assert all(np.array_equal(value, start[name]) for name, value in distiller.reading.trained().items())

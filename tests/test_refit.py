@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +16,13 @@ from onnx import numpy_helper
 from onnx_amc.builder import Builder
 from onnx_amc.config import Budget, Settings
 from onnx_amc.delivery import input_specs
-from onnx_amc.fit.moments import Moments
 from onnx_amc.fit.patches import choose, patches
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
-from onnx_amc.pipeline import compress
 from onnx_amc.prune.criteria import CRITERIA, fpgm, magnitude, wanda
 from onnx_amc.prune.layers import Layer, find_layers
 from onnx_amc.prune.refit import Refitter, by_score, read
 from onnx_amc.prune.surgery import cut
-from onnx_amc.run import capture
 from onnx_amc.run import data as sources
 from onnx_amc.run.capture import gather_moments
 from onnx_amc.run.data import Dataset
@@ -193,52 +187,6 @@ def test_places_folded_into_the_batch_are_all_looked_at() -> None:
     layers, _ = find_layers(analysis)
     moments = gather_moments(analysis.model, layers, noise(analysis), np.arange(SAMPLES), rows=10**6, seed=0)
     assert moments["y"].rows == 4 * SAMPLES
-
-
-DEEP = """(float[N,3,6,6] x) => (float[N,6,6,6] y) <float[8,3,3,3] w, float[8] b, float[6,4,1,1] v, float[6,6,1,1] u> {
-    h = Conv <pads = [1,1,1,1]> (x, w, b) r = Relu (h) k = Conv <group = 2> (r, v) s = Relu (k) y = Conv (s, u) }"""
-
-
-def test_moments_beyond_the_memory_are_the_same_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    analysis = net(DEEP)
-    layers, _ = find_layers(analysis)
-    told: list[tuple[int, int]] = []
-    held, shelved = (
-        gather_moments(
-            analysis.model, layers, noise(analysis), np.arange(SAMPLES), rows=900, seed=0, memory=memory,
-            progress=lambda done, total: told.append((done, total)),
-        )
-        for memory in (None, 1e-9)
-    )  # fmt: skip
-    assert list(held) == list(shelved) == ["h", "k", "y"]
-    for node, one in held.items():
-        sent = pickle.loads(pickle.dumps(shelved[node]))
-        for other in (shelved[node], sent):
-            assert other.rows == one.rows
-            for g in range(one.groups):
-                assert np.array_equal(other.covariance(g), one.covariance(g))
-                assert np.array_equal(other.mean(g), one.mean(g))
-        assert shelved[node]._gram.size == 0 < sent._gram.size
-    assert told[-1] == (3 * SAMPLES, 3 * SAMPLES)
-    assert not list(tmp_path.iterdir()), "the files have no names that could outlive the process"
-
-
-def test_a_run_on_little_memory_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = MODELS / "digits_resnet.onnx", MODELS / "digits_resnet.npz"
-    settings = Settings(Budget("flops", 0.5), policy="knapsack", recover=False)
-    found = [compress(model, data, settings).model]
-    shelved: list[Moments] = []
-
-    def shelve(self: Moments, inner: Callable[[Moments], None] = Moments.shelve) -> None:
-        inner(self)
-        shelved.append(self)
-
-    monkeypatch.setattr(capture, "MOMENTS", 1)
-    monkeypatch.setattr(Moments, "shelve", shelve)
-    found.append(compress(model, data, settings).model)
-    assert shelved
-    assert found[0].SerializeToString() == found[1].SerializeToString()
 
 
 # ---- the refit ----------------------------------------------------------------------------------------------------

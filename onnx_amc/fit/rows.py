@@ -99,18 +99,15 @@ def fit(
         errors = [_error(at(np.array(v)), tail, target[..., split:]) for v in ridges]
         best = np.array(ridges)[np.argmin(errors, axis=0)]
     solve = _dual(z, rows.prior) if wide else _primal(z, rows.prior, first + _product(tail, tail))
-    y = rows.y
-    base = 0.0 if rows.base is None else rows.base
-    wanted = y if rows.base is None else y + base
+    y, base = rows.y, rows.base
+    wanted = y if base is None else y + base
     for left in range(rounds if bounds is not None else 0, -1, -1):
         target, offset = _centred(y, affine=rows.affine)
         w = solve(target)(best)
         if left and bounds is not None:
             found = w.astype(z.dtype) @ z
             found += offset
-            found += base
-            y = bounds.aim(wanted, found)
-            y = y if rows.base is None else y - base
+            y = bounds.aim(wanted, found) if base is None else bounds.aim(wanted, found + base) - base
     return w, (offset - w @ mean)[..., 0] * rows.affine
 
 

@@ -110,12 +110,11 @@ def _slice(c: Call) -> Tensor:
     axes, steps = c.ints(3, "axes") or list(range(len(starts))), c.ints(4) or [1] * len(starts)
     x = c.x
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        places = list(range(x.shape[axis]))[_span(start, end, step, x.shape[axis])]
+        span = _span(start, end, step, x.shape[axis])
         if step > 0:
-            first, last = (places[0], places[-1] + 1) if places else (0, 0)
-            x = x[(slice(None),) * (axis % x.ndim) + (slice(first, last, step),)]
+            x = x[(slice(None),) * (axis % x.ndim) + (span,)]
         else:
-            x = x.index_select(axis, torch.tensor(places, device=x.device))
+            x = x.index_select(axis, torch.tensor(range(x.shape[axis])[span], device=x.device))
     return x
 
 

@@ -118,25 +118,29 @@ def gather_moments(
     exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in given)
     session = open_session(exposed, where=model.source)
     inputs = {i.name for i in session.get_inputs()}
-    lots = _lots(layers, room(MOMENTS, memory))
-    moments: dict[str, Moments] = {}
+    wanted = [n for n in names if n not in inputs]
     taken = sum(int(np.prod(model.shapes[n])) for n in names)
     per_sample = WIDTH * max(taken, at_a_time(model.proto, model.shapes), 1)
+    size = int(np.clip(MEMORY // per_sample, 1, 128))
+
+    def activations() -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """What is looked at, batch by batch, and of how many samples; what only fills a fixed batch is left off."""
+        for part, count in batches(model.proto, index, size):
+            feed = data.batch(part)
+            values = run_session(session, wanted, feed, where=model.source) if wanted else []
+            found = dict(zip(wanted, values, strict=True)) | feed
+            # places may be folded into axis 0
+            yield {name: found[name][: len(found[name]) * count // len(part)] for name in names}, count
+
+    lots = _lots(layers, room(MOMENTS, memory))
+    moments: dict[str, Moments] = {}
     done = 0
     for lot in lots:
         mine = {layer.node: Moments(len(layer.weight.index), layer.width) for layer in lot}
         rng = np.random.default_rng(seed)
-        for part, count in batches(model.proto, index, int(np.clip(MEMORY // per_sample, 1, 128))):
-            feed = data.batch(part)
-            wanted = [n for n in names if n not in inputs]
-            values = run_session(session, wanted, feed, where=model.source) if wanted else []
-            found = dict(zip(wanted, values, strict=True)) | feed
+        for found, count in activations():
             for layer in layers:
-                x = found[layer.x]
-                x = x[
-                    : len(x) * count // len(part)
-                ]  # without what only fills a fixed batch; places may be folded into axis 0
-                _add(mine.get(layer.node), layer, x, -(-rows * count // len(index)), rng, model.source)
+                _add(mine.get(layer.node), layer, found[layer.x], -(-rows * count // len(index)), rng, model.source)
             done += count
             progress(done, len(index) * len(lots))
         if len(lots) > 1:
