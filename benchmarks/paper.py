@@ -155,6 +155,7 @@ def rerun(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
                     with args.log.open("a", encoding="utf-8") as log:
                         log.write(json.dumps(runs[-1]) + "\n")
                     print(runs[-1], file=sys.stderr, flush=True)
+                del first, data  # else they are there while the next ones are made
 
 
 def main() -> int:

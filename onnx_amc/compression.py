@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import time
@@ -77,6 +78,7 @@ class Compression:
     ) -> None:
         self.settings, self.listener, self.team = settings, listener, team
         self._begin()
+        gc.collect()  # an earlier run in this process is a ring of objects and may still hold gigabytes
         with self._timed("analyse"):
             self.listener.stage("analyse", None)
             self.analysis = analyse(load_model(model), approximate=settings.approximate)

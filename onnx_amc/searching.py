@@ -102,32 +102,9 @@ class Search:
             if name not in self.units.prices:
                 what = f"--granularity {self.settings.granularity} knows no cost '{name}'"
                 raise OptionError(what, where="--reward", fix=f"choose error, {', '.join(self.units.prices)}")
-            return replace(plain, cost=lambda counts: float(self.units.prices[name](counts[None])[0]))
-        function = imported(name, "--reward")
-        return replace(plain, own=lambda score, loss, counts: self._own(function, score, loss, counts))
-
-    def _own(self, function: Callable[..., float], score: float, loss: float, counts: np.ndarray) -> float:
-        """The user's reward.
-
-        Raises:
-            OptionError: It fails, or returns no finite number.
-
-        """
-        costs = {
-            kind: float(price(counts[None])[0] / self.units.wholes[kind]) for kind, price in self.units.prices.items()
-        }
-        try:
-            found = float(function(score, loss, costs))
-        except Exception as error:  # the user's own code may raise anything
-            what = f"'{self.settings.reward}' failed: {type(error).__name__}: {error}"
-            raise OptionError(
-                what, where="--reward", fix="call it with (score, loss, {'flops': 0.5, ...}) to see why"
-            ) from error
-        if not np.isfinite(found):
-            raise OptionError(
-                f"'{self.settings.reward}' returned {found}", where="--reward", fix="return a finite number"
-            )
-        return found
+            price = self.units.prices[name]
+            return replace(plain, cost=lambda counts: float(price(counts[None])[0]))
+        return replace(plain, own=partial(_own, imported(name, "--reward"), name, self.units))
 
     def environment(self) -> PruningEnv:
         """The Gymnasium environment of this search, each episode evaluated in onnxruntime."""
@@ -333,6 +310,28 @@ class Search:
         self.ready = None
         self._refine(sorted(fitting, key=lambda t: -t.reward)[:SMALLER])
         return max((t for t in self.finals if space.feasible(t.counts)), key=lambda t: t.reward).counts
+
+
+def _own(
+    function: Callable[..., float], name: str, units: Units, score: float, loss: float, counts: np.ndarray
+) -> float:
+    """The user's reward.
+
+    Raises:
+        OptionError: It fails, or returns no finite number.
+
+    """
+    costs = {kind: float(price(counts[None])[0] / units.wholes[kind]) for kind, price in units.prices.items()}
+    try:
+        found = float(function(score, loss, costs))
+    except Exception as error:  # the user's own code may raise anything
+        what = f"'{name}' failed: {type(error).__name__}: {error}"
+        raise OptionError(
+            what, where="--reward", fix="call it with (score, loss, {'flops': 0.5, ...}) to see why"
+        ) from error
+    if not np.isfinite(found):
+        raise OptionError(f"'{name}' returned {found}", where="--reward", fix="return a finite number")
+    return found
 
 
 def _warm(policy: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from test_refit import SAMPLES, net, noise
 
 import onnx_amc
 from onnx_amc.cli import main
+from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
 from onnx_amc.errors import DataError, ModelError
 from onnx_amc.fit.moments import Moments
@@ -159,3 +162,22 @@ def test_a_run_on_little_memory_gives_the_same_bytes(monkeypatch: pytest.MonkeyP
     found.append(compress(model, data, settings).model)
     assert shelved
     assert found[0].SerializeToString() == found[1].SerializeToString()
+
+
+@pytest.mark.parametrize("reward", ["error", "flops", "held:score"])
+def test_what_a_run_held_is_gone_before_the_next_one_begins(
+    reward: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "held.py").write_text("def score(score, loss, costs):\n    return score\n")
+    settings = Settings(Budget("flops", 0.5), policy="uniform", reward=reward, recover=False)
+    run = Compression(MODELS / "digits_mlp.onnx", None, settings, Listener())
+    result, held = run.deliver(run.choose()), weakref.ref(run.builder)
+    assert np.isfinite(result.trials[0].reward)
+    del run
+    gc.disable()
+    try:
+        Compression(MODELS / "digits_mlp.onnx", None, settings, Listener())
+    finally:
+        gc.enable()
+    assert held() is None, "neither a ring nor the result, which the caller keeps, holds it"
