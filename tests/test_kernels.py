@@ -1,0 +1,103 @@
+"""onnxruntime's own profile: read, told apart by models that run in turn, and the stopwatch beside it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from test_clock import network
+
+from onnx_amc.delivery import one_feed
+from onnx_amc.errors import ModelError
+from onnx_amc.run.kernels import CPU, Kernel, in_turn, profile, read_profile, stopwatch
+from onnx_amc.run.learn import Anchors
+
+
+def event(name: str, start: int, length: int, kind: str = "Node") -> dict[str, object]:
+    return {"cat": kind, "name": name, "ts": start, "dur": length, "args": {"op_name": "Op"}}
+
+
+def test_a_profile_is_read_without_its_first_runs_and_without_what_runs_inside_a_loop() -> None:
+    events: list[dict[str, object]] = []
+    for i, length in enumerate([900, 800, 10, 30, 20, 1000]):
+        at = 10_000 * i
+        events += [
+            event("model_run", at, 5000, "Session"),
+            event("loop_kernel_time", at + 1, length),
+            event("body_kernel_time", at + 2, length - 5),
+            event("body_kernel_time", at + 3, 1),
+            event("after_kernel_time", at + 1 + length, 2 + i),
+            event("after_fence_before", at + 1 + length, 7),
+        ]
+    found = read_profile(json.dumps(events))
+    assert found == (Kernel("loop", "Op", 15.0), Kernel("after", "Op", 4.5))
+
+
+@pytest.mark.parametrize("text", ['[{"name": "it\'s "quoted"" }]', "[]", json.dumps([event("a_kernel_time", 1, 1)])])
+def test_a_profile_that_cannot_be_read_is_none(text: str) -> None:
+    assert read_profile(text) == ()
+
+
+def test_kernels_of_a_real_network_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    analysis = network()
+    nameless = onnx.ModelProto()
+    nameless.CopyFrom(analysis.model.original)
+    for node in nameless.graph.node:
+        node.name = ""
+    feed = one_feed(analysis.model)
+    for model in (analysis.model.original, nameless):
+        found = profile(model, feed, threads=1, runs=5)
+        assert sum(k.op == "Conv" for k in found) == sum(n.op_type == "Conv" for n in model.graph.node)
+        assert all(0 <= k.microseconds < 1e5 for k in found)
+        assert sum(k.microseconds for k in found) > 0
+        anchors = Anchors(analysis)
+        assert {anchors.find(k.name) for k in found if k.op == "Conv"} <= set(analysis.model.shapes)
+    assert list(tmp_path.iterdir()) == []
+    assert not nameless.graph.node[0].name
+
+
+def test_models_run_in_turn_are_told_apart() -> None:
+    def product(size: int) -> onnx.ModelProto:
+        weight = numpy_helper.from_array(np.ones((size, size), np.float32), "w")
+        nodes = [
+            helper.make_node("Expand", ["x", "n"], ["y"]),
+            helper.make_node("MatMul", ["y", "w"], ["z"]),
+            helper.make_node("ReduceMax", ["z"], ["r"], keepdims=0),
+        ]
+        shape = numpy_helper.from_array(np.array([size, size]), "n")
+        graph = helper.make_graph(
+            nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1])],
+            [helper.make_tensor_value_info("r", TensorProto.FLOAT, [])], [weight, shape],
+        )  # fmt: skip
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    feed = {"x": np.ones((1, 1), np.float32)}
+    laps, kernels = in_turn([product(256), product(16)], feed, threads=1, runs=6)
+    assert laps.shape == (6, 2)
+    assert np.median(laps[:, 0]) > 5 * np.median(laps[:, 1])
+    assert [[k.op for k in found] for found in kernels] == [["Expand", "MatMul", "ReduceMax"]] * 2
+    assert kernels[0][1].microseconds > 5 * max(kernels[1][1].microseconds, 1)
+    assert in_turn([product(16)], feed, threads=1, runs=4, watch=False)[1] == [()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its processor time moves in steps of 16 ms")
+def test_one_thread_is_timed_without_what_others_do_meanwhile() -> None:
+    clocks = stopwatch(1, CPU), stopwatch(2, CPU), stopwatch(1, "CUDAExecutionProvider")
+    before = [c() for c in clocks]
+    time.sleep(0.2)
+    slept = [c() - b for c, b in zip(clocks, before, strict=True)]
+    assert slept[0] < 0.1 <= min(slept[1:])
+
+
+def test_a_provider_that_is_not_there_is_refused() -> None:
+    analysis = network()
+    with pytest.raises(ModelError, match="no provider 'NoSuchProvider'"):
+        profile(analysis.model.original, one_feed(analysis.model), provider="NoSuchProvider")
