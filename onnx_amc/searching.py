@@ -120,6 +120,7 @@ class Search:
         self.listener.stage("ranking", None)
         self.builder.prepare()
         before, start = RUNNING.seconds, time.perf_counter()
+        _warm(self.settings.policy)
         with ExitStack() as stack:
             crew = self.team or stack.enter_context(Crew(self.settings.workers, self.settings.ahead))
             self.journal.begin = lambda counts: self.begun(counts, crew)
@@ -176,7 +177,7 @@ class Search:
         if self.errors:
             self.listener.stage("second pass", len(space) + 2)
             self.baselines["knapsack"], self.errors = second_pass(
-                space, self.journal, self.errors, self.baselines["knapsack"], meanwhile=partial(_warm, settings.policy)
+                space, self.journal, self.errors, self.baselines["knapsack"]
             )
             self.baselines = {n: replace(t, rule=self.journal.rule) for n, t in self.baselines.items()}
         if settings.policy in CLOSED:
@@ -335,7 +336,7 @@ def _own(
 
 
 def _warm(policy: str) -> None:
-    """Import what an agent needs, which takes seconds, while the first plans are evaluated."""
+    """Import what an agent needs before any thread runs: beside them it has crashed the interpreter in one run of twenty."""
     if policy in AGENTS:
         for name in ("onnx_amc.search.agent", "torch._dynamo"):  # the latter an optimizer imports at its first use
             with suppress(ImportError):  # told where it is needed

@@ -205,3 +205,26 @@ def test_what_does_not_learn_loads_no_torch(command: list[str], unwanted: set[st
 
 def test_a_loaded_torch_would_be_noticed() -> None:
     assert loaded("-c", "import onnx_amc.search.agent") >= LEARNING
+
+
+BESIDE = """
+import sys
+import onnx_amc
+from onnx_amc.run.crew import Crew
+
+begin, found = Crew.begin, []
+
+def watched(*args):
+    found.append({"torch._dynamo", "stable_baselines3"} <= sys.modules.keys())
+    return begin(*args)
+
+Crew.begin = watched
+onnx_amc.compress(MODEL, flops=0.5, episodes=2, recover=False)
+print(len(found) > 10, all(found))
+"""
+
+
+def test_nothing_heavy_is_imported_beside_running_threads() -> None:
+    script = f"MODEL = {str(MODEL.with_name('digits_resnet.onnx'))!r}{BESIDE}"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.split()[-2:] == ["True", "True"]

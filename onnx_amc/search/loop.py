@@ -206,16 +206,11 @@ def propose(space: Space, name: str, errors: Sequence[np.ndarray]) -> np.ndarray
 
 
 def second_pass(
-    space: Space,
-    journal: Journal,
-    errors: Sequence[np.ndarray],
-    start: Tried,
-    meanwhile: Callable[[], None] = lambda: None,
+    space: Space, journal: Journal, errors: Sequence[np.ndarray], start: Tried
 ) -> tuple[Tried, list[np.ndarray]]:
     """Measure each group's worth once more around the knapsack's plan, by lowering it there, and solve the knapsack again.
 
-    What the loss counts for in the reward is chosen on the way, by all that was tried by then. `meanwhile` is called once all plans
-    are under way.
+    What the loss counts for in the reward is chosen on the way, by all that was tried by then.
 
     Returns:
         The better one of the two plans, and the table of errors with its rows scaled.
@@ -227,7 +222,6 @@ def second_pass(
         counts = start.counts.copy()
         counts[group] = lowered[group]
         asked[int(group)] = journal.put(counts, start.source)
-    meanwhile()
     found = {group: journal.result(one) for group, one in asked.items()}
     journal.weigh()
     start = replace(start, rule=journal.rule)
