@@ -336,7 +336,7 @@ def _own(
 
 
 def _warm(policy: str) -> None:
-    """Import what an agent needs before any thread runs: beside them it has crashed the interpreter in one run of twenty."""
+    """Import what an agent needs, before any thread runs: in runs that did it beside them the interpreter crashed now and then."""
     if policy in AGENTS:
         for name in ("onnx_amc.search.agent", "torch._dynamo"):  # the latter an optimizer imports at its first use
             with suppress(ImportError):  # told where it is needed
