@@ -18,6 +18,8 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
+MODELS = Path(__file__).parents[1] / "models"
+
 cache = tempfile.mkdtemp(prefix="onnx-amc-tests-")
 os.environ["XDG_CACHE_HOME"] = cache
 atexit.register(shutil.rmtree, cache, ignore_errors=True)
@@ -38,3 +40,11 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     assert str(tmp_path) not in sys.path, "the current directory is on the path only while the data is read"
     for name in made:
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with the MLP and its sidecar."""
+    for name in ("digits_mlp.onnx", "digits_mlp.npz"):
+        (tmp_path / name).write_bytes((MODELS / name).read_bytes())
+    return tmp_path
