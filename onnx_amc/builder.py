@@ -37,6 +37,9 @@ Progress = Callable[[int, int], None]
 Kept = Mapping[str, Any]
 """A plan by name: which channels of a group stay, or how many weights of a tensor."""
 
+FIRM = (1.0,)
+"""Pull of a draft towards the one-shot refit: where rows are few it need not be looked for (`benchmarks/proxy.md`)."""
+
 ROWS_PER_INPUT = 4
 """Rows per unknown below which a least-squares fit starts to learn the noise."""
 
@@ -100,7 +103,7 @@ class Builder:
             self.sequential = Sequential(
                 self.analysis, self.layers, data, self.calibration, effort, seed=settings.seed, memory=settings.memory
             )
-            self.draft = self.sequential.lighter(Effort(settings.draft, settings.draft_rows, rounds=1))
+            self.draft = self.sequential.lighter(Effort(settings.draft, settings.draft_rows, rounds=1, ridges=FIRM))
 
     def _losing(self) -> list[Layer]:
         """The layers that a plan may take something from."""

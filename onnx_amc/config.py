@@ -141,7 +141,7 @@ class Settings:
     correction: int = 512
     sequence: int = 2_000
     draft: int = 100
-    draft_rows: int = 4_000
+    draft_rows: int = 1_000
     trial: int = 750
     finalists: int = 3
     recover: bool | None = None

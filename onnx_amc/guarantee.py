@@ -33,6 +33,9 @@ SHRINK = 0.75
 TRAININGS = 3
 """Networks that are trained at most."""
 
+MARGIN = 0.1
+"""Share of what lies between a ratio that holds and one that does not by which the next one keeps away from either."""
+
 CONFIDENCE = 0.95
 
 
@@ -74,6 +77,22 @@ def drop_of(found: Score, original: Score, samples: int, unit: float = 1.0) -> D
         return Drop(points, -np.inf, np.inf, samples)
     reach = float(stdtrit(len(each) - 1, (1 + CONFIDENCE) / 2) * each.std(ddof=1) / np.sqrt(len(each)))
     return Drop(points, points - reach, points + reach, samples)
+
+
+def between(held: tuple[float, float], missed: tuple[float, float], allowed: float) -> float:
+    """The ratio between one that holds and one that does not at which the drop should be what is allowed.
+
+    On the straight line between the two: drops grow ever faster, so the true curve lies below it. In the middle where the drop of
+    either is not known.
+
+    Args:
+        held: A ratio and its drop, infinite where that is not known.
+        missed: The same of a smaller ratio.
+        allowed: The drop, no less than that of `held` and less than that of `missed`.
+
+    """
+    share = (missed[1] - allowed) / (missed[1] - held[1]) if np.isfinite([held[1], missed[1]]).all() else 0.5
+    return missed[0] + float(np.clip(share, MARGIN, 1 - MARGIN)) * (held[0] - missed[0])
 
 
 class Guarantee:
@@ -161,9 +180,9 @@ class Guarantee:
     def _trained(self, ratio: float) -> tuple[Result, Drop] | None:
         """The smallest network that is within the drop after training; None where none below the given ratio is."""
         best: tuple[Result, Drop] | None = None
-        low, high, wanted = self.least, ratio, max(ratio * SHRINK, self.least)
+        held, missed, wanted = (ratio, -np.inf), (self.least, np.inf), max(ratio * SHRINK, self.least)
         for _ in range(TRAININGS):
-            if not low <= wanted < high:
+            if not missed[0] <= wanted < held[0]:
                 break
             run = self.first.again(budget=self._budget(wanted))
             result = run.deliver(run.choose())
@@ -171,10 +190,10 @@ class Guarantee:
             drop = self._drop(result.model)
             self.first.listener.note(f"{wanted:.1%}, trained: {drop}")
             if drop.points <= self.allowed:
-                best, high = (result, drop), wanted
-                wanted = max(wanted * SHRINK, (low + high) / 2 if low > self.least else self.least)
+                best, held = (result, drop), (wanted, drop.points)
             else:
-                low, wanted = wanted, (wanted + high) / 2
+                missed = wanted, drop.points
+            wanted = max(held[0] * SHRINK, self.least) if missed[1] == np.inf else between(held, missed, self.allowed)
         return best
 
     def _told(self, result: Result, drop: Drop, even: float | None) -> Result:

@@ -143,8 +143,8 @@ class Search:
         """The same, begun by the crew and waited for later; in a race a hopeless plan is not scored on all samples."""
         kept = self.builder.kept(counts)
         build, scorer = partial(self.builder.drafted, kept), self._scorer(1)
-        bar = self.journal.bar(self.settings.finalists, RACED) if race else None
-        return self.memo.later(_key("plan", counts), lambda: crew.begin(build, partial(scorer.numbers, bar=bar)))
+        bars = self.journal.bars(self.settings.finalists, RACED) if race else {}
+        return self.memo.later(_key("plan", counts), lambda: crew.begin(build, partial(scorer.numbers, bars=bars)))
 
     def _scorer(self, which: int) -> Scorer:
         if self.scorers is None:

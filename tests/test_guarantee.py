@@ -17,7 +17,7 @@ from onnx_amc.cli import main
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
 from onnx_amc.errors import OptionError
-from onnx_amc.guarantee import drop_of
+from onnx_amc.guarantee import between, drop_of
 from onnx_amc.listener import Listener
 from onnx_amc.run.score import Score
 
@@ -87,6 +87,37 @@ def test_with_training_the_drop_is_that_of_the_trained_network(
     again = tmp_path / "again.onnx"
     assert main(["apply", str(model), str(tmp_path / "digits_mlp.amc.run" / "plan.json"), "-o", str(again)]) == 0
     assert again.read_bytes() == (tmp_path / "digits_mlp.amc.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("held", "missed", "expected"),
+    [
+        ((0.6, 0.5), (0.4, 1.5), 0.5),
+        ((0.6, 0.5), (0.4, 10.5), 0.6 - 0.1 * 0.2),
+        ((0.6, 0.0), (0.4, 1.01), 0.4 + 0.1 * 0.2),
+        ((0.6, -np.inf), (0.4, 1.5), 0.5),
+    ],
+)
+def test_the_next_ratio_is_where_the_drop_should_be_what_is_allowed(
+    held: tuple[float, float], missed: tuple[float, float], expected: float
+) -> None:
+    assert between(held, missed, 1.0) == pytest.approx(expected)
+
+
+def test_trainings_close_in_on_the_drop(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Compression(MLP, None, Settings(Budget("flops", 1.0), max_drop=1.0, episodes=1, recover_epochs=1), Listener())
+    found = guarantee.Guarantee(run, 1.0)
+    asked: list[float] = []
+
+    def known(self: guarantee.Guarantee, _model: onnx.ModelProto) -> guarantee.Drop:
+        asked.append(self.searches[-1].settings.budget.ratio)
+        return guarantee.Drop(1 / asked[-1] - 1, 0.0, 0.0, 1)
+
+    monkeypatch.setattr(guarantee.Guarantee, "_drop", known)
+    best = found._trained(0.8)
+    assert best is not None
+    assert asked == pytest.approx([0.6, 0.45, 0.51])
+    assert best[1].points == pytest.approx(1 / 0.51 - 1), "the smallest that holds"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from onnx_amc.delivery import input_specs
 from onnx_amc.fit.patches import choose, patches
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
+from onnx_amc.prune import refit
 from onnx_amc.prune.criteria import CRITERIA, fpgm, magnitude, wanda
 from onnx_amc.prune.layers import Layer, find_layers
 from onnx_amc.prune.refit import Refitter, by_score, read
@@ -300,6 +301,37 @@ def test_refit_never_looks_at_the_labels(digits: tuple[Analysis, Dataset, np.nda
         builder = Builder(analysis, SETTINGS, replace(data, labels=labels), calibration[:50])
         built.append(builder.build(builder.kept(halves(analysis))).SerializeToString(deterministic=True))
     assert built[0] == built[1] == built[2]
+
+
+def test_what_was_solved_before_is_looked_up(
+    digits: tuple[Analysis, Dataset, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analysis, data, calibration, _ = digits
+    builder, counts = Builder(analysis, SETTINGS, data, calibration[:50]), halves(analysis)
+
+    def built(counts: np.ndarray) -> bytes:
+        return bytes(builder.build(builder.kept(counts), correct=False).SerializeToString(deterministic=True))
+
+    solved: list[str] = []
+    solve = Refitter._refitted
+
+    def noted(self: Refitter, layer: Layer, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        solved.append(layer.node)
+        return solve(self, layer, alive)
+
+    monkeypatch.setattr(Refitter, "_refitted", noted)
+    first, once = built(counts), len(solved)
+    assert once > len(counts)
+    assert built(counts) == first
+    assert len(solved) == once, "nothing is solved again"
+    counts[0] -= 1
+    assert built(counts) != first
+    assert once < len(solved) < 2 * once, "but what reads the one group that changed"
+    monkeypatch.setattr(refit, "REMEMBERED", 0)
+    counts[0] -= 1
+    assert built(counts) == built(counts)
+    counts[0] += 2
+    assert built(counts) == first, "what is full still knows what it knew"
 
 
 # ---- named criteria ------------------------------------------------------------------------------------------------

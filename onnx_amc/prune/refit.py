@@ -15,6 +15,9 @@ from onnx_amc.prune.layers import Layer, Stored
 
 Values = dict[str, np.ndarray]
 
+REMEMBERED = 2**28
+"""Bytes of refitted weights that are kept: plans share most of their layers' counts with plans before them."""
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -59,6 +62,8 @@ class Refitter:
         self.analysis, self.layers, self.moments, self.ridge = analysis, list(layers), moments, ridge
         self.worth: dict[str, float] = {}
         self.weights = {layer.node: read(analysis, layer.weight) for layer in layers}
+        self._known: dict[tuple[str, bytes], tuple[np.ndarray, np.ndarray]] = {}
+        self._bytes = 0
 
     def matrix(self, layer: Layer, group: int) -> np.ndarray:
         """What least squares sees of a layer's inputs: their covariance where there is a bias, else their second moments."""
@@ -81,7 +86,7 @@ class Refitter:
             alive = keep(layer.inputs)
             if alive.all():
                 continue
-            w, shift = self._refitted(layer, alive)
+            w, shift = self._looked_up(layer, alive)
             write(self.analysis, values, layer.weight, w)
             if layer.bias is not None:
                 bias = read(self.analysis, layer.bias)
@@ -90,6 +95,20 @@ class Refitter:
                 outputs = keep(layer.outputs) if layer.outputs is not None else slice(None)
                 added[layer.node] = shift[outputs]
         return values, added
+
+    def _looked_up(self, layer: Layer, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What `_refitted` gives, the weights in the precision in which they are stored; remembered as long as there is room."""
+        key = layer.node, alive.tobytes()
+        if key not in self._known:
+            w, shift = self._refitted(layer, alive)
+            found = w.astype(self.analysis.model.value(layer.weight.name).dtype), shift
+            for array in found:
+                array.flags.writeable = False
+            if self._bytes + found[0].nbytes > REMEMBERED:
+                return found
+            self._bytes += found[0].nbytes
+            self._known[key] = found
+        return self._known[key]
 
     def _refitted(self, layer: Layer, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(groups, outputs, inputs, taps) weights, zero where inputs are cut, and what the bias gains, (outputs,)."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -19,8 +21,8 @@ from onnx_amc.run.session import open_session, run_session
 SMALLEST = 10
 """Samples of a part that is scored by itself, at least."""
 
-RACED = 3
-"""Parts that a plan is scored on first where it may be hopeless."""
+RACED = (1, 3)
+"""Parts that a plan has been scored on when it is looked at whether it is hopeless."""
 
 Bar = Callable[[float, float], tuple[float, float] | None]
 """Score and loss on the first parts -> those likely on all samples if that is hopeless, else None."""
@@ -125,28 +127,31 @@ class Scorer:
         """Score one model."""
         return self.score(self.outputs(model))
 
-    def numbers(self, model: onnx.ModelProto, bar: Bar | None = None) -> list[float]:
+    def numbers(self, model: onnx.ModelProto, bars: Mapping[int, Bar] = MappingProxyType({})) -> list[float]:
         """Score one model; return the score, the loss, and both for each of the parts, in turn.
 
-        Where a bar says that the first parts are hopeless, what is likely of score and loss is returned alone.
+        Where the bar for so many parts says that they are hopeless, what is likely of score and loss is returned alone.
         """
-        if bar is None or self.parts <= RACED:
-            found = self(model)
-            return [found.value, found.loss, *found.parts]
+        bars = {looked: bar for looked, bar in bars.items() if looked < self.parts}
+        if not bars:
+            score = self(model)
+            return [score.value, score.loss, *score.parts]
         session = open_session(model, provider=self.provider, where=self.where)
-        early = np.arange(len(self.index)) % self.parts < RACED
-        few = self.on(self.index[early])
-        few.parts = RACED
-        first = self._outputs(session, model, few.index)
-        parts = few.score(first).parts
-        likely = bar(float(np.mean(parts[::2])), float(np.mean(parts[1::2])))
-        if likely is not None:
-            return list(likely)
-        outputs = [np.empty((len(early), *z.shape[1:]), z.dtype) for z in first]
-        for z, a, b in zip(outputs, first, self._outputs(session, model, self.index[~early]), strict=True):
-            z[early], z[~early] = a, b
-        found = self.score(outputs)
-        return [found.value, found.loss, *found.parts]
+        part_of = np.arange(len(self.index)) % self.parts
+        outputs: Outputs = []
+        for begun, looked in pairwise([0, *sorted(bars), self.parts]):
+            now = (begun <= part_of) & (part_of < looked)
+            found = self._outputs(session, model, self.index[now])
+            outputs = outputs or [np.empty((len(now), *z.shape[1:]), z.dtype) for z in found]
+            for z, part in zip(outputs, found, strict=True):
+                z[now] = part
+            if looked in bars:
+                parts = [self._both(outputs, slice(k, None, self.parts)) for k in range(looked)]
+                likely = bars[looked](*map(float, np.mean(parts, axis=0)))
+                if likely is not None:
+                    return list(likely)
+        score = self.score(outputs)
+        return [score.value, score.loss, *score.parts]
 
     def lean(self) -> Scorer:
         """One that scores the same, with no more of the data than that takes."""

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.fit.patches import choose, patches, picked, widened
-from onnx_amc.fit.rows import Bounds, Rows, fit
+from onnx_amc.fit.rows import RIDGES, Bounds, Rows, fit
 from onnx_amc.fit.sparse import refit_rows
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
@@ -57,12 +57,14 @@ class Effort:
         samples: That it runs on, at most; as many of them are taken as fit into memory.
         rows: Of each layer's least squares.
         rounds: Times that the target is moved through the activation, see `fit.rows.fit`.
+        ridges: Pulls towards the weights of before that are tried, likewise.
 
     """
 
     samples: int
     rows: int
     rounds: int = 3
+    ridges: tuple[float, ...] = RIDGES
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ class Sequential:
                 None if base is None else base[of_y].reshape(*size, len(rows), -1),
                 layer.affine,
             )
-            fitted, bias = fit(problem, spot.bounds, rounds=self.effort.rounds)
+            fitted, bias = fit(problem, spot.bounds, ridges=self.effort.ridges, rounds=self.effort.rounds)
             if mask is not None:
                 fitted, bias = _thinned(problem, fitted, bias, mask[at].reshape(fitted.shape))
             flat[at], shift[np.ix_(mine, rows)] = fitted.reshape(len(mine), len(rows), -1), bias.reshape(len(mine), -1)

@@ -165,12 +165,13 @@ class Journal:
             counts = draw()
         return counts
 
-    def bar(self, rank: int, first: int) -> Bar | None:
-        """What a plan must reach on the first parts of the samples, if it is to be among so many best ones."""
+    def bars(self, rank: int, looks: Sequence[int]) -> dict[int, Bar]:
+        """What a plan must reach on the first so many parts of the samples, if it is to be among so many best ones."""
         whole = [t for t in self.distinct if t.parts]
         level = sorted((t.reward for t in whole), reverse=True)[:rank]
         scores, parts = [(t.score, t.loss) for t in whole], [t.parts for t in whole]
-        return bar_of(self.rule, scores, parts, first, level[-1]) if level else None
+        bars = {first: bar_of(self.rule, scores, parts, first, level[-1]) for first in looks if level}
+        return {first: bar for first, bar in bars.items() if bar is not None}
 
     def weigh(self) -> None:
         """Choose what the loss counts for by what was tried so far, and reward all of that anew."""
