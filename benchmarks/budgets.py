@@ -39,6 +39,14 @@ TRIES = 6
 """Searches within MACs, at most, until one is as fast as the one within time."""
 
 
+class Notes(Listener):
+    """Says what a long run finds on its way."""
+
+    def note(self, text: str) -> None:
+        """On stderr, which is not what the table goes to."""
+        print(text, file=sys.stderr, flush=True)
+
+
 def point(run: Compression, test: str) -> dict[str, Any]:
     """What a run delivers is worth: measured latency, MACs and top-1 on `test`."""
     return worth(run.deliver(run.choose()), test, run.settings.threads)
@@ -131,7 +139,7 @@ def main() -> int:
         )  # fmt: skip
         model = args.shared / "models" / f"{name}.onnx"
         with threadpool_limits(limits=1, user_api="blas"):
-            first = Compression(model, str(data / search), settings, Listener())
+            first = Compression(model, str(data / search), settings, Notes())
             place = str(data / test)
             told = (
                 in_time(first, place, args.episodes) if row == "latency" else guaranteed(first, place, trained=trained)

@@ -23,7 +23,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import spearmanr
 from threadpoolctl import threadpool_limits
 
-from onnx_amc.builder import Kept
+from onnx_amc.builder import FIRM, Kept
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
 from onnx_amc.listener import Listener
@@ -35,7 +35,12 @@ from onnx_amc.rundir import Memo
 from onnx_amc.search import baselines, local
 from onnx_amc.search.shaping import SHAPING
 
-EFFORTS = (Effort(50, 4_000, rounds=1), Effort(100, 4_000, rounds=1), Effort(200, 8_000, rounds=1))
+EFFORTS = (
+    Effort(50, 1_000, rounds=1, ridges=FIRM),
+    Effort(100, 1_000, rounds=1, ridges=FIRM),  # what the search takes
+    Effort(100, 4_000, rounds=1),
+    Effort(200, 8_000, rounds=1),
+)
 
 SIZES = (250, 500, 750, 1_500)
 
@@ -82,7 +87,8 @@ def main() -> int:
         ways: list[tuple[str, Callable[[Kept], onnx.ModelProto]]] = [("one-shot", builder.build)]
         for effort in EFFORTS:
             draft = builder.sequential.lighter(effort)
-            ways.append((f"sequential, {effort.samples} samples", partial(builder.refined_by, draft)))
+            what = f"sequential, {effort.samples} samples, {effort.rows:,} rows, ridges {effort.ridges}"
+            ways.append((what, partial(builder.refined_by, draft)))
         table: dict[str, list[float]] = {}
         truth: list[float] = []
         for plan in plans:

@@ -82,16 +82,15 @@ def drop_of(found: Score, original: Score, samples: int, unit: float = 1.0) -> D
 def between(held: tuple[float, float], missed: tuple[float, float], allowed: float) -> float:
     """The ratio between one that holds and one that does not at which the drop should be what is allowed.
 
-    On the straight line between the two: drops grow ever faster, so the true curve lies below it. In the middle where the drop of
-    either is not known.
+    On the straight line between the two: drops grow ever faster, so the true curve lies below it.
 
     Args:
-        held: A ratio and its drop, infinite where that is not known.
+        held: A ratio and its drop.
         missed: The same of a smaller ratio.
         allowed: The drop, no less than that of `held` and less than that of `missed`.
 
     """
-    share = (missed[1] - allowed) / (missed[1] - held[1]) if np.isfinite([held[1], missed[1]]).all() else 0.5
+    share = (missed[1] - allowed) / (missed[1] - held[1])
     return missed[0] + float(np.clip(share, MARGIN, 1 - MARGIN)) * (held[0] - missed[0])
 
 
@@ -111,6 +110,7 @@ class Guarantee:
         self.first, self.allowed = first, allowed
         self.judge = _judge(first)
         self.searches: list[Search] = []
+        self.trainings: list[tuple[float, float]] = []
         space = first.search.space
         self.least = float(np.nextafter(space.price(space.smallest) / max(space.price(space.full), 1), 2))
         self.best: tuple[float, Compression, np.ndarray, Drop] | None = None
@@ -178,22 +178,30 @@ class Guarantee:
         return drop_of(self.judge(model), self.judge.original, len(self.judge.index), self.judge.scale[1])
 
     def _trained(self, ratio: float) -> tuple[Result, Drop] | None:
-        """The smallest network that is within the drop after training; None where none below the given ratio is."""
+        """The smallest network that is within the drop after training; None where none below the given ratio is.
+
+        As long as none is, the whole network stands for one that is, but what is asked for stays in the lower half of the gap.
+        """
         best: tuple[Result, Drop] | None = None
-        held, missed, wanted = (ratio, -np.inf), (self.least, np.inf), max(ratio * SHRINK, self.least)
+        held, missed, wanted = (1.0, 0.0), (self.least, np.inf), max(ratio * SHRINK, self.least)
         for _ in range(TRAININGS):
-            if not missed[0] <= wanted < held[0]:
+            if not missed[0] <= wanted < ratio:
                 break
             run = self.first.again(budget=self._budget(wanted))
             result = run.deliver(run.choose())
             self.searches.append(run.search)
             drop = self._drop(result.model)
+            self.trainings.append((wanted, drop.points))
             self.first.listener.note(f"{wanted:.1%}, trained: {drop}")
             if drop.points <= self.allowed:
-                best, held = (result, drop), (wanted, drop.points)
+                best, held, ratio = (result, drop), (wanted, drop.points), wanted
             else:
                 missed = wanted, drop.points
-            wanted = max(held[0] * SHRINK, self.least) if missed[1] == np.inf else between(held, missed, self.allowed)
+            if missed[1] == np.inf:
+                wanted = max(ratio * SHRINK, self.least)
+            else:
+                wanted = between(held, missed, self.allowed)
+                wanted = wanted if best else min(wanted, (ratio + missed[0]) / 2)
         return best
 
     def _told(self, result: Result, drop: Drop, even: float | None) -> Result:
@@ -205,6 +213,7 @@ class Guarantee:
             "confidence": CONFIDENCE,
             "samples": drop.samples,
             "uniform": even,
+            "trained": [{"ratio": ratio, "points": points} for ratio, points in self.trainings],
         }
         others = [s for s in self.searches if s.journal.trials is not result.trials]
         elsewhere = [tried for s in others for tried in tried_json(s, s.journal.trials)]

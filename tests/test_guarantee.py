@@ -84,6 +84,7 @@ def test_with_training_the_drop_is_that_of_the_trained_network(
     record = json.loads((tmp_path / "digits_mlp.amc.run" / "record.json").read_text())
     assert record["recover"]["epochs"] == 2
     assert record["max_drop"]["points"] <= 2
+    assert 1 <= len(record["max_drop"]["trained"]) <= guarantee.TRAININGS
     again = tmp_path / "again.onnx"
     assert main(["apply", str(model), str(tmp_path / "digits_mlp.amc.run" / "plan.json"), "-o", str(again)]) == 0
     assert again.read_bytes() == (tmp_path / "digits_mlp.amc.onnx").read_bytes()
@@ -95,7 +96,7 @@ def test_with_training_the_drop_is_that_of_the_trained_network(
         ((0.6, 0.5), (0.4, 1.5), 0.5),
         ((0.6, 0.5), (0.4, 10.5), 0.6 - 0.1 * 0.2),
         ((0.6, 0.0), (0.4, 1.01), 0.4 + 0.1 * 0.2),
-        ((0.6, -np.inf), (0.4, 1.5), 0.5),
+        ((1.0, 0.0), (0.5, 1.25), 0.6),
     ],
 )
 def test_the_next_ratio_is_where_the_drop_should_be_what_is_allowed(
@@ -104,7 +105,12 @@ def test_the_next_ratio_is_where_the_drop_should_be_what_is_allowed(
     assert between(held, missed, 1.0) == pytest.approx(expected)
 
 
-def test_trainings_close_in_on_the_drop(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [(0.8, [0.6, 0.45, 0.51]), (0.6, [0.45, 0.525, 0.502]), (0.56, [0.42, 0.49, 0.525])],
+    ids=["holds at once", "holds at the second", "holds at the last"],
+)
+def test_trainings_close_in_on_the_drop(start: float, expected: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     run = Compression(MLP, None, Settings(Budget("flops", 1.0), max_drop=1.0, episodes=1, recover_epochs=1), Listener())
     found = guarantee.Guarantee(run, 1.0)
     asked: list[float] = []
@@ -114,10 +120,12 @@ def test_trainings_close_in_on_the_drop(monkeypatch: pytest.MonkeyPatch) -> None
         return guarantee.Drop(1 / asked[-1] - 1, 0.0, 0.0, 1)
 
     monkeypatch.setattr(guarantee.Guarantee, "_drop", known)
-    best = found._trained(0.8)
+    best = found._trained(start)
     assert best is not None
-    assert asked == pytest.approx([0.6, 0.45, 0.51])
-    assert best[1].points == pytest.approx(1 / 0.51 - 1), "the smallest that holds"
+    assert asked == pytest.approx(expected, abs=1e-3)
+    assert [t[0] for t in found.trainings] == asked
+    smallest = min(ratio for ratio, points in found.trainings if points <= 1.0)
+    assert best[1].points == pytest.approx(1 / smallest - 1), "the smallest that holds"
 
 
 @pytest.mark.parametrize(

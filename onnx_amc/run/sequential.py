@@ -45,9 +45,6 @@ Answers = Sequence[Mapping[str, np.ndarray]]
 Masks = Mapping[str, np.ndarray]
 NOTHING: Masks = MappingProxyType({})
 
-LOOSE = 1e-3
-"""Pull towards the dense fit where single weights go: the dense fit has chosen its own ridge."""
-
 
 @dataclass(frozen=True)
 class Effort:
@@ -226,7 +223,7 @@ class Sequential:
             )
             fitted, bias = fit(problem, spot.bounds, ridges=self.effort.ridges, rounds=self.effort.rounds)
             if mask is not None:
-                fitted, bias = _thinned(problem, fitted, bias, mask[at].reshape(fitted.shape))
+                fitted, bias = _thinned(problem, fitted, bias, mask[at].reshape(fitted.shape), min(self.effort.ridges))
             flat[at], shift[np.ix_(mine, rows)] = fitted.reshape(len(mine), len(rows), -1), bias.reshape(len(mine), -1)
         gained = shift.ravel()
         write(self.analysis, values, layer.weight, w)
@@ -260,17 +257,23 @@ class Sequential:
         return widened(np.concatenate(columns, axis=1))
 
 
-def _thinned(rows: Rows, w: np.ndarray, bias: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The weights within their support, and the bias, that come closest to those of a dense fit."""
-    parts = [(rows.x, w, bias, mask)] if w.ndim == 2 else list(zip(rows.x, w, bias, mask, strict=True))
+def _thinned(
+    rows: Rows, w: np.ndarray, bias: np.ndarray, mask: np.ndarray, ridge: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weights within their support, and the bias, that come closest to those of a dense fit.
+
+    What the dense fit has changed is what is brought into the support, where the weights of before lie already.
+    """
+    several = (rows.x, rows.prior, w, bias, mask)
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    for x, dense, shift, mine in parts:
+    for x, prior, dense, shift, mine in [several] if w.ndim == 2 else zip(*several, strict=True):
         if len(x) > WIDEST:
             found.append((dense * mine, shift))
             continue
         mean = x.mean(axis=1, keepdims=True, dtype=np.float64) * rows.affine
         z = x - mean.astype(x.dtype)
-        v = refit_rows((z @ z.T).astype(np.float64) / x.shape[1], dense, mine, LOOSE)
+        before = prior * mine
+        v = before + refit_rows((z @ z.T).astype(np.float64) / x.shape[1], dense - before, mine, ridge)
         found.append((v, shift + ((dense - v) @ mean)[:, 0]))
     if w.ndim == 2:
         return found[0]
