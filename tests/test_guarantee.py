@@ -72,22 +72,18 @@ def test_no_drop_at_all_may_leave_the_network_whole(monkeypatch: pytest.MonkeyPa
     assert result.record["max_drop"]["points"] == 0
 
 
-def test_with_training_the_drop_is_that_of_the_trained_network(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("digits_mlp.onnx", "digits_mlp.npz"):
-        (tmp_path / name).write_bytes((MODELS / name).read_bytes())
-    model = tmp_path / "digits_mlp.onnx"
+def test_with_training_the_drop_is_that_of_the_trained_network(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = place / "digits_mlp.onnx"
     options = ["--max-drop", "2", "--episodes", "3", "--recover-epochs", "2"]
     assert main(["compress", str(model), *options]) == 0
     assert "points of 2 allowed" in capsys.readouterr().out
-    record = json.loads((tmp_path / "digits_mlp.amc.run" / "record.json").read_text())
+    record = json.loads((place / "digits_mlp.amc.run" / "record.json").read_text())
     assert record["recover"]["epochs"] == 2
     assert record["max_drop"]["points"] <= 2
     assert 1 <= len(record["max_drop"]["trained"]) <= guarantee.TRAININGS
-    again = tmp_path / "again.onnx"
-    assert main(["apply", str(model), str(tmp_path / "digits_mlp.amc.run" / "plan.json"), "-o", str(again)]) == 0
-    assert again.read_bytes() == (tmp_path / "digits_mlp.amc.onnx").read_bytes()
+    again = place / "again.onnx"
+    assert main(["apply", str(model), str(place / "digits_mlp.amc.run" / "plan.json"), "-o", str(again)]) == 0
+    assert again.read_bytes() == (place / "digits_mlp.amc.onnx").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -140,10 +136,8 @@ def test_impossible_drops(wrong: dict[str, Any]) -> None:
 # ---- several budgets ------------------------------------------------------------------------------------------------
 
 
-def test_several_budgets_from_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("digits_mlp.onnx", "digits_mlp.npz"):
-        (tmp_path / name).write_bytes((MODELS / name).read_bytes())
-    model, told = tmp_path / "digits_mlp.onnx", tmp_path / "told.json"
+def test_several_budgets_from_one_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, told = place / "digits_mlp.onnx", place / "told.json"
     options = ["--flops", "0.3,0.6", "--episodes", "4", "--no-recover", "--json", str(told)]
     assert main(["compress", str(model), *options]) == 0
     assert capsys.readouterr().err.count("calibrate ...") == 1, "one calibration serves both"
@@ -152,7 +146,7 @@ def test_several_budgets_from_one_run(tmp_path: Path, capsys: pytest.CaptureFixt
     for one in record["budgets"]:
         ratio = one["budget"]["ratio"]
         assert one["compressed"]["macs"] <= ratio * one["original"]["macs"]
-        file = tmp_path / f"digits_mlp.amc-{ratio:g}.onnx"
+        file = place / f"digits_mlp.amc-{ratio:g}.onnx"
         onnx.checker.check_model(onnx.load(file))
         assert one["out"] == str(file)
         alone = onnx_amc.compress(model, flops=ratio, episodes=4, recover=False)
