@@ -27,8 +27,8 @@ STEP = 0.95
 ROUNDS = 3
 """Rounds of the search, between which its episodes are shared out."""
 
-SHRINK = 0.75
-"""Where training follows, the first step below what holds without."""
+SHRINK = 0.7
+"""Where training follows, the first step below what holds without: about what a training makes up for (`benchmarks/budgets.md`)."""
 
 TRAININGS = 3
 """Networks that are trained at most."""

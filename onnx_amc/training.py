@@ -27,13 +27,13 @@ JUDGES = 200
 HELD_OUT = 0.2
 """Share of the samples that does so where there are many."""
 
-VISITS = 200_000
+VISITS = 250_000
 """Samples that a training sees, counted as often as it sees them, unless told otherwise."""
 
 MOST_EPOCHS = 50
 
-MANY, LARGER = 20_000, 128
-"""From so many samples on a step takes so many of them: there are steps enough, and larger ones are faster."""
+LONG, LARGER = 1_000_000, 128
+"""A training that sees so many samples takes so many of them at a step: there are steps enough, and larger ones are faster."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,11 @@ def parts_of(data: Dataset | None, settings: Settings) -> Parts:
 
 def course_of(settings: Settings, samples: int) -> Course:
     """How long, and by what, a network is trained."""
+    epochs = settings.recover_epochs or int(np.clip(VISITS // max(samples, 1), 1, MOST_EPOCHS))
     return Course(
-        epochs=settings.recover_epochs or int(np.clip(VISITS // max(samples, 1), 1, MOST_EPOCHS)),
+        epochs=epochs,
         minutes=settings.recover_minutes,
-        batch=Course.batch if samples < MANY else LARGER,
+        batch=Course.batch if epochs * samples < LONG else LARGER,
         flip=settings.recover_flip,
         labels=1.0 if settings.recover_labels else 0.0,
     )

@@ -15,6 +15,7 @@ from onnx_amc.fit.rows import Bounds, Rows, fit
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
 from onnx_amc.prune.layers import find_layers
+from onnx_amc.prune.refit import Values, read, write
 from onnx_amc.prune.surgery import Cut, cut
 from onnx_amc.run import capture
 from onnx_amc.run.data import Dataset
@@ -207,6 +208,29 @@ def test_more_inputs_than_rows_are_fitted_by_the_dual() -> None:
         run(m, data, ["y"])[0] for m in (analysis.model.proto, cut(analysis, kept), cut(analysis, kept, *better))
     )
     assert np.square(found - wanted).mean() < 0.3 * np.square(cut_only - wanted).mean()
+
+
+def test_single_weights_of_fewer_rows_than_inputs_do_not_learn_the_noise() -> None:
+    """On samples that were not fitted, what stays is better after the refit than before."""
+    analysis = net("""(float[N,96] x) => (float[N,8] y) <float[96,64] w, float[64,8] v>
+        { h = MatMul (x, w) r = Relu (h) y = MatMul (r, v) }""")
+    layers, rng = find_layers(analysis)[0], np.random.default_rng(0)
+    mixed = np.eye(96) + rng.normal(size=(96, 96)) / 10
+    few, fresh = (
+        Dataset(noise(analysis).inputs, {"x": (rng.normal(size=(n, 96)) @ mixed).astype(np.float32)}, None, "mixed")
+        for n in (48, 1_000)
+    )
+    values: Values = {}
+    masks: Values = {}
+    for layer in layers:
+        w = read(analysis, layer.weight)
+        masks[layer.node] = rng.random((1, w.shape[1], w.shape[2])) < 0.5
+        write(analysis, values, layer.weight, w * masks[layer.node].reshape(w.shape))
+    better = Sequential(analysis, layers, few, np.arange(48), ALL, seed=0).refine({}, values, {}, masks)
+    wanted, before, found = (
+        run(m, fresh, ["y"])[0] for m in (analysis.model.proto, cut(analysis, {}, values), cut(analysis, {}, *better))
+    )
+    assert np.square(found - wanted).mean() < 0.8 * np.square(before - wanted).mean()
 
 
 OTHERS = (

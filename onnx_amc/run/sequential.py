@@ -262,7 +262,8 @@ def _thinned(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The weights within their support, and the bias, that come closest to those of a dense fit.
 
-    What the dense fit has changed is what is brought into the support, where the weights of before lie already.
+    What the dense fit has changed is what is brought into the support, where the weights of before lie already. The fewer rows
+    there are for an input, the less is made of what inputs seem to have in common.
     """
     several = (rows.x, rows.prior, w, bias, mask)
     found: list[tuple[np.ndarray, np.ndarray]] = []
@@ -273,7 +274,8 @@ def _thinned(
         mean = x.mean(axis=1, keepdims=True, dtype=np.float64) * rows.affine
         z = x - mean.astype(x.dtype)
         before = prior * mine
-        v = before + refit_rows((z @ z.T).astype(np.float64) / x.shape[1], dense - before, mine, ridge)
+        pull = max(ridge, len(x) / x.shape[1])
+        v = before + refit_rows((z @ z.T).astype(np.float64) / x.shape[1], dense - before, mine, pull)
         found.append((v, shift + ((dense - v) @ mean)[:, 0]))
     if w.ndim == 2:
         return found[0]
