@@ -103,7 +103,7 @@ def test_the_next_ratio_is_where_the_drop_should_be_what_is_allowed(
 
 @pytest.mark.parametrize(
     ("start", "expected"),
-    [(0.8, [0.6, 0.45, 0.51]), (0.6, [0.45, 0.525, 0.502]), (0.56, [0.42, 0.49, 0.525])],
+    [(0.6 / 0.7, [0.6, 0.42, 0.516]), (0.45 / 0.7, [0.45, 0.5464, 0.5046]), (0.56, [0.392, 0.476, 0.518])],
     ids=["holds at once", "holds at the second", "holds at the last"],
 )
 def test_trainings_close_in_on_the_drop(start: float, expected: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
