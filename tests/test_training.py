@@ -19,6 +19,7 @@ from onnx_amc.display import Display
 from onnx_amc.errors import OptionError, PlanError
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
+from onnx_amc.recover.course import Course
 from onnx_amc.run.data import Dataset, InputSpec
 from onnx_amc.training import parts_of
 
@@ -218,6 +219,13 @@ def test_the_number_of_epochs_suits_the_number_of_samples() -> None:
     assert training.course_of(settings, 300).epochs == training.MOST_EPOCHS
     assert training.course_of(settings, 15_000).epochs == training.VISITS // 15_000
     assert training.course_of(settings, 10**9).epochs == 1
+
+
+def test_steps_are_large_where_there_are_enough_of_them() -> None:
+    """However many samples there are: a short training of many takes small steps."""
+    short, long = (Settings(Budget("flops", 0.5), recover_epochs=n) for n in (5, 40))
+    assert training.course_of(short, 42_000).batch == training.course_of(long, 4_000).batch == Course.batch
+    assert training.course_of(long, 42_000).batch == training.LARGER > Course.batch
 
 
 @pytest.mark.parametrize("wrong", [{"recover_epochs": 0}, {"recover_minutes": 0}, {"recover_minutes": float("nan")}])
