@@ -105,10 +105,8 @@ def table(runs: list[dict[str, Any]]) -> str:
             asked, other = "`--latency 0.6`", at(run["within macs"], "latency", found["latency"], "top1")
             beside = f"search within MACs, as fast: {other:.1%}; foretold {found['foretold']:.2f}"
         else:
-            asked, told = (
-                f"`--max-drop 1`{run['row'].removeprefix('drop').replace('trained', 'recovery')}",
-                found["max_drop"],
-            )
+            told, more = found["max_drop"], run["row"].removeprefix("drop").replace("trained", "recovery")
+            asked = f"`--max-drop 1`{more}"
             beside = (
                 f"held-out: {told['points']:.1f} points lost ({told['interval'][0]:.1f} to {told['interval'][1]:.1f})"
             )
@@ -146,9 +144,8 @@ def main() -> int:
         )  # fmt: skip
         model = args.shared / "models" / f"{name}.onnx"
         with threadpool_limits(limits=1, user_api="blas"), tempfile.TemporaryDirectory() as folder:
-            source = (
-                unpacked(data / search.replace("search.npz", "train.zip"), folder) if row == ARCHIVE else data / search
-            )
+            source = data / search
+            source = unpacked(source.with_name("train.zip"), folder) if row == ARCHIVE else source
             first = Compression(model, str(source), settings, Notes())
             place = str(data / test)
             told = (

@@ -28,7 +28,8 @@ ROUNDS = 3
 """Rounds of the search, between which its episodes are shared out."""
 
 SHRINK = 0.7
-"""Where training follows, the first step below what holds without: about what a training makes up for (`benchmarks/budgets.md`)."""
+"""Where training follows, the first step below what holds without: further than a training mostly makes up for, so that what is
+looked for lies between."""
 
 TRAININGS = 3
 """Networks that are trained at most."""
