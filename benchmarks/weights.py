@@ -60,19 +60,23 @@ def one(run: Compression, policy: str, test: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def key(run: dict[str, Any]) -> tuple[str, float, str, int, bool]:
+    """Which run it is, and whether it trained."""
+    return run["model"], run["params"], run["policy"], run["seed"], run["recover_minutes"] > 0
+
+
 def table(runs: list[dict[str, Any]]) -> str:
     """Mean of the top-1 on `test`, before and after recovery."""
     lines = ["| model | weights left | bytes left | policy | base | before | after recovery |", "|---" * 7 + "|"]
-    for name, _, _, ratio, _ in ROWS:
-        for policy in POLICIES:
-            mine = [r for r in runs if (r["model"], r["params"], r["policy"]) == (name, ratio, policy)]
-            if mine:
-                mean = {k: np.mean([r[k] for r in mine]) for k in ("nonzeros", "bytes", "base", "before", "after")}
-                after = f"{100 * mean['after']:.1f}" if any(r["recover_minutes"] for r in mine) else ""
-                lines.append(
-                    f"| {name} | {mean['nonzeros']:.1%} | {mean['bytes']:.1%} | {policy} ({len(mine)}) "
-                    f"| {100 * mean['base']:.1f} | {100 * mean['before']:.1f} | {after} |"
-                )
+    for (name, _, _, ratio, _), policy, trained in product(ROWS, POLICIES, (False, True)):
+        mine = [r for r in runs if key(r)[:3] == (name, ratio, policy) and key(r)[-1] == trained]
+        if mine:
+            mean = {k: np.mean([r[k] for r in mine]) for k in ("nonzeros", "bytes", "base", "before", "after")}
+            after = f"{100 * mean['after']:.1f}" if trained else ""
+            lines.append(
+                f"| {name} | {mean['nonzeros']:.1%} | {mean['bytes']:.1%} | {policy} ({len(mine)}) "
+                f"| {100 * mean['base']:.1f} | {100 * mean['before']:.1f} | {after} |"
+            )
     return "\n".join(lines)
 
 
@@ -90,13 +94,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     runs = [json.loads(line) for line in args.log.read_text().splitlines()] if args.log.exists() else []
-    done = {(r["model"], r["params"], r["policy"], r["seed"]) for r in runs}
+    done = set(map(key, runs))
     for (name, search, test, ratio, trained), seed in product(ROWS, args.seeds):
-        todo = [p for p in args.policies if (name, ratio, p, seed) not in done]
+        recover = trained and not args.no_recover
+        todo = [p for p in args.policies if (name, ratio, p, seed, recover and p != "plain") not in done]
         if args.only not in name or args.params not in {None, ratio} or not todo:
             continue
         with threadpool_limits(limits=1, user_api="blas"):
-            recover = trained and not args.no_recover
             budget, data = Budget("params", ratio), args.shared / "data"
             model, first = args.shared / "models" / f"{name}.onnx", None
             for policy in todo:
