@@ -277,7 +277,8 @@ class Builder:
         kept = self.kept(counts)
 
         def begin() -> Callable[[], list[float]]:
-            wait = crew.begin(partial(self.build, kept, correct=False), self.probe.loss)
+            build = partial(self.build, kept, correct=False)
+            wait = crew.begin(partial(self.probe.opened, build), self.probe.loss)
             return lambda: [wait()]
 
         return memo.later(f"probe {unit} {probe}", begin)

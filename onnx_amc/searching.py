@@ -119,8 +119,8 @@ class Search:
         began = time.perf_counter()
         self.listener.stage("ranking", None)
         self.builder.prepare()
-        before, start = RUNNING.seconds, time.perf_counter()
         _warm(self.settings.policy)
+        before, start = RUNNING.seconds, time.perf_counter()
         with ExitStack() as stack:
             crew = self.team or stack.enter_context(Crew(self.settings.workers, self.settings.ahead))
             self.journal.begin = lambda counts: self.begun(counts, crew)
@@ -142,7 +142,8 @@ class Search:
     def begun(self, counts: np.ndarray, crew: Team, *, race: bool = False) -> Later:
         """The same, begun by the crew and waited for later; in a race a hopeless plan is not scored on all samples."""
         kept = self.builder.kept(counts)
-        build, scorer = partial(self.builder.drafted, kept), self._scorer(1)
+        scorer = self._scorer(1)
+        build = partial(scorer.opened, partial(self.builder.drafted, kept))
         bars = self.journal.bars(self.settings.finalists, RACED) if race else {}
         return self.memo.later(_key("plan", counts), lambda: crew.begin(build, partial(scorer.numbers, bars=bars)))
 
@@ -240,7 +241,8 @@ class Search:
         with Crew(self.settings.workers, self.builder.abreast) as crew:
 
             def begin(tried: Tried) -> Callable[[], list[float]]:
-                return crew.begin(lambda: build(tried), self._scorer(0).numbers)
+                scorer = self._scorer(0)
+                return crew.begin(partial(scorer.opened, partial(build, tried)), scorer.numbers)
 
             waits = [self.memo.later(_key("final", t.counts), partial(begin, t)) for t in several]
             for done, (tried, wait) in enumerate(zip(several, waits, strict=True), start=1):

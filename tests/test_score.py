@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from onnx import numpy_helper
@@ -9,7 +11,7 @@ from test_metrics import dataset, segmenter
 
 from onnx_amc.run.metrics import SHARE, Outputs, miou
 from onnx_amc.run.samples import Dataset
-from onnx_amc.run.score import RACED, WORST, Scorer
+from onnx_amc.run.score import RACED, WORST, Opened, Scorer
 
 
 @pytest.mark.parametrize(("whole", "scale", "worst"), [(0.9, SHARE, 0.0), (-3.0, (0.0, 3.0), -3 * WORST)])
@@ -63,3 +65,31 @@ def test_a_race_runs_a_part_of_the_samples_or_finds_what_it_finds_without() -> N
         bars = dict.fromkeys(RACED, hopeful) | {looked: lambda *_: (0.25, 0.5)}
         assert scorer.numbers(other, bars) == [0.25, 0.5]
         assert sum(seen) == 96 * looked // 8, "nothing is run twice, and nothing behind the bar that was missed"
+
+
+def test_the_next_batch_is_made_ready_while_one_is_run_and_an_opened_network_scores_the_same() -> None:
+    goal = np.random.default_rng(2).integers(0, 4, (12, 6, 6))
+    scorer = Scorer(segmenter(), dataset(goal, 12), np.arange(12), miou, "miou", batch=4)
+    plain, opened = scorer.numbers(segmenter()), scorer.opened(segmenter)
+    asked: list[int] = []
+    at_run: list[int] = []
+
+    class Watched(Dataset):
+        def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
+            asked.append(len(index))
+            return super().batch(index)
+
+    class Session:
+        get_inputs, get_outputs = opened.session.get_inputs, opened.session.get_outputs
+
+        def run(self, *args: object) -> object:
+            deadline = time.monotonic() + 10
+            while len(asked) < min(3, len(at_run) + 2) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            at_run.append(len(asked))
+            return opened.session.run(*args)
+
+    scorer.data = Watched(scorer.data.inputs, scorer.data.arrays, goal, "test")
+    watched = Opened(opened.model, Session())
+    assert scorer.numbers(watched) == plain
+    assert at_run == [2, 3, 3], "while a batch is run, the one behind it is asked for"

@@ -21,7 +21,7 @@ from typing import Any
 from threadpoolctl import threadpool_info
 
 from onnx_amc.errors import ClusterError, OptionError
-from onnx_amc.run.crew import Model, Result
+from onnx_amc.run.crew import Built, Result
 
 RETRIES = 5
 """Times that an evaluation is begun again whose worker has died."""
@@ -96,7 +96,7 @@ class Cluster:
                     end.close()
         self._relay.wait()
 
-    def begin(self, build: Callable[[], Model], evaluate: Callable[[Model], Result]) -> Callable[[], Result]:
+    def begin(self, build: Callable[[], Built], evaluate: Callable[[Built], Result]) -> Callable[[], Result]:
         """Begin to build a model and to evaluate it somewhere; what is returned waits for the result.
 
         Raises:

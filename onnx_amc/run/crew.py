@@ -9,18 +9,16 @@ from threading import Semaphore
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
-import onnx
-
 from onnx_amc.run.session import threads
 
+Built = TypeVar("Built")
 Result = TypeVar("Result")
-Model = onnx.ModelProto
 
 
 class Team(Protocol):
     """Who builds models and evaluates them, several at a time."""
 
-    def begin(self, build: Callable[[], Model], evaluate: Callable[[Model], Result]) -> Callable[[], Result]:
+    def begin(self, build: Callable[[], Built], evaluate: Callable[[Built], Result]) -> Callable[[], Result]:
         """Begin to build a model and to evaluate it; what is returned waits for the result."""
 
 
@@ -50,7 +48,7 @@ class Crew:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def begin(self, build: Callable[[], Model], evaluate: Callable[[Model], Result]) -> Callable[[], Result]:
+    def begin(self, build: Callable[[], Built], evaluate: Callable[[Built], Result]) -> Callable[[], Result]:
         """Begin to build a model and to evaluate it; what is returned waits for the result."""
 
         def work() -> Result:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -45,6 +46,23 @@ class Score:
     value: float
     loss: float
     parts: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network that onnxruntime has loaded.
+
+    Args:
+        model: The network.
+        session: That runs it.
+
+    """
+
+    model: onnx.ModelProto
+    session: ort.InferenceSession
+
+
+Network = onnx.ModelProto | Opened
 
 
 class Scorer:
@@ -97,20 +115,28 @@ class Scorer:
         other.original = other.score(other.reference)
         return other
 
-    def outputs(self, model: onnx.ModelProto) -> Outputs:
+    def opened(self, make: Callable[[], onnx.ModelProto]) -> Opened:
+        """Make a network and load it, for any method that takes one: what can be done while another is run."""
+        model = make()
+        return Opened(model, open_session(model, provider=self.provider, where=self.where))
+
+    def outputs(self, network: Network) -> Outputs:
         """Return the outputs of the model over the samples, float16 and up, first axis the samples; without those that have none.
 
         Raises:
             ModelError: None has.
 
         """
-        return self._outputs(open_session(model, provider=self.provider, where=self.where), model, self.index)
+        return self._outputs(self._open(network), self.index)
 
-    def _outputs(self, session: ort.InferenceSession, model: onnx.ModelProto, index: np.ndarray) -> Outputs:
-        names = [o.name for o in session.get_outputs()]
+    def _open(self, network: Network) -> Opened:
+        return network if isinstance(network, Opened) else self.opened(lambda: network)
+
+    def _outputs(self, network: Opened, index: np.ndarray) -> Outputs:
+        names = [o.name for o in network.session.get_outputs()]
         parts: list[Sequence[np.ndarray]] = []
-        for part, count in batches(model, index, self.batch):
-            found = run_session(session, names, self.data.batch(part), where=self.data.source)
+        for feed, count in self._feeds(network.model, index):
+            found = run_session(network.session, names, feed, where=self.data.source)
             parts.append([v[:count] if np.ndim(v) and len(v) >= count else np.asarray(v)[None] for v in found])
         columns = [c for c in zip(*parts, strict=True) if len({v.shape[1:] for v in c}) == 1]
         scored = [np.concatenate(c) for c in columns if sum(map(len, c)) == len(index)]
@@ -123,25 +149,37 @@ class Scorer:
             )
         return scored
 
-    def __call__(self, model: onnx.ModelProto) -> Score:
-        """Score one model."""
-        return self.score(self.outputs(model))
+    def _feeds(self, model: onnx.ModelProto, index: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """Batches, and how many of their samples count; the next is made ready while one is run."""
+        with ThreadPoolExecutor(1, "onnx-amc-feed") as pool:
+            ready: tuple[Future[dict[str, np.ndarray]], int] | None = None
+            for part, count in batches(model, index, self.batch):
+                following = pool.submit(self.data.batch, part), count
+                if ready is not None:
+                    yield ready[0].result(), ready[1]
+                ready = following
+            if ready is not None:
+                yield ready[0].result(), ready[1]
 
-    def numbers(self, model: onnx.ModelProto, bars: Mapping[int, Bar] = MappingProxyType({})) -> list[float]:
+    def __call__(self, network: Network) -> Score:
+        """Score one model."""
+        return self.score(self.outputs(network))
+
+    def numbers(self, network: Network, bars: Mapping[int, Bar] = MappingProxyType({})) -> list[float]:
         """Score one model; return the score, the loss, and both for each of the parts, in turn.
 
         Where the bar for so many parts says that they are hopeless, what is likely of score and loss is returned alone.
         """
         bars = {looked: bar for looked, bar in bars.items() if looked < self.parts}
         if not bars:
-            score = self(model)
+            score = self(network)
             return [score.value, score.loss, *score.parts]
-        session = open_session(model, provider=self.provider, where=self.where)
+        opened = self._open(network)
         part_of = np.arange(len(self.index)) % self.parts
         outputs: Outputs = []
         for begun, looked in pairwise([0, *sorted(bars), self.parts]):
             now = (begun <= part_of) & (part_of < looked)
-            found = self._outputs(session, model, self.index[now])
+            found = self._outputs(opened, self.index[now])
             outputs = outputs or [np.empty((len(now), *z.shape[1:]), z.dtype) for z in found]
             for z, part in zip(outputs, found, strict=True):
                 z[now] = part
@@ -159,9 +197,9 @@ class Scorer:
         other.data = self.data.only(self.index)
         return other
 
-    def loss(self, model: onnx.ModelProto) -> float:
+    def loss(self, network: Network) -> float:
         """Return only the error against the original's outputs."""
-        return _loss(self.outputs(model), self.reference)
+        return _loss(self.outputs(network), self.reference)
 
     def score(self, outputs: Outputs) -> Score:
         """Score what a model has given."""
