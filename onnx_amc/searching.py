@@ -74,8 +74,8 @@ class Search:
         journal: Every plan tried.
         baselines: Plans in closed form, by name.
         finals: What the plans scored that were refitted in full.
-        seconds: Of ordering the channels, of the search, of its part in which onnxruntime was running, of the full refit of
-            the best few.
+        seconds: Of ordering the channels, the import of the agent's library included; of the search; of its part in which
+            onnxruntime was running; of the full refit of the best few.
 
     """
 
@@ -141,8 +141,7 @@ class Search:
 
     def begun(self, counts: np.ndarray, crew: Team, *, race: bool = False) -> Later:
         """The same, begun by the crew and waited for later; in a race a hopeless plan is not scored on all samples."""
-        kept = self.builder.kept(counts)
-        scorer = self._scorer(1)
+        kept, scorer = self.builder.kept(counts), self._scorer(1)
         build = partial(scorer.opened, partial(self.builder.drafted, kept))
         bars = self.journal.bars(self.settings.finalists, RACED) if race else {}
         return self.memo.later(_key("plan", counts), lambda: crew.begin(build, partial(scorer.numbers, bars=bars)))

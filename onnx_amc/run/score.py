@@ -63,6 +63,7 @@ class Opened:
 
 
 Network = onnx.ModelProto | Opened
+"""What is scored; a model is loaded first."""
 
 
 class Scorer:

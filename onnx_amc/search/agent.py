@@ -327,7 +327,10 @@ def _arguments(config: AgentConfig, steps: int, seed: int) -> dict[str, Any]:
             "seed": buffer_seed,
             "ahead": config.ahead,
         },
-        "policy_kwargs": {"net_arch": list(config.hidden), "optimizer_kwargs": {"fused": True}},
+        "policy_kwargs": {
+            "net_arch": list(config.hidden),
+            "optimizer_kwargs": {"fused": True},  # an update takes a quarter less
+        },
         "seed": seed,
         "device": "cpu",  # networks this small are slower on a GPU, and repeat less surely
     }
