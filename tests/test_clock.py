@@ -240,10 +240,10 @@ def test_kernels_without_a_name_go_with_their_neighbours() -> None:
 
 
 def measured(
-    folder: Path | None, *, threads: int = 1, seed: int = 0, effort: Effort = QUICK
+    folder: Path | None, *, threads: int = 1, seed: int = 0, effort: Effort = QUICK, name: str = "digits_resnet"
 ) -> tuple[LatencyTable, int]:
-    """A table of the small network, and how many models were built for it."""
-    analysis, calls = network(), itertools.count()
+    """A table of a network, and how many models were built for it."""
+    analysis, calls = network(name), itertools.count()
 
     def build(counts: np.ndarray) -> onnx.ModelProto:
         next(calls)
@@ -257,13 +257,14 @@ def measured(
 
 
 def test_a_real_network_is_measured_once(tmp_path: Path) -> None:
-    analysis = network()
-    table, calls = measured(tmp_path)
+    name = "plain20_cifar10"  # the other one takes 0.05 ms, of which calls are a part that no cut makes smaller
+    analysis = network(name)
+    table, calls = measured(tmp_path, name=name)
     assert calls == len(probe_plans(levels(analysis), QUICK.random, 0))
     full, least = table.many(np.array([whole(analysis), [lv[0] for lv in levels(analysis)]]))
-    assert 0.005 < full < 100
-    assert least < full
-    again, calls = measured(tmp_path)
+    assert 0.1 < full < 1000
+    assert least < 0.7 * full
+    again, calls = measured(tmp_path, name=name)
     assert calls == 0
     assert (again.constant, again.weight.tolist()) == (table.constant, table.weight.tolist())
     assert [p.suffix for p in tmp_path.iterdir()] == [".json"]
