@@ -23,12 +23,13 @@ from onnx_amc.recover.course import Course, Task
 from onnx_amc.run.capture import batch_of, gather_moments
 from onnx_amc.run.check import gap, self_check
 from onnx_amc.run.correct import Corrector, drawn
-from onnx_amc.run.crew import Team
+from onnx_amc.run.crew import Team, share
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.metrics import agreement
 from onnx_amc.run.samples import spread
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.sequential import Effort, Sequential
+from onnx_amc.run.session import threads
 from onnx_amc.run.worth import worths
 from onnx_amc.rundir import Memo
 from onnx_amc.search.baselines import curve
@@ -208,7 +209,8 @@ class Builder:
 
     def refined(self, kept: Kept) -> onnx.ModelProto:
         """Return the cut model, refitted layer by layer on its own activations; corrected in one shot where that cannot be done."""
-        return self.refined_by(self.sequential, kept)
+        with threads(share(self.abreast)):  # as many in a replay as in the run
+            return self.refined_by(self.sequential, kept)
 
     def refined_by(self, sequential: Sequential | None, kept: Kept) -> onnx.ModelProto:
         """Return the cut model as `refined` does, by another sequential refit."""

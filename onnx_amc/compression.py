@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnx_amc.builder import Builder, Kept
-from onnx_amc.config import Settings
+from onnx_amc.config import REPLAYED, Settings
 from onnx_amc.delivery import Result, actual_cost, check_feed, class_count, figures, one_feed, outcome
 from onnx_amc.details import confusion_json, details_of, errors_json
 from onnx_amc.errors import BudgetError, SelfCheckError
@@ -46,6 +47,9 @@ from onnx_amc.training import course_of, parts_of, train
 
 TIMING = (0.7, 3.0)
 """Seconds of the last measurement of latency, at least and at most; between them a sixth of the run before."""
+
+STAGES = ("analyse", "calibrate", "ranking", "search", "search_onnxruntime", "refit", "recover", "int8", "total")
+"""What `seconds` tells of; the first two are done once, however many budgets are searched."""
 
 PARTS = 8
 """Into how many parts the reward samples are split to see what the loss should count for."""
@@ -103,12 +107,10 @@ class Compression:
         self.table = self.table or table_of(self.analysis, self.settings, levels, self.listener)
         return self.table
 
-    def _begin(self) -> None:
-        self.started = time.perf_counter()
-        self.seconds = dict.fromkeys(
-            ("analyse", "calibrate", "ranking", "search", "search_onnxruntime", "refit", "recover", "int8", "total"),
-            0.0,
-        )
+    def _begin(self, shared: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Start the clocks; what is shared with another run is counted here too."""
+        self.seconds = dict.fromkeys(STAGES, 0.0) | {name: shared[name] for name in STAGES[:2] if name in shared}
+        self.started = time.perf_counter() - sum(self.seconds.values())
 
     def _search(self) -> Search:
         scorers = None if self.scorer is None or self.trial is None else (self.scorer, self.trial)
@@ -132,7 +134,7 @@ class Compression:
         other.settings = replace(self.settings, **changes)
         if other.settings.recover is False:
             other.trained = None
-        other._begin()  # noqa: SLF001  its own copy
+        other._begin(self.seconds)  # noqa: SLF001  its own copy
         other.units = other._units()  # noqa: SLF001
         other.search = other._search()  # noqa: SLF001
         return other
@@ -158,6 +160,9 @@ class Compression:
         settings, data = self.settings, self.data
         parts = parts_of(data, settings)
         self.trained, reward = parts.trained, parts.reward
+        self.set_aside = (
+            parts.trained is not None
+        )  # a run that is another of this one may not train, but shares the samples
         self.scorer = self.trial = None
         self.fed: list[dict[str, Any]] = []
         self.warnings: list[str] = []
@@ -209,9 +214,10 @@ class Compression:
 
     def choose(self) -> np.ndarray:
         """Return the counts to deliver: the best plan seen, or the very one that was asked for."""
-        chosen = self.search.choose()
-        self.seconds |= self.search.seconds
-        return chosen
+        try:
+            return self.search.choose()
+        finally:
+            self.seconds |= self.search.seconds
 
     def deliver(self, counts: np.ndarray) -> Result:
         """Build, check and measure the final model."""
@@ -254,7 +260,8 @@ class Compression:
                 **({"approximate": True} if s.approximate else {}),
                 **({"preset": s.preset} if s.preset else {}),
                 **({"granularity": s.granularity, "pattern": s.pattern} if s.granularity != "channel" else {}),
-                "recover": course or self.trained is not None,
+                **{name: getattr(s, name) for name in REPLAYED if getattr(s, name) != getattr(Settings, name)},
+                "recover": course or self.set_aside,
                 **({"data": self._samples} if s.refit or course else {}),
             },
         )
@@ -371,6 +378,8 @@ class Compression:
                 fix="nothing was written; please report the model's graph as a bug",
             )
         spent: float = space.price(counts)
+        if np.array_equal(counts, space.full):  # the original: what it costs is what the budget counts from
+            return found
         if self.settings.budget.kind == "latency":  # measured anew, it would differ
             spent = self.search.spent(counts, lambda: model)
         elif self.search.actual is not None:

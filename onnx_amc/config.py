@@ -17,6 +17,12 @@ from onnx_amc.search.reward import REWARDS
 REDUCED = ("flops", "params", "size", "latency")
 """What a network may be made small in."""
 
+REPLAYED: dict[str, type] = {
+    "criterion": str, "sequential": bool, "calibration": int, "judged": int, "rows": int, "ridge": float, "sequence": int,
+    "correction": int, "memory": float,
+}  # fmt: skip
+"""Settings, and their types, that the weights of what is delivered depend on and that a plan tells only where they are unusual."""
+
 LEAST_MEMORY = 0.5
 """GB below which a run makes no sense: the libraries take half of that."""
 
@@ -227,6 +233,7 @@ class Settings:
             not self.refit
             and not self.recover
             and not self.int8
+            and self.max_drop is None
             and (self.policy in {"uniform", "shallow", "deep"} or self.budget.kind == "channels")
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -196,12 +195,3 @@ def provenance(command: str, record: Mapping[str, Any], model_sha256: str, out: 
 def _hashed(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def finite(value: Any) -> Any:
-    """The same JSON without the numbers that JSON does not have: None in their place."""
-    if isinstance(value, Mapping):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

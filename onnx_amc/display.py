@@ -134,10 +134,11 @@ class Display(Listener):
         if int8:
             self._out.print(f"int8: {int8['out']}; {seconds['int8']:.0f} s")
         if drop := record.get("max_drop"):
-            low, high = drop["interval"]
+            sure = "how sure is not known"
+            if interval := drop["interval"]:
+                sure = f"{interval[0]:+.2f} to {interval[1]:+.2f} with confidence {drop['confidence']:.0%}"
             self._out.print(
-                f"lost: {drop['points']:+.2f} points of {drop['allowed']:g} allowed, {low:+.2f} to {high:+.2f} with confidence "
-                f"{drop['confidence']:.0%}, on {drop['samples']} samples"
+                f"lost: {drop['points']:+.2f} points of {drop['allowed']:g} allowed, {sure}, on {drop['samples']} samples"
                 + ("" if drop["uniform"] is None else f"; uniform needs {drop['uniform']:.1%}")
             )
         if foretold := record.get("latency_table"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,17 @@ def unwritable(error: OSError, where: str) -> OptionError:
 
 
 def json_text(found: Any) -> str:
-    """JSON as all files have it: indented, with a line's end."""
-    return json.dumps(found, indent=1) + "\n"
+    """JSON as all files have it: indented, with a line's end; null for what is no finite number, which JSON does not have."""
+    return json.dumps(_finite(found), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The same JSON without the numbers that JSON does not have: None in their place."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def parse_json(text: str) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +15,9 @@ from onnx_amc.compression import Compression
 from onnx_amc.config import Budget
 from onnx_amc.delivery import Result
 from onnx_amc.details import tried_json
+from onnx_amc.errors import BudgetError
 from onnx_amc.run.score import Score, Scorer
 from onnx_amc.search.loop import CLOSED
-from onnx_amc.searching import Search
 
 HALVINGS = 6
 """Steps of the bisection by which the smallest plan in closed form is found: to a hundredth of the original."""
@@ -39,6 +40,9 @@ MARGIN = 0.1
 
 CONFIDENCE = 0.95
 
+ROUNDING = 1e-9
+"""Points that a difference of two scores may be off by."""
+
 
 @dataclass(frozen=True)
 class Drop:
@@ -56,6 +60,10 @@ class Drop:
     low: float
     high: float
     samples: int
+
+    def within(self, allowed: float) -> bool:
+        """Whether that is no more than so many points; a difference of two scores is not exact."""
+        return self.points <= allowed + ROUNDING
 
     def __str__(self) -> str:
         """As a reader wants it."""
@@ -110,7 +118,7 @@ class Guarantee:
     def __init__(self, first: Compression, allowed: float) -> None:
         self.first, self.allowed = first, allowed
         self.judge = _judge(first)
-        self.searches: list[Search] = []
+        self.runs: list[Compression] = []
         self.trainings: list[tuple[float, float]] = []
         space = first.search.space
         self.least = float(np.nextafter(space.price(space.smallest) / max(space.price(space.full), 1), 2))
@@ -121,9 +129,14 @@ class Guarantee:
         first, kind = self.first, self.first.settings.budget.kind
         if self.judge is None or not len(first.search.space):
             return self._told(first.deliver(first.search.space.full), Drop(0.0, 0.0, 0.0, 0), None)
-        even = self._smallest(lambda ratio: self._closed(ratio, "uniform"))
-        ratio = self._smallest(lambda ratio: self._closed(ratio, "knapsack" if first.settings.refit else "uniform"))
-        if first.settings.policy not in CLOSED:
+        even = ratio = self._smallest(lambda ratio: self._closed(ratio, "uniform"))
+        asked = first.settings.policy if first.settings.policy in CLOSED else None
+        policy = asked or ("knapsack" if first.settings.refit else "uniform")
+        if policy != "uniform":
+            if asked:
+                self._forget()
+            ratio = self._smallest(lambda ratio: self._closed(ratio, policy))
+        if asked is None:
             ratio = ratio if self.best is None else self.best[0]
             for _ in range(ROUNDS):
                 if ratio * STEP < self.least or not self._searched(ratio * STEP):
@@ -164,14 +177,27 @@ class Guarantee:
 
     def _holds(self, ratio: float, run: Compression) -> bool:
         """Whether the best plan of a run stays within the drop; the smallest that does is kept in mind."""
-        counts = run.choose()
-        self.searches.append(run.search)
+        self.runs.append(run)
+        try:
+            counts = run.choose()
+        except BudgetError as error:  # in time, what the table promises may not be there
+            self.first.listener.note(f"{ratio:.1%} by {run.settings.policy}: out of reach ({error.what})")
+            return False
         drop = self._drop(run.search.model_of(counts))
         self.first.listener.note(f"{ratio:.1%} by {run.settings.policy}: {drop}")
-        holds = drop.points <= self.allowed
+        holds = drop.within(self.allowed)
         if holds and (self.best is None or ratio < self.best[0]):
+            self._forget()
             self.best = ratio, run, counts, drop
+        else:
+            run.search.ready = None
         return holds
+
+    def _forget(self) -> None:
+        """Give up the best plan so far, and the model of it that was held."""
+        if self.best is not None:
+            self.best[1].search.ready = None
+        self.best = None
 
     def _drop(self, model: onnx.ModelProto) -> Drop:
         if self.judge is None:
@@ -189,12 +215,17 @@ class Guarantee:
             if not missed[0] <= wanted < ratio:
                 break
             run = self.first.again(budget=self._budget(wanted))
-            result = run.deliver(run.choose())
-            self.searches.append(run.search)
+            self.runs.append(run)
+            try:
+                result = run.deliver(run.choose())
+            except BudgetError as error:
+                self.first.listener.note(f"{wanted:.1%}, trained: out of reach ({error.what})")
+                missed, wanted = (wanted, np.inf), (ratio + wanted) / 2
+                continue
             drop = self._drop(result.model)
             self.trainings.append((wanted, drop.points))
             self.first.listener.note(f"{wanted:.1%}, trained: {drop}")
-            if drop.points <= self.allowed:
+            if drop.within(self.allowed):
                 best, held, ratio = (result, drop), (wanted, drop.points), wanted
             else:
                 missed = wanted, drop.points
@@ -210,17 +241,24 @@ class Guarantee:
         told: dict[str, Any] = {
             "allowed": self.allowed,
             "points": drop.points,
-            "interval": [drop.low, drop.high],
+            "interval": [drop.low, drop.high] if np.isfinite(drop.low) else None,
             "confidence": CONFIDENCE,
             "samples": drop.samples,
             "uniform": even,
             "trained": [{"ratio": ratio, "points": points} for ratio, points in self.trainings],
         }
-        others = [s for s in self.searches if s.journal.trials is not result.trials]
+        others = [r.search for r in self.runs if r.search.journal.trials is not result.trials]
         elsewhere = [tried for s in others for tried in tried_json(s, s.journal.trials)]
-        return replace(
-            result, record=result.record | {"max_drop": told}, details=result.details | {"elsewhere": elsewhere}
-        )
+        record = result.record | {"max_drop": told, "seconds": self._seconds(result.record["seconds"])}
+        return replace(result, record=record, details=result.details | {"elsewhere": elsewhere})
+
+    def _seconds(self, own: Mapping[str, float]) -> dict[str, float]:
+        """What all runs have taken together; what they share is counted once."""
+        each: list[Mapping[str, float]] = [run.seconds for run in self.runs]
+        each = each or [own]
+        shared = ("analyse", "calibrate")
+        found = {name: own[name] if name in shared else sum(s[name] for s in each) for name in own}
+        return found | {"int8": own["int8"], "total": time.perf_counter() - self.first.started}
 
 
 def _judge(first: Compression) -> Scorer | None:

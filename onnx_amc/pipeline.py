@@ -14,9 +14,9 @@ from threadpoolctl import threadpool_limits
 
 from onnx_amc.builder import Builder
 from onnx_amc.compression import Compression
-from onnx_amc.config import Budget, Settings, parse_round_to
+from onnx_amc.config import REPLAYED, Budget, Settings, parse_round_to
 from onnx_amc.delivery import Result, check_feed, class_count, input_specs, int8_beside
-from onnx_amc.details import finite, provenance, times_json
+from onnx_amc.details import provenance, times_json
 from onnx_amc.errors import OptionError, PlanError
 from onnx_amc.files import json_text, unwritable, write_text
 from onnx_amc.graph.groups import analyse
@@ -214,7 +214,14 @@ def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: Set
     details = result.details | provenance(command, result.record, result.analysis.model.sha256, out)
     if timed is not None:
         details["layer_times"] = times_json(result.analysis, result.model, timed)
-    write_text(folder / "details.json", json_text(finite(details)))
+    write_text(folder / "details.json", json_text(details))
+
+
+def _number(value: Any) -> Any:
+    """A setting, if it is no number that a run cannot have had."""
+    if not isinstance(value, bool | str) and not 0 <= value < 2**31:
+        raise ValueError(f"{value!r} is out of range")
+    return value
 
 
 def _settings_of(plan: Plan) -> Settings:
@@ -231,6 +238,7 @@ def _settings_of(plan: Plan) -> Settings:
             preset=None if known.get("preset") is None else str(known["preset"]),
             seed=int(known.get("seed", 0)),
             recover=bool(known.get("recover", False)),
+            **{name: _number(kind(known[name])) for name, kind in REPLAYED.items() if known.get(name) is not None},
         )
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, OptionError) as error:
         told = f"{error.where}: {error.what}" if isinstance(error, OptionError) else repr(error)

@@ -114,6 +114,8 @@ class Search:
         """Return the counts to deliver: the best plan seen, or the very one that was asked for."""
         if self.settings.budget.kind == "channels":
             return self.space.at(self.settings.budget.ratio)
+        if not len(self.space):
+            return self.space.full
         if self.scorers is None:
             return self.within(propose(self.space, self.settings.policy, []))
         began = time.perf_counter()

@@ -52,9 +52,13 @@ def test_model_without_prunable_layer(place: Path, capsys: pytest.CaptureFixture
     assert "no prunable layer" in message
     assert "it is the model's output 'y'" in message
     assert not (place / "out.onnx").exists()
-    assert main([*argv, "--channels", "0.5"]) == 0
-    assert "stays as it is" in capsys.readouterr().err
-    assert (place / "out.onnx").read_bytes() == (place / "single.onnx").read_bytes()
+    np.savez(place / "data.npz", x=np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32))
+    whole = ["compress", str(place / "single.onnx"), "-o", str(place / "out.onnx"), "--flops", "1", "--episodes", "3"]
+    for more in ([*argv[2:], "--channels", "0.5"], whole[4:], [*whole[4:], "--data", str(place / "data.npz")],
+                 [*whole[4:], "--policy", "knapsack"]):  # fmt: skip
+        assert main([*whole[:4], *more]) == 0
+        assert "stays as it is" in capsys.readouterr().err
+        assert (place / "out.onnx").read_bytes() == (place / "single.onnx").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,10 @@ def test_inspect_evaluate_bench(place: Path, capsys: pytest.CaptureFixture[str])
     assert main(["bench", model, model, "--seconds", "0.2", "--threads", "1", "--json", str(place / "b.json")]) == 0
     assert 0.3 < json.loads((place / "b.json").read_text())["models"][1]["ratio"] < 3
     assert "-1 is below 0" in fails(capsys, 2, "bench", model, "--threads", -1)
+    other = onnx.load(model)
+    other.graph.input[0].name = next(n for n in other.graph.node if "input" in n.input).input[0] = "picture"
+    onnx.save(other, place / "other.onnx")
+    assert "an input 'picture', the first one 'input'" in fails(capsys, 2, "bench", model, place / "other.onnx")
     assert "-1 is no whole number from 0" in fails(capsys, 2, "compress", model, "--latency", 0.6, "--threads", -1)
 
 

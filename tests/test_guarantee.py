@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from scipy import stats
 import onnx_amc
 from onnx_amc import guarantee
 from onnx_amc.cli import main
-from onnx_amc.compression import Compression
+from onnx_amc.compression import STAGES, Compression
 from onnx_amc.config import Budget, Settings
-from onnx_amc.errors import OptionError
+from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.guarantee import between, drop_of
 from onnx_amc.listener import Listener
 from onnx_amc.run.score import Score
@@ -112,7 +113,7 @@ def test_trainings_close_in_on_the_drop(start: float, expected: list[float], mon
     asked: list[float] = []
 
     def known(self: guarantee.Guarantee, _model: onnx.ModelProto) -> guarantee.Drop:
-        asked.append(self.searches[-1].settings.budget.ratio)
+        asked.append(self.runs[-1].settings.budget.ratio)
         return guarantee.Drop(1 / asked[-1] - 1, 0.0, 0.0, 1)
 
     monkeypatch.setattr(guarantee.Guarantee, "_drop", known)
@@ -131,6 +132,81 @@ def test_trainings_close_in_on_the_drop(start: float, expected: list[float], mon
 def test_impossible_drops(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         onnx_amc.compress(MLP, **wrong)
+
+
+def test_a_drop_of_just_what_is_allowed_holds() -> None:
+    """100 (0.97 - 0.96) is a little more than 1."""
+    drop = drop_of(Score(0.96, 0.0), Score(0.97, 0.0), 100)
+    assert drop.points > 1.0
+    assert drop.within(1.0)
+    assert not drop.within(0.999)
+
+
+@pytest.mark.parametrize("policy", ["shallow", "deep", "uniform", "knapsack"])
+def test_the_policy_that_was_asked_for_proposes_the_plan(policy: str) -> None:
+    result = onnx_amc.compress(RESNET, max_drop=3.0, policy=policy, recover=False, sequential=False, trial=100)
+    assert result.record["policy"] == result.record["delivered"] == policy
+    assert result.record["compressed"]["macs"] < result.record["original"]["macs"]
+
+
+def test_few_samples_say_nothing_of_how_sure_it_is(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load(place / "digits_mlp.npz") as file:
+        np.savez(place / "few.npz", **{k: v[:120] if len(v) == 500 else v for k, v in file.items()})
+    options = ["--data", str(place / "few.npz"), "--max-drop", "3", "--policy", "uniform", "--json", "-"]
+    assert main(["compress", str(place / "digits_mlp.onnx"), *options]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out, parse_constant=pytest.fail)["max_drop"]["interval"] is None
+    assert "how sure is not known" in shown.err
+    assert main(["report", str(place / "digits_mlp.amc.run")]) == 0
+
+
+def test_without_data_samples_are_made_up_to_hold_the_drop_against(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "bare.onnx").write_bytes(MLP.read_bytes())
+    options = ["--max-drop", "5", "--policy", "uniform", "--no-refit", "--json", str(tmp_path / "told.json")]
+    assert main(["compress", str(tmp_path / "bare.onnx"), *options]) == 0
+    assert "no data" in capsys.readouterr().err
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["max_drop"]["samples"] > 0
+    assert told["compressed"]["macs"] < told["original"]["macs"]
+
+
+def test_a_ratio_that_cannot_be_had_in_time_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of times promises what the clock does not confirm."""
+    run = Compression(MLP, None, Settings(Budget("flops", 1.0), max_drop=1.5, episodes=3, recover=False), Listener())
+    plain = Compression.choose
+
+    def choose(self: Compression) -> np.ndarray:
+        if self.settings.budget.ratio < 0.7:
+            raise BudgetError(
+                "the best plan's model costs 1.1 of what is allowed", where="--latency", fix="ask for more"
+            )
+        return plain(self)
+
+    monkeypatch.setattr(Compression, "choose", choose)
+    result = guarantee.Guarantee(run, 1.5).result()
+    ratio = result.record["compressed"]["macs"] / result.record["original"]["macs"]
+    assert 0.5 < ratio < 1
+    assert result.record["max_drop"]["points"] <= 1.5
+
+
+def test_the_whole_network_meets_any_budget_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured against itself it may seem a little slower."""
+    monkeypatch.setattr("onnx_amc.compression.ratio_of", lambda *_: lambda _model: 1.002)
+    monkeypatch.setattr(guarantee.Guarantee, "_holds", lambda *_: False)
+    result = onnx_amc.compress(MLP, max_drop=0.0, reduce="latency", episodes=3, recover=False)
+    assert result.record["compressed"]["macs"] == result.record["original"]["macs"]
+
+
+def test_the_seconds_are_those_of_all_its_searches_and_trainings() -> None:
+    began = time.perf_counter()
+    record = onnx_amc.compress(MLP, max_drop=1.0, policy="knapsack", recover_epochs=1).record
+    taken, seconds = time.perf_counter() - began, record["seconds"]
+    assert record["max_drop"]["trained"]
+    assert 0.8 * taken < seconds["total"] <= taken
+    assert min(seconds[name] for name in ("analyse", "calibrate", "search", "recover")) > 0
+    assert 0.6 * seconds["total"] < sum(seconds[n] for n in STAGES if n not in {"total", "search_onnxruntime"})
 
 
 # ---- several budgets ------------------------------------------------------------------------------------------------
@@ -162,6 +238,8 @@ def test_several_budgets_in_python() -> None:
     results = onnx_amc.pareto(MLP, params=[0.4, 0.7], policy="uniform", refit=False)
     assert [r.record["budget"]["ratio"] for r in results] == [0.7, 0.4]
     assert results[0].record["compressed"]["params"] > results[1].record["compressed"]["params"]
+    assert len({r.record["seconds"]["analyse"] for r in results}) == 1, "what is done once is told of each"
+    assert all(r.record["seconds"]["total"] > r.record["seconds"]["analyse"] > 0 for r in results)
 
 
 @pytest.mark.parametrize("text", ["0.5,x", "", "0.5,,0.3", "0.5,2"])

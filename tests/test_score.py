@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import onnx
 import pytest
-from onnx import numpy_helper
-from test_metrics import dataset, segmenter
+from onnx import numpy_helper, parser
+from test_metrics import MLP, dataset, segmenter
 
-from onnx_amc.run.metrics import SHARE, Outputs, miou
-from onnx_amc.run.samples import Dataset
+import onnx_amc
+from onnx_amc.errors import ModelError
+from onnx_amc.run.metrics import SHARE, Outputs, fidelity, miou
+from onnx_amc.run.samples import Dataset, InputSpec
 from onnx_amc.run.score import RACED, WORST, Opened, Scorer
 
 
@@ -93,3 +96,26 @@ def test_the_next_batch_is_made_ready_while_one_is_run_and_an_opened_network_sco
     watched = Opened(opened.model, Session())
     assert scorer.numbers(watched) == plain
     assert at_run == [2, 3, 3], "while a batch is run, the one behind it is asked for"
+
+
+def test_an_output_with_several_rows_per_sample_is_not_scored_on_some_of_them() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> rows (float[N, 3, 4] x) => (float[M, 4] y)
+    <int64[2] flat = {-1, 4}> { y = Reshape(x, flat) }"""
+    data = Dataset(
+        (InputSpec("x", np.dtype(np.float32), (None, 3, 4)),), {"x": np.ones((20, 3, 4), np.float32)}, None, "test"
+    )
+    with pytest.raises(ModelError, match="no output has a row for each sample"):
+        Scorer(parser.parse_model(text), data, np.arange(20), fidelity, "fidelity", batch=5)
+
+
+def test_a_network_that_ends_in_an_argmax_is_scored_by_what_it_says() -> None:
+    model = onnx.load(MLP)
+    last = model.graph.output[0].name
+    model.graph.node.append(onnx.helper.make_node("ArgMax", [last], ["class"], axis=1, keepdims=0))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("class", onnx.TensorProto.INT64, ["N"]))
+    result = onnx_amc.compress(model, data=MLP.with_suffix(".npz"), flops=0.6, policy="knapsack", recover=False)
+    record = result.record
+    assert record["original"]["score"] == 1.0
+    assert 0.9 < record["compressed"]["score"] < 1.0
+    assert record["baselines"]["uniform"]["score"] != record["compressed"]["score"]

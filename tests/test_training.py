@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import parser
+from onnx import numpy_helper, parser
 
 import onnx_amc
 from onnx_amc import training
@@ -232,3 +232,16 @@ def test_steps_are_large_where_there_are_enough_of_them() -> None:
 def test_impossible_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="--recover"):
         Settings(Budget("flops", 0.5), **wrong)
+
+
+def test_labels_count_for_a_classifier_whose_output_has_axes_of_length_one() -> None:
+    model, data = onnx.load(MLP), MLP.with_suffix(".npz")
+    last = model.graph.output[0].name
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 10, 1, 1]), "shape"))
+    model.graph.node.append(onnx.helper.make_node("Reshape", [last, "shape"], ["wide"]))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("wide", onnx.TensorProto.FLOAT, ["N", 10, 1, 1]))
+    options: dict[str, Any] = {"data": data, "channels": 0.5, "policy": "uniform", "recover_epochs": 3}
+    plain, wide = (onnx_amc.compress(m, recover_labels=True, **options).record["recover"] for m in (MLP, model))
+    assert wide["after"] == pytest.approx(plain["after"], abs=0.02)
+    assert wide["epochs"] == 3

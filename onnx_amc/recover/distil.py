@@ -38,6 +38,7 @@ from onnx_amc.recover.course import (
     channels_axis,
     one_cycle,
 )
+from onnx_amc.recover.dream import log_shares
 from onnx_amc.recover.hints import Hint
 from onnx_amc.recover.layout import MeanSquare, by_pixel, coarse_products, one_thread
 from onnx_amc.recover.reading import Reading
@@ -287,7 +288,7 @@ class Distiller:
             loss = loss + weight * self._gap(name, found[name], goal)
         if self.course.labels and self.data.labels is not None:
             labels = torch.from_numpy(self.data.labels[part]).to(self.device)
-            loss = loss + self.course.labels * F.cross_entropy(found[self.outputs[0]].float(), labels)
+            loss = loss + self.course.labels * F.nll_loss(log_shares(_classes(found[self.outputs[0]])), labels)
         return loss
 
     def _computed(self, feed: Mapping[str, Tensor], *, coarse: bool) -> dict[str, Tensor]:
@@ -388,3 +389,8 @@ class Distiller:
         """Squared error relative to the variance of the original's tensor."""
         error: Tensor = MeanSquare.apply(found, goal.to(self.device))  # type: ignore[no-untyped-call]
         return error / self.powers[name]
+
+
+def _classes(told: Tensor) -> Tensor:
+    """What a classifier says of each sample, (B, classes) float32; of a sequence what it says last, as `run.metrics.top1` does."""
+    return (told[:, -1] if told.ndim == 3 else told.flatten(1)).float()

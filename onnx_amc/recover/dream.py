@@ -78,7 +78,7 @@ def _dream(
         by = tuple(int(rng.integers(-r, r + 1)) for r in reach)
         seen = z.clone().requires_grad_()
         told = reading({name: _fed(torch.roll(seen, by, (2, 3)), feed)})[reading.outputs[0]].flatten(1)
-        score = _log_shares(told).gather(1, goal).clamp_max(float(np.log(SURE)))
+        score = log_shares(told).gather(1, goal).clamp_max(float(np.log(SURE)))
         (gradient,) = torch.autograd.grad(score.sum(), seen)
         z = (z + STRIDE * (1 - step / STEPS * 0.8) * _natural(gradient)).clamp(0, 255)
     found: np.ndarray = z.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -92,7 +92,7 @@ def _fed(z: Tensor, feed: Pixels) -> Tensor:
     return x if feed.first else x.permute(0, 2, 3, 1)
 
 
-def _log_shares(told: Tensor) -> Tensor:
+def log_shares(told: Tensor) -> Tensor:
     """Logarithms of the classes' probabilities, whether the network's output is these or what a softmax makes them of."""
     if bool((told >= 0).all()) and bool((told.sum(1) - 1).abs().max() < 1e-3):
         return told.clamp_min(1e-30).log()

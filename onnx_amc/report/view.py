@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,10 +114,11 @@ def loss(run: Run) -> str:
     text += f"{lost(metric, before, after)} of {metric} ({shown(before)} \N{RIGHTWARDS ARROW} {shown(after)})"
     text += f", on {samples:,} held-out samples." if samples else "."
     if drop := record.get("max_drop"):
-        low, high = drop["interval"]
         text += f" On the samples that decide: {drop['points']:+.2f} points"
-        known = math.isfinite(low) and math.isfinite(high)
-        text += f", {low:+.2f} to {high:+.2f} with confidence {drop['confidence']:.0%}." if known else "."
+        interval = drop["interval"]
+        text += (
+            f", {interval[0]:+.2f} to {interval[1]:+.2f} with confidence {drop['confidence']:.0%}." if interval else "."
+        )
     return text
 
 

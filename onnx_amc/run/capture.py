@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -83,6 +84,21 @@ def batches(model: onnx.ModelProto, index: np.ndarray, size: int) -> Iterator[tu
         yield part, count
 
 
+def feeds(
+    model: onnx.ModelProto, data: Dataset, index: np.ndarray, size: int
+) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """What `batches` are fed, and how many of their samples count; the next is made ready while one is run."""
+    with ThreadPoolExecutor(1, "onnx-amc-feed") as pool:
+        ready: tuple[Future[dict[str, np.ndarray]], int] | None = None
+        for part, count in batches(model, index, size):
+            following = pool.submit(data.batch, part), count
+            if ready is not None:
+                yield ready[0].result(), ready[1]
+            ready = following
+        if ready is not None:
+            yield ready[0].result(), ready[1]
+
+
 def gather_moments(
     model: Model,
     layers: Sequence[Layer],
@@ -120,17 +136,17 @@ def gather_moments(
     inputs = {i.name for i in session.get_inputs()}
     wanted = [n for n in names if n not in inputs]
     taken = sum(int(np.prod(model.shapes[n])) for n in names)
+    fixed = fixed_batch(model.proto)
     per_sample = WIDTH * max(taken, at_a_time(model.proto, model.shapes), 1)
     size = int(np.clip(MEMORY // per_sample, 1, 128))
 
     def activations() -> Iterator[tuple[dict[str, np.ndarray], int]]:
         """What is looked at, batch by batch, and of how many samples; what only fills a fixed batch is left off."""
-        for part, count in batches(model.proto, index, size):
-            feed = data.batch(part)
+        for feed, count in feeds(model.proto, data, index, size):
             values = run_session(session, wanted, feed, where=model.source) if wanted else []
             found = dict(zip(wanted, values, strict=True)) | feed
             # places may be folded into axis 0
-            yield {name: found[name][: len(found[name]) * count // len(part)] for name in names}, count
+            yield {name: found[name][: len(found[name]) * count // (fixed or count)] for name in names}, count
 
     lots = _lots(layers, room(MOMENTS, memory))
     moments: dict[str, Moments] = {}

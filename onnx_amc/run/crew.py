@@ -25,7 +25,8 @@ class Team(Protocol):
 class Crew:
     """Threads that build a model and evaluate it: so many are evaluated at a time, and one more is being built meanwhile.
 
-    The cores are shared out among the sessions that run side by side. What comes out does not depend on any of this.
+    The cores are shared out among the sessions that would run side by side with a worker on each: what comes out depends, in its
+    last bits, on the threads of a session, and must not on the number of workers.
 
     Args:
         workers: Models evaluated at a time; None for one per core.
@@ -36,7 +37,7 @@ class Crew:
     def __init__(self, workers: int | None, most: int) -> None:
         cores = usable_cores()
         abreast = max(1, min((workers or cores) + 1, most))
-        self._threads = max(1, cores // abreast)
+        self._threads = share(most)
         self._turn = Semaphore(workers or cores)
         self._pool = ThreadPoolExecutor(abreast, "onnx-amc")
 
@@ -58,6 +59,12 @@ class Crew:
                     return evaluate(model)
 
         return self._pool.submit(work).result
+
+
+def share(most: int) -> int:
+    """Threads of a session where so many models may be under way at a time."""
+    cores = usable_cores()
+    return max(1, cores // max(1, min(cores + 1, most)))
 
 
 def usable_cores() -> int:

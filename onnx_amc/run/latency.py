@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from onnx_amc.errors import OptionError
 from onnx_amc.run.kernels import stopwatch
 from onnx_amc.run.session import open_session, run_session
 
@@ -44,9 +45,18 @@ def measure(
         threads: Of each session; 0 takes all cores.
         provider: Execution provider.
 
+    Raises:
+        OptionError: A model takes an input that is not in the feed.
+
     """
     with ThreadPoolExecutor() as pool:
         sessions = list(pool.map(lambda m: open_session(m, threads=threads, provider=provider), models))
+    if strange := [i.name for s in sessions for i in s.get_inputs() if i.name not in feed]:
+        raise OptionError(
+            f"one of the models takes an input '{strange[0]}', the first one {', '.join(map(repr, feed))}",
+            where="latency",
+            fix="time models side by side that take the same inputs",
+        )
     feeds = [{i.name: feed[i.name] for i in s.get_inputs()} for s in sessions]
     for session, fed in zip(sessions, feeds, strict=True):
         run_session(session, None, fed, where="latency")  # the first run allocates

@@ -13,7 +13,7 @@ from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.limits import WIDTH, at_a_time
 from onnx_amc.graph.proto import names_read
 from onnx_amc.prune.layers import Layer
-from onnx_amc.run.capture import batches, fixed_batch
+from onnx_amc.run.capture import feeds, fixed_batch
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.kernels import CPU, Feed, in_turn
 from onnx_amc.run.learn import Anchors
@@ -138,8 +138,8 @@ def _values(
     tapped.graph.output.extend(onnx.helper.make_empty_tensor_value_info(t) for t in tensors if t not in ends)
     session = open_session(tapped)
     together = fixed_batch(model) or int(np.clip(MEMORY // max(size, 1), 1, SAMPLES))
-    for part, count in batches(model, index, together):
-        found = run_session(session, tensors, data.batch(part), where=data.source)
+    for feed, count in feeds(model, data, index, together):
+        found = run_session(session, tensors, feed, where=data.source)
         yield {name: value[:count] for name, value in zip(tensors, found, strict=True)}
 
 

@@ -55,9 +55,11 @@ def agreement(outputs: Outputs, _labels: np.ndarray | None, reference: Outputs) 
 
 
 def fidelity(outputs: Outputs, _labels: np.ndarray | None, reference: Outputs) -> float:
-    """1 - |z - z0|^2 / |z0 - mean z0|^2 over all float outputs, averaged; 1 is a perfect copy."""
-    found = [1.0 - relative(z, z0) for z, z0 in zip(outputs, reference, strict=True) if z0.dtype.kind == "f"]
-    return float(np.mean(found)) if found else 0.0
+    """1 - |z - z0|^2 / |z0 - mean z0|^2 over all float outputs, averaged; 1 is a perfect copy.
+
+    Where there are integers alone (a network that ends in an ArgMax) it is the share of them that are the original's.
+    """
+    return float(1.0 - np.mean(gaps(outputs, reference)))
 
 
 def mse(outputs: Outputs, labels: np.ndarray | None, reference: Outputs) -> float:
@@ -180,6 +182,13 @@ def confusion(outputs: Outputs, labels: np.ndarray) -> list[list[int]]:
     pairs = np.stack([labels, _flat(outputs[0]).argmax(axis=1)], axis=1)
     found, counts = np.unique(pairs, axis=0, return_counts=True)
     return np.column_stack([found, counts]).tolist()  # type: ignore[no-any-return]
+
+
+def gaps(outputs: Outputs, reference: Outputs) -> list[float]:
+    """How far each float output is from the original's, by `relative`; where there is none, the share of the others that differ."""
+    pairs = list(zip(outputs, reference, strict=True))
+    found = [relative(z, z0) for z, z0 in pairs if z0.dtype.kind == "f"]
+    return found or [float(np.mean(z != z0)) for z, z0 in pairs]
 
 
 def relative(z: np.ndarray, z0: np.ndarray) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,9 +13,9 @@ import onnx
 import onnxruntime as ort
 
 from onnx_amc.errors import ModelError, OptionError
-from onnx_amc.run.capture import BATCH, batches
+from onnx_amc.run.capture import BATCH, feeds, fixed_batch
 from onnx_amc.run.data import Dataset
-from onnx_amc.run.metrics import Metric, Outputs, relative, scale_of
+from onnx_amc.run.metrics import Metric, Outputs, gaps, scale_of
 from onnx_amc.run.session import open_session, run_session
 
 SMALLEST = 10
@@ -38,7 +37,8 @@ class Score:
 
     Args:
         value: The metric, higher is better.
-        loss: Relative squared error of the outputs against the original's: E|z - z0|^2 / E|z0 - E z0|^2; lower is better.
+        loss: Relative squared error of the outputs against the original's: E|z - z0|^2 / E|z0 - E z0|^2; lower is
+            better. Of integers the share that differs.
         parts: Both for each of several parts of the samples, in turn.
 
     """
@@ -134,11 +134,12 @@ class Scorer:
         return network if isinstance(network, Opened) else self.opened(lambda: network)
 
     def _outputs(self, network: Opened, index: np.ndarray) -> Outputs:
-        names = [o.name for o in network.session.get_outputs()]
+        names, fixed = [o.name for o in network.session.get_outputs()], fixed_batch(network.model)
         parts: list[Sequence[np.ndarray]] = []
-        for feed, count in self._feeds(network.model, index):
+        for feed, count in feeds(network.model, self.data, index, self.batch):
             found = run_session(network.session, names, feed, where=self.data.source)
-            parts.append([v[:count] if np.ndim(v) and len(v) >= count else np.asarray(v)[None] for v in found])
+            together = fixed or count
+            parts.append([v[:count] if np.ndim(v) and len(v) == together else np.asarray(v)[None] for v in found])
         columns = [c for c in zip(*parts, strict=True) if len({v.shape[1:] for v in c}) == 1]
         scored = [np.concatenate(c) for c in columns if sum(map(len, c)) == len(index)]
         if not scored:
@@ -149,18 +150,6 @@ class Scorer:
                 fix="export the model with the samples on the first axis of its outputs, or use --policy uniform --no-refit",
             )
         return scored
-
-    def _feeds(self, model: onnx.ModelProto, index: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-        """Batches, and how many of their samples count; the next is made ready while one is run."""
-        with ThreadPoolExecutor(1, "onnx-amc-feed") as pool:
-            ready: tuple[Future[dict[str, np.ndarray]], int] | None = None
-            for part, count in batches(model, index, self.batch):
-                following = pool.submit(self.data.batch, part), count
-                if ready is not None:
-                    yield ready[0].result(), ready[1]
-                ready = following
-            if ready is not None:
-                yield ready[0].result(), ready[1]
 
     def __call__(self, network: Network) -> Score:
         """Score one model."""
@@ -219,5 +208,4 @@ class Scorer:
 
 
 def _loss(outputs: Outputs, reference: Outputs) -> float:
-    losses = [relative(z, z0) for z, z0 in zip(outputs, reference, strict=True) if z0.dtype.kind == "f"]
-    return float(np.mean(losses)) if losses else 0.0
+    return float(np.mean(gaps(outputs, reference)))
