@@ -1,4 +1,4 @@
-"""The README's main table: real networks at a budget, measured by a script that is not ours.
+"""The latency column of the README's main table: real networks at a budget, measured by a script that is not ours.
 
     python benchmarks/quality.py [--shared ../shared] [--only resnet20] [--round-to auto 1] [--seed 0] [--out FILE.md]
 

@@ -125,7 +125,8 @@ def _compress(one: argparse.ArgumentParser) -> None:
         "--reward",
         default="error",
         metavar="NAME",
-        help="what the search makes of a score: error (default), flops, params or size (-error x log of it), or module:function",
+        help="what the search makes of a score: error (default); flops, params, size or latency (-error x log of it); "
+        "or module:function",
     )
     agent = one.add_argument_group("the agent (ddpg, td3 and sac)")
     agent.add_argument("--agent", metavar="FILE", help="begin with an agent that was trained on any network")

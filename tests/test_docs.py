@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import shutil
@@ -86,3 +87,26 @@ def test_the_pages_build(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "tutorials" / "pytorch" / "index.html").stat().st_size > 10_000
+
+
+def test_every_field_of_a_runs_files_is_on_its_page(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "models" / "digits_mlp.onnx", tmp_path / "model.onnx")
+    shutil.copy(ROOT / "models" / "digits_mlp.npz", tmp_path / "model.npz")
+    found: set[str] = set()
+    for more in (["--flops", "0.6"], ["--max-drop", "3"], ["--granularity", "weight", "--params", "0.5", "--int8"]):
+        words = ["compress", str(tmp_path / "model.onnx"), *more, "--policy", "uniform", "--no-recover", "--quiet"]
+        assert main([*words, "-o", str(tmp_path / "out.onnx")]) == 0
+        record, plan = (json.loads((tmp_path / "out.run" / f"{name}.json").read_text()) for name in ("record", "plan"))
+        found |= {*record, *record["original"], *record["checks"], *record["seconds"], *plan}
+        found |= {key for entry in [*plan.get("groups", []), *plan.get("weights", [])] for key in entry}
+    named = set(re.findall(r"[`\"](\w+)[`\"]", (DOCS / "files.md").read_text(encoding="utf-8")))
+    assert {"macs", "masked_equals_cut", "max_drop", "slices", "elements", "int8"} <= found
+    assert found <= named, f"docs/files.md does not tell of {sorted(found - named)}"
+
+
+@pytest.mark.parametrize("section", ["How it works", "What works and what does not"])
+def test_the_documentation_says_of_it_what_the_readme_says(section: str) -> None:
+    text = README.read_text(encoding="utf-8").split(f"## {section}\n")[1].split("\n## ")[0].strip()
+    absolute = text.replace("](benchmarks/", "](https://github.com/onnx-amc/onnx-amc/blob/main/benchmarks/")
+    assert len(text) > 1_000
+    assert absolute in (DOCS / "how-it-works.md").read_text(encoding="utf-8")
