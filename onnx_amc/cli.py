@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"onnx-amc: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("onnx-amc: interrupted; no model was written. The same command with --resume goes on", file=sys.stderr)
+        further = "; no model was written. The same command with --resume goes on" if args.command == "compress" else ""
+        print(f"onnx-amc: interrupted{further}", file=sys.stderr)
         return INTERRUPTED
     except Exception:  # noqa: BLE001  the last resort: say that it is our fault
         traceback.print_exc()
@@ -60,6 +61,9 @@ def run() -> None:
 
 def compress(args: argparse.Namespace) -> int:
     """`onnx-amc compress`."""
+    for option, path in (("MODEL", args.model), ("-o", args.out)):
+        if path and (Path(path).is_dir() or not Path(path).name):
+            raise OptionError("is a folder", where=f"{option} {path}", fix="name a file")
     out = Path(args.out) if args.out else Path(args.model).with_suffix(".amc.onnx")
     folder = Path(args.run_dir) if args.run_dir else out.with_suffix(".run")
     _writable(out, "-o")

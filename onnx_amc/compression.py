@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from onnx_amc.delivery import Result, actual_cost, check_feed, class_count, figu
 from onnx_amc.details import confusion_json, details_of, errors_json
 from onnx_amc.errors import BudgetError, SelfCheckError
 from onnx_amc.granularity import Units, units_of
-from onnx_amc.graph import light
+from onnx_amc.graph import light, limits
 from onnx_amc.graph.groups import analyse
 from onnx_amc.intake import DataSource, ModelSource, find_data, load_model, sidecar
 from onnx_amc.listener import Listener
@@ -242,7 +241,7 @@ class Compression:
             "compressed": compressed,
             "baselines": baselines,
             "seconds": self.seconds,
-            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_rss_mb": limits.peak() // 2**20,
             "checks": checks,
             "recover": told or None,
             **({"int8": told8} if self.settings.int8 else {}),

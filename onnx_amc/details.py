@@ -25,6 +25,7 @@ from onnx_amc.prune.layers import find_layers
 from onnx_amc.run.layerwise import layer_errors, layer_times, tensors_behind
 from onnx_amc.run.metrics import confusion
 from onnx_amc.run.score import Scorer
+from onnx_amc.run.session import VERSION
 from onnx_amc.search.loop import Tried
 from onnx_amc.searching import Search
 
@@ -185,11 +186,19 @@ def provenance(command: str, record: Mapping[str, Any], model_sha256: str, out: 
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            **{name: found for name in PACKAGES if (found := _version(name))},
         },
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
         "sha256": files,
     }
+
+
+def _version(name: str) -> str | None:
+    """Of a package; that of onnxruntime has other names where it is made for other devices."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return VERSION if name == "onnxruntime" else None
 
 
 def _hashed(path: Path) -> str:

@@ -42,16 +42,18 @@ class Display(Listener):
         self.quiet = quiet
         results = results or sys.stdout
         wide = None if results.isatty() else WIDE
-        self._out = Console(file=results, highlight=False, soft_wrap=wide is not None, width=wide)
-        self._err = Console(file=sys.stderr, highlight=False)
+        self._out = Console(
+            file=results, highlight=False, markup=False, emoji=False, soft_wrap=wide is not None, width=wide
+        )
+        self._err = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
         self._live = self._err.is_terminal and not quiet
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self._err,
             transient=True,
         )
@@ -160,7 +162,7 @@ class Display(Listener):
     def say(self, text: str) -> None:
         """Print a result of one line."""
         if not self.quiet:
-            self._out.print(text, markup=False)
+            self._out.print(text)
 
     def inspection(self, found: dict[str, Any]) -> None:
         """Print groups, what is fixed and why, and what can be reached."""

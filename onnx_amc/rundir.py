@@ -59,6 +59,9 @@ def held(folder: Path, *, resume: bool = False) -> Iterator[None]:
         )
     try:
         yield
+    except KeyboardInterrupt:
+        made = []  # to be gone on with
+        raise
     finally:
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink(missing_ok=True)

@@ -61,9 +61,12 @@ def parts_of(data: Dataset | None, settings: Settings) -> Parts:
     """
     if data is None:
         return Parts(np.zeros(0, np.int64), np.zeros(0, np.int64), None)
-    if settings.recover_labels and data.labels is not None and data.class_numbers is None:
+    if settings.recover_labels and data.class_numbers is None:
+        there = (
+            "there are no labels" if data.labels is None else f"the labels are {data.labels.dtype} {data.labels.shape}"
+        )
         raise OptionError(
-            f"it takes class numbers (N,), the labels are {data.labels.dtype} {data.labels.shape}",
+            f"it takes class numbers (N,), {there}",
             where="--recover-labels",
             fix="leave it out: the training follows the original's outputs",
         )

@@ -167,6 +167,10 @@ def convolutions() -> Iterator[Row]:
         { h = Conv (x, w, b) r = Relu (h) y = Conv (r, v) }""", 8)
     yield Row("Conv 3-d", """(float[N,2,4,4,4] x) => (float[N,4,3,3,3] y) <float[8,2,2,2,2] w, float[8] b, float[4,8,1,1,1] v>
         { h = Conv (x, w, b) p = Relu (h) y = Conv (p, v) }""", 8)
+    yield image("a blur of each channel by itself, among the samples", "a = Reshape (h, s) q = Conv <pads = [1,1,1,1]> (a, k) r = Reshape (q, t)", 8,
+                "int64[4] s, int64[4] t, float[1,1,3,3] k", weights={"s": [-1, 1, 6, 6], "t": [-1, 8, 6, 6]})
+    yield image("one kernel that spreads each channel, among the samples", """a = Reshape (h, s) q = ConvTranspose <strides = [2,2]> (a, k)
+                r = Reshape (q, t)""", 8, "int64[4] s, int64[4] t, float[1,1,2,2] k", weights={"s": [-1, 1, 6, 6], "t": [-1, 8, 12, 12]})
     yield image("a tied kernel is one", "p = Conv (h, k) q = Relu (p) r = Conv (q, k)", 8, "float[8,8,1,1] k")
 
 
@@ -251,6 +255,8 @@ def attention() -> Iterator[Row]:
         body = f"r = Attention <q_num_heads = {q // 4}, kv_num_heads = {k // 4}> (q, k, z)"
         yield Row(f"Attention as one operator, {q // 4} heads on {k // 4}", fused.format(q=q, k=k, body=body), k // 4, opset=23, ir=11,
                   weights={"s": [0, 0, 2, 4], "t": [0, 0, 2, 4], "o": [0, 0, 8]})
+    masked = fused.format(q=8, k=8, body="r = Attention <q_num_heads = 2, kv_num_heads = 2> (q, k, z, mm)").replace("int64[3] o>", "int64[3] o, float[2,5,5] mm>")
+    yield Row("Attention with a mask for each head", masked, 2, opset=23, ir=11, weights={"s": [0, 0, 2, 4], "t": [0, 0, 2, 4], "o": [0, 0, 8]})
     apart = """(float[N,5,6] x) => (float[N,5,6] y) <float[6,8] wq, float[8] bq, float[6,8] wk, float[6,8] wv, float[8,6] v, int64[4] s,
         int64[3] o> {{ qm = MatMul (x, wq) q = Add (qm, bq) k = MatMul (x, wk) z = MatMul (x, wv) {split}
         kt = Transpose <perm = [0,1,3,2]> (k4) m = MatMul (q4, kt) p = Softmax (m) a = MatMul (p, z4) {join} y = MatMul (r, v) }}"""

@@ -19,12 +19,17 @@ def made() -> Iterator[Row]:
                 weights={"s": [8, 8, 1, 1]})
     yield flat("a matrix cast from integers behind Exp", "e = Exp (h) k = Cast <to = 1> (u) r = MatMul (e, k)", 8, "int8[8,8] u",
                weights={"u": np.arange(-32, 32)}, reason="not zero where its sources are")
+    yield Row("a Constant of floats that reads", """(float[N,5,6] x) => (float[N,5] y) <float[6,8] w> { h = MatMul (x, w) r = Relu (h)
+        k = Constant <value_floats = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]> () y = MatMul (r, k) }""", 8)
 
 
 def zeros() -> Iterator[Row]:
     """What is and what is not zero where its sources are."""
     wide = "t = Transpose <perm = [0,2,1]> (q) m = MatMul (q, t) r = MatMul (m, h)"
     yield image("a residual with a dense convolution", "q = Conv (h, k) s = Exp (q) r = Add (h, s)", 8, "float[8,8,1,1] k")
+    yield Row("a residual with a grouped convolution, contracted", """(float[N,3,6,6] x) => (float[N,4,36] y) <float[8,3,3,3] w, float[8] b,
+        float[8,4,1,1] k, float[4,36] v, int64[3] s> { h = Conv <pads = [1,1,1,1]> (x, w, b) g = Conv <group = 2> (h, k) r = Add (h, g)
+        f = Reshape (r, s) t = Transpose <perm = [0,2,1]> (f) q = MatMul (t, f) y = MatMul (v, q) }""", 4, weights={"s": [0, 8, -1]})
     yield flat("Clip around zero, contracted", f"q = Clip (h, lo, hi) {wide}", 8, "float lo, float hi", weights={"lo": 0.0, "hi": 6.0})
     yield flat("Clip above zero, contracted", f"q = Clip (h, lo, hi) {wide}", 0, "float lo, float hi", weights={"lo": 0.1, "hi": 6.0})
     yield flat("the mask of a Dropout, contracted", """d, mask = Dropout (h) q = Cast <to = 1> (mask) t = Transpose <perm = [0,2,1]> (q)

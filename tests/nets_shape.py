@@ -44,6 +44,8 @@ def space() -> Iterator[Row]:
     yield image("Resize to sizes", "r = Resize (h, n, n, s)", 8, "float[0] n, int64[4] s", weights={**none, "s": [1, 8, 9, 9]})
     yield image("Resize to sizes of named axes", 'r = Resize <axes = [1,2,3], mode = "linear"> (h, , , s)', 8, "int64[3] s",
                 weights={"s": [8, 9, 9]}, opset=18)
+    yield image("Resize to sizes of axes from the end", "r = Resize <axes = [-3,-2,-1]> (h, , , s)", 8, "int64[3] s",
+                weights={"s": [8, 9, 9]}, opset=18)
     yield image("Upsample", "r = Upsample (h, s)", 8, "float[4] s", weights={"s": [1, 1, 2, 2]}, opset=9)
     yield image("Upsample by attribute", "r = Upsample <scales = [1.0, 1.0, 2.0, 2.0]> (h)", opset=8)
     yield image("no rule", "q = MaxRoiPool <pooled_shape = [6, 6]> (h, i) r = Relu (q)", 0, "float[1,5] i",
@@ -125,6 +127,11 @@ def runtime() -> Iterator[Row]:
                 weights={**sizes, "rest": [8, 9, 9], "e": []})
     yield image("Reshape to the shape of another", "n = Shape (h) q = Reshape (h, s) p = Relu (q) r = Reshape (p, n)", 8, "int64[3] s",
                 weights={"s": [0, 8, -1]})
+    yield Row("Reshape to the shape of one beside it", """(float[N,3,6,6] x) => (float[N,4,6,6] y, float[N,2,6,6] z) <float[8,3,1,1] w,
+        float[8,3,1,1] u, float[4,8,1,1] v, float[2,8,1,1] k, int64[3] s> { h = Conv (x, w) g = Conv (x, u) n = Shape (g) q = Reshape (h, s)
+        p = Relu (q) r = Reshape (p, n) y = Conv (r, v) z = Conv (g, k) }""", 8, weights={"s": [0, 8, -1]})
+    yield image("Shape and Slice as before opset 10", """n = Shape (h) d = Slice <starts = [0], ends = [1]> (n) t = Concat <axis = 0> (d, rest)
+                r = Reshape (h, t)""", 8, "int64[3] rest", weights={"rest": [8, 6, 6]}, opset=9)
     yield flat("a fill of the same shape", "n = Shape (h) k = ConstantOfShape <value = float[1] {2.0}> (n) r = Add (h, k)")
     yield image("Size, Shape", "s = Shape (x) d = Cast <to = 1> (s) m = ReduceMax <keepdims = 0> (d) z = Size (x) f = Cast <to = 1> (z) "
                 "g = Div (f, m) r = Add (h, g)")

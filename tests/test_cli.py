@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import numpy_helper
 
 import onnx_amc
 from onnx_amc.cli import main
@@ -243,3 +245,64 @@ def test_every_command_tells_its_result_as_json_on_stdout(place: Path, capsys: p
     assert told["evaluate"]["metric"] == "top1"
     assert told["bench"]["models"][0]["ratio"] == 1
     assert [Path(page["page"]).is_file() for page in told["report"]["pages"]] == [True]
+
+
+@pytest.mark.parametrize("options", [["."], ["{model}", "-o", "."], ["{model}", "-o", "/"]])
+def test_a_folder_in_place_of_a_file(options: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [o.format(model=place / "digits_mlp.onnx") for o in options]
+    assert "is a folder" in fails(capsys, 2, "compress", *words, "--flops", 0.5)
+
+
+def test_names_with_brackets_are_shown_as_they_are(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load(place / "digits_mlp.onnx")
+    for node, name in zip(
+        (n for n in model.graph.node if n.op_type == "Gemm"), ("blocks[first].conv", "up[/conv]"), strict=False
+    ):
+        node.name = name
+    onnx.save(model, place / "net[fp16].onnx")
+    assert main(["inspect", str(place / "net[fp16].onnx")]) == 0
+    assert "blocks[first].conv" in capsys.readouterr().out
+    options = ["--data", str(place / "digits_mlp.npz"), "--flops", "0.5", "--policy", "uniform", "--no-refit"]
+    assert main(["compress", str(place / "net[fp16].onnx"), *options]) == 0
+    assert "net[fp16]" in capsys.readouterr().out
+
+
+def test_a_run_that_was_interrupted_at_its_very_start_can_be_resumed(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [
+        "compress",
+        str(place / "digits_mlp.onnx"),
+        "--flops",
+        "0.5",
+        "--policy",
+        "uniform",
+        "-o",
+        str(place / "out.onnx"),
+    ]
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("onnx_amc.pipeline.compress", stopped)
+        assert main(command) == 130
+        patch.setattr("onnx_amc.pipeline.inspect", stopped)
+        assert main(["inspect", str(place / "digits_mlp.onnx")]) == 130
+    told = capsys.readouterr().err
+    assert told.count("--resume") == 1, "there is nothing to resume of an inspection"
+    assert main([*command, "--resume"]) == 0
+
+
+def test_a_network_that_takes_and_gives_text(place: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 2]>
+    text (string[N] x, float[N, 6] z) => (float[N, 4] y, string[N] said) <float[6, 8] w, float[8] b, float[8, 4] v>
+    { h = MatMul (z, w) g = Add (h, b) r = Relu (g) y = MatMul (r, v) said = Identity (x) }"""
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for info in model.graph.value_info:
+        shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
+        model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), info.name))
+    del model.graph.value_info[:]
+    data = {"x": np.array(["a", "bc"] * 40, object), "z": rng.normal(size=(80, 6)).astype(np.float32)}
+    result = onnx_amc.compress(model, data=data, flops=0.5, policy="knapsack", recover=False)
+    assert result.record["compressed"]["macs"] <= 0.5 * result.record["original"]["macs"]

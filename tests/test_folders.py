@@ -22,6 +22,7 @@ from feeds import (
 )
 from PIL import Image
 
+from onnx_amc.errors import DataError
 from onnx_amc.run.data import InputSpec, load
 
 
@@ -227,3 +228,11 @@ def test_imagenette(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         fed, np.moveaxis(data.arrays["input"][np.arange(len(data))] / 127.5 - 1, 3, 1), rtol=0, atol=2e-6
     )
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_of_more_than_8_bits_are_refused(mode: str, tmp_path: Path) -> None:
+    ramp = Image.fromarray(np.linspace(0, 65_535, 64).reshape(8, 8).astype(np.uint16)).convert(mode)
+    ramp.save(tmp_path / ("a.png" if mode == "I;16" else "a.tif"))
+    with pytest.raises(DataError, match="more than 8 bits"):
+        load(tmp_path, [InputSpec("x", np.dtype(np.float32), (None, 1, 8, 8))])

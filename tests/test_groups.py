@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from nets import image
+from nets import Row, flat, image
 from oracle import difference, gap
 from shared_nets import hydrated, needs_shared
 
+import onnx_amc
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
@@ -129,3 +130,20 @@ def test_what_is_left_at_full_counts_is_the_file_and_each_channel_takes_its_byte
     assert price(full) == len(row.model().SerializeToString())
     first = np.array([g.slices[0].owner.tensor in {"w", "b"} for g in analysis.groups])
     assert price(full) - price(full - first) == 4 * (3 * 9 + 1 + 8)
+
+
+def test_a_chain_of_branches_is_traced_once() -> None:
+    """Every way through it would be 2 to the 40."""
+    chain = " ".join(f"r{i} = Relu (q{i}) q{i + 1} = Add (q{i}, r{i})" for i in range(40))
+    row = flat(
+        "branches", f"q0 = Relu (h) {chain} t = Transpose <perm = [0,2,1]> (q40) m = MatMul (q40, t) r = MatMul (m, h)"
+    )
+    assert sum(g.channels for g in analyse(load(row.model())).groups) == 8
+
+
+def test_a_network_in_half_precision_is_held_to_what_that_can_show() -> None:
+    row = Row("h", """(float16[N,3,32,32] x) => (float16[N,4,32,32] y) <float16[64,3,3,3] w, float16[64] b, float16[64,64,3,3] k,
+        float16[4,64,1,1] v> { h = Conv <pads = [1,1,1,1]> (x, w, b) r = Relu (h) g = Conv <pads = [1,1,1,1]> (r, k) s = Relu (g)
+        y = Conv (s, v) }""", 128)  # fmt: skip
+    result = onnx_amc.compress(row.model(), channels=0.5, policy="uniform", refit=False)
+    assert 1e-5 < result.record["checks"]["masked_equals_cut"] < 1e-2

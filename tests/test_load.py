@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime as ort
 import pytest
-from nets import image
+from nets import Row, image
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_amc import compress
 from onnx_amc.errors import ModelError
 from onnx_amc.graph import light
 from onnx_amc.graph.groups import analyse
@@ -140,3 +142,42 @@ def test_the_original_is_not_touched() -> None:
     cut(analysis, {g.name: (0,) for g in analysis.groups})
     assert model.SerializeToString(deterministic=True) == before
     assert analysis.model.original.SerializeToString(deterministic=True) == before
+
+
+def test_packed_integers_reach_onnxruntime_as_they_are() -> None:
+    """Block-quantised weights, two to a byte."""
+    kind = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4)
+    packed = numpy_helper.from_array(np.random.default_rng(1).integers(-8, 8, (64, 64)).astype(kind), "u")
+    scales = numpy_helper.from_array(np.full((2, 64), 0.1, np.float32), "s")
+    nodes = [
+        helper.make_node("DequantizeLinear", ["u", "s"], ["d"], axis=0, block_size=32),
+        helper.make_node("MatMul", ["x", "d"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, 1, ["N", 64]) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [x], [y], [packed, scales])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    feed = {"x": np.ones((1, 64), np.float32)}
+    expected = ort.InferenceSession(model.SerializeToString()).run(None, feed)[0]
+    assert np.array_equal(light.session(model, ort.SessionOptions()).run(None, feed)[0], expected)
+    assert load(model).bytes == model.ByteSize()
+
+
+def test_an_image_whose_channels_come_last_is_taken_for_one() -> None:
+    text = """(float[N,H,W,3] x) => (float[N,5] y) <float[16,3,3,3] a, float[5,16] v> { t = Transpose <perm = [0,3,1,2]> (x)
+        h = Conv <strides = [2,2]> (t, a) p = GlobalAveragePool (h) q = Flatten (p) y = Gemm <transB = 1> (q, v) }"""
+    row = Row("n", text, 0)
+    assert load(row.model()).shapes["x"] == (1, 224, 224, 3)
+
+
+def test_what_only_a_function_imports_is_imported() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 18, "own" : 1]> f (float[N,6] x) => (float[N,4] y)
+    <float[6,8] w, float[8] b, float[8,4] v> { g = own.layer (x, w, b) y = MatMul (g, v) }
+    <opset_import: ["" : 18, "com.microsoft" : 1], domain: "own"> layer (a, k, c) => (r)
+    { m = MatMul (a, k) n = Add (m, c) r = com.microsoft.Gelu (n) }"""
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for info in model.graph.value_info:
+        shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
+        model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), info.name))
+    del model.graph.value_info[:]
+    result = compress(model, channels=0.5, policy="uniform", refit=False)
+    assert result.record["compressed"]["macs"] == result.record["original"]["macs"] // 2

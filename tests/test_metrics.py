@@ -334,3 +334,12 @@ def test_a_search_by_decibels_and_by_squared_errors(metric: str, units: list[flo
         assert -6 < min(record["rewards"]) < max(record["rewards"]) < 0, "the agent's rewards are those of a share"
         plans.append(found.plan.kept)
     assert plans[0] == plans[-1]
+
+
+def test_a_classifier_may_have_an_axis_of_length_one_behind_its_classes() -> None:
+    """A one-dimensional network that ends in a global pool; of a sequence (N, steps, classes) the last step counts."""
+    z = np.random.default_rng(0).normal(size=(50, 10)).astype(F32)
+    goal = z.argmax(axis=1)
+    for shape in ((50, 10, 1), (50, 10, 1, 1), (50, 1, 10)):
+        assert top1([z.reshape(shape)], goal, []) == 1.0
+        assert agreement([z.reshape(shape)], None, [z[::-1].reshape(shape)]) < 0.4

@@ -207,6 +207,14 @@ ROWS = [
     Row("Resize", ((1, 2, 4, 5), None, None, ints(1, 2, 7, 3)),
         {"mode": "linear", "coordinate_transformation_mode": "half_pixel_symmetric"}, 19),
     Row("Resize", ((1, 2, 4, 5), floats(1, 1, 2, 2)), {"mode": "nearest"}, 10),
+    Row("Resize", ((1, 2, 4, 5), floats(), floats(1, 1, 2, 3)),
+        {"coordinate_transformation_mode": "tf_half_pixel_for_nn", "nearest_mode": "floor"}, 11),
+    *(
+        Row("Resize", ((1, 2, 10, 10), None, floats(1, 1, scale, scale)), {"mode": mode})
+        for scale in (0.7, 1.1, 1.9) for mode in ("nearest", "linear")
+    ),
+    Row("ReduceSumSquare", ((2, 3),), {"noop_with_empty_axes": 1}, 18),
+    Row("ReduceL1", ((2, 3),), {"noop_with_empty_axes": 1}, 18),
     Row("Upsample", ((1, 2, 4, 5), floats(1, 1, 2, 2)), {"mode": "linear"}, 9),
     Row("Upsample", ((1, 2, 4, 5),), {"mode": "nearest", "scales": [1.0, 1.0, 2.0, 2.0]}, 7),
 ]  # fmt: skip
@@ -350,3 +358,24 @@ def test_a_use_that_torch_cannot_repeat_is_named() -> None:
     proto, feed = network(Row("Resize", ((1, 2, 4, 5), None, floats(1, 1, 2, 2)), {"mode": "cubic"}))
     with pytest.raises(ModelError, match=r"'o0' \(Resize\).*cubic"):
         Reading(proto)({k: torch.from_numpy(v) for k, v in feed.items()})
+
+
+def test_a_network_that_torch_computes_otherwise_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No table knows every use of every operator: a training of another network would be worth nothing."""
+    proto, feed = network(Row("Relu", ((2, 4),)))
+    sent = {name: torch.from_numpy(value) for name, value in feed.items()}
+    reading = Reading(proto)
+    reading.hold(proto, feed, sent)
+    for wrong in (lambda c: c.x, lambda c: c.x[:, :2].relu()):
+        monkeypatch.setitem(TABLE, "Relu", wrong)
+        with pytest.raises(ModelError, match="'o0' otherwise than onnxruntime"):
+            reading.hold(proto, feed, sent)
+
+
+def test_text_in_a_graph_has_no_reading() -> None:
+    names = numpy_helper.from_array(np.array(["cat", "dog"], object), "names")
+    node = helper.make_node("Gather", ["names", "i0"], ["o0"])
+    inputs = [helper.make_tensor_value_info("i0", onnx.TensorProto.INT64, [3])]
+    graph = helper.make_graph([node], "g", inputs, [onnx.ValueInfoProto(name="o0")], [names])
+    with pytest.raises(ModelError, match="text in 'names'"):
+        Reading(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -391,3 +392,14 @@ def test_amounts(value: int, text: str) -> None:
 def test_a_script_cannot_end_early() -> None:
     text = page._inline("a('</script>'); b('<!--'); c('</SCRIPT>')")
     assert not re.search("</script|<!--", text, re.IGNORECASE)
+
+
+def test_it_repeats_what_was_warned_of_and_counts_all_its_time(searched: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(searched / "run", tmp_path / "run")
+    record = json.loads((folder / "record.json").read_text())
+    record["warnings"] = ["the original itself gets 9.8% of a class right"]
+    (folder / "record.json").write_text(json.dumps(record))
+    assert main(["report", str(folder), "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "The original itself gets 9.8% of a class right." in page
+    assert "refit of the best few" in page

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from feeds import Write
 from PIL import Image
 
 from onnx_amc.errors import DataError, OptionError
@@ -188,3 +189,38 @@ def test_a_preset_that_contradicts_or_serves_nothing(tmp_path: Path) -> None:
         load({"a": X}, ROWS, preset="tf")
     with pytest.raises(OptionError, match="unknown preset 'imagenot'"):
         load({"x": PHOTOS}, IMAGE, preset="imagenot")
+
+
+def test_a_function_that_fills_one_buffer_again(write: Write) -> None:
+    name = write(
+        """
+        def batches():
+            buffer = np.empty((4, 3), np.float32)
+            for i in range(5):
+                buffer[:] = i
+                yield {"x": buffer}, np.full(4, i)
+        """
+    )
+    data = load(f"{name}:batches", [InputSpec("x", np.dtype(np.float32), (None, 3))])
+    assert np.asarray(data.arrays["x"])[:, 0].tolist() == np.repeat(np.arange(5.0), 4).tolist()
+
+
+def test_a_csv_that_starts_with_a_mark_or_an_empty_line(tmp_path: Path) -> None:
+    rows = "\n".join(f"{i},0,1" for i in range(12))
+    for start in ("\ufeff", "\n"):
+        (tmp_path / "t.csv").write_text(start + rows, encoding="utf-8")
+        data = load(tmp_path / "t.csv", [InputSpec("x", np.dtype(np.float32), (None, 3))])
+        assert np.asarray(data.arrays["x"])[:, 0].tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_a_data_set_that_was_saved_with_a_format(kind: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.fromarray(np.full((8, 8, 3), i, np.uint8)) for i in range(12)]
+    found = datasets.Dataset.from_dict({"image": pictures, "label": [i % 2 for i in range(12)]}).cast_column(
+        "image", datasets.Image()
+    )
+    found.with_format(kind, columns=["label"]).save_to_disk(tmp_path / "set")
+    data = load(tmp_path / "set", [InputSpec("x", np.dtype(np.float32), (None, 3, 8, 8))])
+    assert np.asarray(data.arrays["x"][np.arange(12)])[:, 0, 0, 0].tolist() == list(range(12))
+    assert data.labels is not None

@@ -245,3 +245,9 @@ def test_labels_count_for_a_classifier_whose_output_has_axes_of_length_one() -> 
     plain, wide = (onnx_amc.compress(m, recover_labels=True, **options).record["recover"] for m in (MLP, model))
     assert wide["after"] == pytest.approx(plain["after"], abs=0.02)
     assert wide["epochs"] == 3
+
+
+def test_labels_that_are_not_there_cannot_count() -> None:
+    data = {"input": np.random.default_rng(0).normal(size=(600, 1, 8, 8)).astype(np.float32)}
+    with pytest.raises(OptionError, match="there are no labels"):
+        onnx_amc.compress(MLP, data=data, recover_labels=True, **CUT)

@@ -331,3 +331,10 @@ def test_builders_share_one_interface() -> None:
     assert {"kept", "drafted", "refined", "deliverable", "checked", "task", "errors"} <= set(dir(Builder)) & set(
         dir(Thinner)
     )
+
+
+def test_a_network_with_sparse_weights_can_be_cut(thinned: tuple[Path, dict[str, Any]]) -> None:
+    sparse = onnx.load(thinned[0] / "digits_resnet.amc.onnx")
+    assert sparse.graph.sparse_initializer
+    result = onnx_amc.compress(sparse, channels=0.5, policy="uniform", refit=False)
+    assert result.record["compressed"]["macs"] < 0.6 * result.record["original"]["macs"]

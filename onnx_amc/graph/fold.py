@@ -119,7 +119,8 @@ def _sizes(node: onnx.NodeProto, shapes: dict[str, Dims], weights: dict[str, onn
     elif node.op_type in {"Gather", "Slice"} and f"{node.input[0]}\0values" in shapes:
         index = [numpy_helper.to_array(weights[n]).reshape(-1) for n in node.input[1:] if n in weights]
         values = shapes[f"{node.input[0]}\0values"]
-        if len(index) != len(node.input) - 1 or any(i.size == 0 for i in index) or _outside(node, index, len(values)):
+        whole = index and len(index) == len(node.input) - 1 and all(i.size for i in index)
+        if not whole or _outside(node, index, len(values)):
             return None
         if node.op_type == "Slice":
             dims = values[slice(int(index[0][0]), int(index[1][0]), int(index[3][0]) if len(index) > 3 else 1)]

@@ -38,10 +38,15 @@ def inlined(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
     if total > MOST:
         raise ModelError(f"its local functions, written out, have {total:.1g} nodes", where=where, fix=fix)
     try:
-        return onnx.inliner.inline_local_functions(proto)
+        result = onnx.inliner.inline_local_functions(proto)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         told = str(error).splitlines()[0][:300]
         raise ModelError(f"its local functions cannot be written out: {told}", where=where, fix=fix) from error
+    known = {o.domain for o in result.opset_import}  # the inliner leaves out what only functions import
+    result.opset_import.extend(
+        {o.domain: o for f in proto.functions for o in f.opset_import if o.domain not in known}.values()
+    )
+    return result
 
 
 def _calls(nodes: Iterable[onnx.NodeProto]) -> Iterator[Name]:

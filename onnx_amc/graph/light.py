@@ -20,13 +20,17 @@ SMALL = 1024
 LARGEST = 2**31 - 2**20
 """Bytes that protobuf can write into one file."""
 
-PACKED = frozenset({onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1})
-"""Types of which a byte holds several."""
+PACKED = {
+    kind: many
+    for name, many in (("INT4", 2), ("UINT4", 2), ("FLOAT4E2M1", 2), ("INT2", 4), ("UINT2", 4))
+    if (kind := getattr(onnx.TensorProto, name, None)) is not None
+}
+"""Types of which a byte holds several, and how many; not every version of onnx has all."""
 
 
 def is_heavy(tensor: onnx.TensorProto) -> bool:
-    """Whether a tensor's data is worth leaving out."""
-    return bool(tensor.HasField("raw_data")) and math.prod(tensor.dims) > SMALL
+    """Whether a tensor's data is worth leaving out; NumPy cannot hold packed data as onnxruntime wants it."""
+    return bool(tensor.HasField("raw_data")) and math.prod(tensor.dims) > SMALL and tensor.data_type not in PACKED
 
 
 Choice = Callable[[onnx.TensorProto], bool]
@@ -97,7 +101,7 @@ def data_length(tensor: onnx.TensorProto) -> int:
     """Bytes that its shape and type ask for; asking protobuf for the data itself would copy it."""
     elements: int = math.prod(tensor.dims)
     if tensor.data_type in PACKED:
-        return len(tensor.raw_data) or -(-elements // 2)
+        return len(tensor.raw_data) or -(-elements // PACKED[tensor.data_type])
     return int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize) * elements
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -88,6 +89,16 @@ def memory() -> int:
 
         found += [n for n in resource.getrlimit(resource.RLIMIT_AS) if n != resource.RLIM_INFINITY]
     return min(found)
+
+
+def peak() -> int:
+    """Bytes that this process has held at most; 0 where the system does not tell."""
+    try:
+        import resource  # noqa: PLC0415  not on every system
+    except ImportError:
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def room(most: int, allowed: float | None = None) -> int:

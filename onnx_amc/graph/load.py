@@ -113,7 +113,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
     proto = inlined(proto, where)
-    _densify(proto)
+    densify(proto)
     lifted = _lift_constants(proto)
     fold(proto, where)
     origin = _unshare(proto, original)
@@ -206,7 +206,7 @@ def _lift_constants(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return lifted
 
 
-def _densify(proto: onnx.ModelProto) -> None:
+def densify(proto: onnx.ModelProto) -> None:
     """Write sparse initializers out: a cut of their indices would be one more thing to get wrong."""
     for sparse in proto.graph.sparse_initializer:
         values = numpy_helper.to_array(sparse.values)

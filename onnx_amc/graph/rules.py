@@ -139,6 +139,9 @@ class Step:
             source = self.node.input[slot]
             measured = self.book.sizes.get(source, [None] * length)
             written = self.book.written.get(source, [None] * length)
+            for i, tokens in named:
+                if (taken := measured[i]) is not None:
+                    self._take_size(tokens, taken)
             named = [(i, t) for i, t in named if measured[i] is None and ((size := written[i]) is None or size > 0)]
             whole = np.ones(length, dtype=np.int64)
             whole[[i for i, _ in named]] = [len(t) for _, t in named]
@@ -152,6 +155,14 @@ class Step:
             return new
 
         self.book.edits.append(Edit(self.key, slot, value, np.concatenate([t for _, t in named]), whole))
+
+    def _take_size(self, tokens: Tokens, taken: Tokens) -> None:
+        """Have an axis keep as many as the one whose length it is given."""
+        if len(tokens) == len(taken):
+            self.book.tie(tokens, taken)
+        else:
+            self.fix(tokens, "takes its length from another axis")
+            self.fix(taken, "gives its length to another axis")
 
     def join(
         self, a: Tokens | None, b: Tokens | None, why: str = "ties it to an axis that cannot be cut"

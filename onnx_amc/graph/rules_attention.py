@@ -29,8 +29,8 @@ def attention(step: Step) -> list[Axes]:
     keys = step.join(of_key[0], of_key[1])
     joined = step.join(of_query, None if keys is None else np.repeat(keys, q // k))
     mask = step.shape(3) if step.has(3) else ()
-    if len(mask) == 4 and mask[1] > 1:
-        joined = step.join(joined, step.x(3)[1])
+    if len(mask) > 2 and mask[-3] > 1:
+        joined = step.join(joined, step.x(3)[-3])
     if not flat:
         for i in (0, 1):
             step.book.bare_product(step.x(i)[3], (), f"{step.label} scales by the root of its width")

@@ -34,7 +34,9 @@ def conv(step: Step) -> list[Axes]:
         outputs = step.join(outputs, step.x(2)[0])
     inner = inputs[0] if inputs is not None and not whole else None
     price(
-        step, int(np.prod(weight[2:])) * out[0], [(out[1], outputs), (weight[1], inner), *((d, None) for d in out[2:])]
+        step,
+        int(np.prod(weight[2:])),
+        [(out[0], x[0]), (out[1], outputs), (weight[1], inner), *((d, None) for d in out[2:])],
     )
     read(step, 0, 1, inputs, outputs, whole=whole)
     return [(x[0], outputs, *((None,) * (len(out) - 2)))]
@@ -101,8 +103,8 @@ def conv_transpose(step: Step) -> list[Axes]:
     if step.has(2):
         step.book.mark(step.x(2)[0], "produces", step.key)
         outputs = step.join(outputs, step.x(2)[0])
-    space = int(np.prod(weight[2:])) * int(np.prod(shape[2:])) * shape[0]
-    price(step, space, [(shape[1], rows), (weight[1], outputs if groups == 1 else None)])
+    space = int(np.prod(weight[2:])) * int(np.prod(shape[2:]))
+    price(step, space, [(shape[0], x[0]), (shape[1], rows), (weight[1], outputs if groups == 1 else None)])
     if groups == 1:
         read(step, 0, 1, None if rows is None else rows[None], outputs)
     return [(x[0], outputs, *((None,) * (len(out) - 2)))]

@@ -85,7 +85,7 @@ def resize(step: Step) -> list[Axes]:
     """Space is resampled; the channel axis must keep its length."""
     out: list[Tokens | None] = []
     before, after = step.shape(0), step.out_shape()
-    axes = [int(a) for a in step.attrs.get("axes", range(len(before)))]
+    axes = normal([int(a) for a in step.attrs.get("axes", range(len(before)))], len(before))
     sizes = step.const(3) if step.node.op_type == "Resize" else None
     moving: list[tuple[int, Tokens]] = []
     for i, tokens in enumerate(step.x(0)):

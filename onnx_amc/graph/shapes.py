@@ -15,6 +15,9 @@ from onnx_amc.graph.limits import check_memory, is_huge
 IMAGE_SIDE = 224
 """Height and width assumed for an image input that names neither."""
 
+COLOURS = 4
+"""Channels of an image at most, by which it is told whether they come last."""
+
 LENGTHS = (1, 16, 64, 256, 1024)
 """What is tried in turn for any other dimension that an input leaves open, until the network runs: sound needs a window or more."""
 
@@ -28,8 +31,9 @@ OTHER_BATCH, OTHER_LENGTH = 3, 32
 def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor with batch 1, by inference, and by a run where inference does not know.
 
-    A dynamic batch counts as 1, dynamic height and width as 224, any other dynamic dimension as the first of `LENGTHS` at which
-    the network runs. A tensor whose shape neither way tells is left out: the rules take none of its channels.
+    A dynamic batch counts as 1, dynamic height and width as 224 (before the channels where the last axis has at most 4), any other
+    dynamic dimension as the first of `LENGTHS` at which the network runs. A tensor whose shape neither way tells is left out: the
+    rules take none of its channels.
 
     """
     light = declared(proto, is_weight)
@@ -136,10 +140,10 @@ def _settled(info: onnx.ValueInfoProto, length: int) -> tuple[int, ...]:
     dims = [d.dim_value for d in info.type.tensor_type.shape.dim]
     first = next((i for i, d in enumerate(dims) if d <= 0), len(dims))
     batch = first if 1 not in dims[:first] else -1
-    return tuple(
-        d if d > 0 else 1 if i == batch else IMAGE_SIDE if len(dims) == 4 and i >= 2 else length
-        for i, d in enumerate(dims)
-    )
+    space: tuple[int, ...] = (2, 3) if len(dims) == 4 else ()
+    if space and 0 < dims[-1] <= COLOURS and dims[1] <= 0:
+        space = (1, 2)
+    return tuple(d if d > 0 else 1 if i == batch else IMAGE_SIDE if i in space else length for i, d in enumerate(dims))
 
 
 def measured(

@@ -51,10 +51,17 @@ class Zeros:
 
     def __init__(self, model: Model, axes: Mapping[str, Axes | None], labels: np.ndarray) -> None:
         self.model, self.axes, self.labels = model, axes, labels
+        self._known: dict[tuple[str, bytes], Sources | None] = {}
         self.producer = {o: n for n in model.proto.graph.node for o in n.output if o}
 
     def sources(self, tensor: str, channels: np.ndarray, depth: int = 0) -> Sources | None:
         """Owners whose slices of these channels (classes), set to zero, make the tensor zero there; None where none do."""
+        key = tensor, channels.tobytes()
+        if key not in self._known:  # else every way through a chain of branches would be gone
+            self._known[key] = self._traced(tensor, channels, depth)
+        return self._known[key]
+
+    def _traced(self, tensor: str, channels: np.ndarray, depth: int) -> Sources | None:
         if not self._carries(tensor, channels) or depth > DEEPEST:
             return None
         if tensor in self.model.weights:
@@ -109,7 +116,11 @@ class Zeros:
         attrs = attributes(node)
         if node.op_type in {"Conv", "ConvTranspose"}:
             both = len(a) > 1 and self._on(a[1], channels) and self._on(b[0] if b else None, channels)
-            depthwise = both and attrs.get("group", 1) != 1
+            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            whole = (
+                node.op_type == "ConvTranspose" or groups >= self.model.shapes.get(node.input[1], (0, groups + 1))[1]
+            )
+            depthwise = both and groups > 1 and whole  # else an output sums over the rest of its group
             factors = list(node.input[:2]) if depthwise else [node.input[1]]
             held = [self._any(factors, channels, depth)]
         else:

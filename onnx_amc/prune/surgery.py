@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.light import declared, stripped
+from onnx_amc.graph.load import densify
 from onnx_amc.graph.proto import key_of, names_read
 
 Arrays = Mapping[str, np.ndarray]
@@ -129,6 +130,7 @@ def masked(original: onnx.ModelProto, slices: Sequence[Mapping[str, Any]]) -> on
     """Return the original with every slice marked `mask` set to zero: what the cut model must compute, from the plan alone."""
     result = onnx.ModelProto()
     result.CopyFrom(original)
+    densify(result)
     holders = _holders(result)
     masks = [s for s in slices if s["mask"]]
     for tensor in dict.fromkeys(s["tensor"] for s in masks):
@@ -158,6 +160,9 @@ def _holders(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     found = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
         for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name in {"value_float", "value_floats"}:
+                array = np.array(onnx.helper.get_attribute_value(attribute), np.float32)
+                attribute.CopyFrom(onnx.helper.make_attribute("value", numpy_helper.from_array(array)))
             if attribute.name == "value":
                 found[node.output[0]] = attribute.t
     return found

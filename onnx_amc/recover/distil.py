@@ -122,6 +122,8 @@ class Distiller:
             student.SerializeToString(deterministic=True),
             repr((course, seed, index.tolist(), sorted(thinned))).encode(),
         ]
+        first = data.batch(index[:2])
+        self.reading.hold(student, first, self._sent(first))
         self._print = hashlib.sha256(b"".join(facts)).hexdigest()
         self.coarse = self.device.type == "cpu" and coarse_products() and self._bears_rounding()
 
@@ -288,7 +290,7 @@ class Distiller:
             loss = loss + weight * self._gap(name, found[name], goal)
         if self.course.labels and self.data.labels is not None:
             labels = torch.from_numpy(self.data.labels[part]).to(self.device)
-            loss = loss + self.course.labels * F.nll_loss(log_shares(_classes(found[self.outputs[0]])), labels)
+            loss = loss + self.course.labels * F.nll_loss(log_shares(found[self.outputs[0]]), labels)
         return loss
 
     def _computed(self, feed: Mapping[str, Tensor], *, coarse: bool) -> dict[str, Tensor]:
@@ -389,8 +391,3 @@ class Distiller:
         """Squared error relative to the variance of the original's tensor."""
         error: Tensor = MeanSquare.apply(found, goal.to(self.device))  # type: ignore[no-untyped-call]
         return error / self.powers[name]
-
-
-def _classes(told: Tensor) -> Tensor:
-    """What a classifier says of each sample, (B, classes) float32; of a sequence what it says last, as `run.metrics.top1` does."""
-    return (told[:, -1] if told.ndim == 3 else told.flatten(1)).float()

@@ -93,7 +93,8 @@ def _fed(z: Tensor, feed: Pixels) -> Tensor:
 
 
 def log_shares(told: Tensor) -> Tensor:
-    """Logarithms of the classes' probabilities, whether the network's output is these or what a softmax makes them of."""
+    """Logarithms of the probabilities of classes, (B, classes), whether the network gives these or what a softmax makes them of."""
+    told = (told[:, -1] if told.ndim == 3 and told.shape[2] > 1 else told.flatten(1)).float()
     if bool((told >= 0).all()) and bool((told.sum(1) - 1).abs().max() < 1e-3):
         return told.clamp_min(1e-30).log()
     return torch.log_softmax(told, 1)

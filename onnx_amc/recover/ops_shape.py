@@ -228,11 +228,13 @@ def _resize(c: Call) -> Tensor:
     scales = c.numbers(at) or c.attrs.get("scales")
     sizes = c.ints(3) if c.opset >= 11 else None
     if sizes is None:
-        sizes = [int(np.floor(n * s)) for n, s in zip(c.x.shape, cast("list[float]", scales), strict=True)]
-        ratios = list(cast("list[float]", scales))
+        ratios = [np.float32(s) for s in cast("list[float]", scales)]
+        sizes = [int(np.float32(n) * s) for n, s in zip(c.x.shape, ratios, strict=True)]
     else:
-        ratios = [m / n for m, n in zip(sizes, c.x.shape, strict=True)]
+        ratios = [np.float32(m) / np.float32(n) for m, n in zip(sizes, c.x.shape, strict=True)]
     x = c.x
+    if sizes == list(x.shape):  # onnxruntime copies, whatever the scales
+        return x
     rounding = c.text("nearest_mode", "round_prefer_floor") if c.opset >= 11 else "floor"
     for axis, (size, ratio) in enumerate(zip(sizes, ratios, strict=True)):
         if size != x.shape[axis] or ratio != 1:
@@ -241,15 +243,17 @@ def _resize(c: Call) -> Tensor:
     return x
 
 
-def _sources(size: int, before: int, ratio: float, kind: str) -> Tensor:
-    """Where each element of an axis comes from."""
-    at = torch.arange(size, dtype=torch.float64)
+def _sources(size: int, before: int, scale: np.float32, kind: str) -> Tensor:
+    """Where each element of an axis comes from, in float32 as in onnxruntime: the nearest one may depend on the rounding."""
+    at, ratio = torch.arange(size, dtype=torch.float32), torch.tensor(scale)
     if kind == "asymmetric":
         return at / ratio
     if kind == "align_corners":
         return at * ((before - 1) / (size - 1)) if size > 1 else at * 0
     if kind == "pytorch_half_pixel" and size == 1:
         return at * 0
+    if kind == "tf_half_pixel_for_nn":
+        return (at + 0.5) / ratio
     if kind == "half_pixel_symmetric":
         shift = before / 2 * (1 - size / (ratio * before))
         return shift + (at + 0.5) / ratio - 0.5

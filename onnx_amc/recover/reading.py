@@ -15,6 +15,7 @@ from onnx_amc.graph.proto import attributes, names_read
 from onnx_amc.recover import ops_layer, ops_math, ops_shape
 from onnx_amc.recover.call import TABLE, Call, UnreadableError
 from onnx_amc.recover.layout import held_by_pixel, is_by_pixel
+from onnx_amc.run.session import open_session, run_session
 
 READ = (ops_layer, ops_math, ops_shape)
 """Modules that fill the table when they are imported."""
@@ -31,6 +32,9 @@ SMALLEST = 0.1
 
 FEW = 8
 """Elements of a float constant, at most, that is kept where it can be read without waiting, as those of whole numbers are."""
+
+APART = 1e-2
+"""Difference between torch and onnxruntime, relative to the largest output, that no rounding makes."""
 
 TINY = 1e-2
 """Size of a weight, at least: biases of zero have to be able to move."""
@@ -65,7 +69,14 @@ class Reading(nn.Module):
         self._names: dict[str, str] = {}
         self._host: dict[str, Tensor] = {}
         for i, tensor in enumerate(proto.graph.initializer):
-            value = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+            array = np.array(numpy_helper.to_array(tensor))
+            if array.dtype.hasobject:
+                raise ModelError(
+                    f"torch has no reading of the text in '{tensor.name}'",
+                    where=where,
+                    fix="the model is delivered without recovery",
+                )
+            value = torch.from_numpy(array)
             self._names[tensor.name] = f"t{i}"
             if tensor.name in trained:
                 scale = scale_of(value, by_channel=tensor.name in kernels)
@@ -76,6 +87,32 @@ class Reading(nn.Module):
             else:
                 self._host[f"t{i}"] = value
         self._last: dict[str, int] = {name: i for i, (n, _) in enumerate(self._nodes) for name in names_read(n)}
+
+    def hold(self, proto: onnx.ModelProto, feed: Mapping[str, np.ndarray], sent: Mapping[str, Tensor]) -> None:
+        """Hold what torch computes against onnxruntime: no table of operators knows all their uses.
+
+        Args:
+            proto: The graph.
+            feed: A few samples.
+            sent: The same in torch.
+
+        Raises:
+            ModelError: They differ.
+
+        """
+        expected = run_session(open_session(proto, once=True, where=self.where), self.outputs, feed, where=self.where)
+        with torch.no_grad():
+            found = self(sent)
+        for name, goal in zip(self.outputs, expected, strict=True):
+            mine = found[name].cpu().numpy()
+            if goal.dtype.kind != "f" or not np.isfinite(goal).all():
+                continue
+            if mine.shape != goal.shape or np.abs(mine - goal).max(initial=0) > APART * np.abs(goal).max(initial=1e-12):
+                raise ModelError(
+                    f"torch computes the output '{name}' otherwise than onnxruntime",
+                    where=self.where,
+                    fix="the model is delivered without recovery",
+                )
 
     def initializer(self, name: str) -> Tensor:
         """The present value of an initializer."""

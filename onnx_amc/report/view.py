@@ -129,7 +129,7 @@ def proposer(source: str) -> str:
 
 def notices(run: Run) -> list[str]:
     """What the reader must know before believing the numbers."""
-    found = []
+    found = [f"{warning[:1].upper()}{warning[1:]}." for warning in run.record.get("warnings", [])]
     if run.details.get("synthetic"):
         found.append("The inputs were made up: scores say how alike the networks are on noise, not how good they are.")
     doubts = [s["name"] for s in run.details["steps"] if s["approximate"] and s["kept"] < s["whole"]]
@@ -318,7 +318,9 @@ def time_table(run: Run) -> Table:
         "ranking": "order of the channels",
         "search": "search",
         "search_onnxruntime": "of it in onnxruntime",
+        "refit": "refit of the best few",
         "recover": "recovery",
+        "int8": "int8",
         "total": "all",
     }
     seconds = run.record["seconds"]

@@ -125,7 +125,7 @@ def _put(shelf: Shelf, part: np.ndarray, i: int, where: str) -> None:
             fix="give all samples one shape, samples on the first axis",
         )
     if part.ndim or not shelf.parts:
-        shelf.add(part)
+        shelf.add(part.copy())  # whose buffer the function may fill again
 
 
 def array(value: object, where: str) -> np.ndarray:

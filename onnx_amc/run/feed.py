@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_amc.run.metrics import Outputs
+from onnx_amc.run.metrics import Outputs, per_class
 from onnx_amc.run.pixels import Pixels, channels_first
 from onnx_amc.run.presets import IMAGENET, fitted
 from onnx_amc.run.samples import Dataset, InputSpec, show, spread
@@ -98,7 +98,7 @@ def doubts(scorer: Scorer, original: onnx.ModelProto) -> list[str]:
     if data.synthetic or outputs[0].ndim < 2 or outputs[0].dtype.kind != "f":
         return found
     labels = None if data.class_numbers is None else data.class_numbers[scorer.index]
-    scores = outputs[0].reshape(len(outputs[0]), -1)
+    scores = per_class(outputs[0])
     if labels is not None and scores.shape[1] > 1 and len(np.unique(labels)) > 1:
         recall, chance = recalls(scores.argmax(axis=1), labels), 1 / len(np.unique(labels))
         if recall < chance + NEAR * (1 - chance):

@@ -48,7 +48,7 @@ def opened(folder: Path) -> Any:
             fix="pip install 'onnx-amc[data]'",
         ) from error
     try:
-        return datasets.load_from_disk(where)
+        return datasets.load_from_disk(where).with_format(None)  # whatever it was saved with
     except Exception as error:  # datasets and Arrow raise kinds of their own
         raise DataError(
             what=f"the data set cannot be read ({type(error).__name__}: {error})",
@@ -67,6 +67,9 @@ def pictures(
     found: Any, column: str, how: Recipe, where: str
 ) -> tuple[np.ndarray | Pictures, np.ndarray | None, Pixels, dict[int, str]]:
     """Images as uint8 (N,H,W,C), labels, how they are fed, and what the classes are called where that is known."""
+    from datasets import Image  # noqa: PLC0415  an extra
+
+    found = found.cast_column(column, Image(decode=True))
 
     def read(row: int) -> np.ndarray:
         image = found[int(row)][column]

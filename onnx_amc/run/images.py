@@ -84,7 +84,7 @@ def _open(file: Path, how: Recipe) -> np.ndarray:
 
     try:
         with Image.open(file) as handle:
-            image = handle.convert("L" if how.color == "L" else "RGB")
+            image = how.convert(handle, str(file))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             what=f"the image cannot be decoded ({error})", where=str(file), fix="replace or remove the file"

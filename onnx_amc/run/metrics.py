@@ -39,19 +39,19 @@ OWN = "or write a metric of your own: --metric module:function"
 def top1(outputs: Outputs, labels: np.ndarray | None, _reference: Outputs) -> float:
     """Share of samples whose highest output is the label."""
     goal = _class_numbers("top1", outputs[0], labels)
-    return float((_flat(outputs[0]).argmax(axis=1) == goal).mean())
+    return float((per_class(outputs[0]).argmax(axis=1) == goal).mean())
 
 
 def top5(outputs: Outputs, labels: np.ndarray | None, _reference: Outputs) -> float:
     """Share of samples whose label is among the five highest outputs."""
     goal = _class_numbers("top5", outputs[0], labels)
-    best = np.argsort(-_flat(outputs[0]), axis=1, kind="stable")[:, :5]
+    best = np.argsort(-per_class(outputs[0]), axis=1, kind="stable")[:, :5]
     return float((best == goal[:, None]).any(axis=1).mean())
 
 
 def agreement(outputs: Outputs, _labels: np.ndarray | None, reference: Outputs) -> float:
     """Share of samples whose highest output is the original's."""
-    return float((_flat(outputs[0]).argmax(axis=1) == _flat(reference[0]).argmax(axis=1)).mean())
+    return float((per_class(outputs[0]).argmax(axis=1) == per_class(reference[0]).argmax(axis=1)).mean())
 
 
 def fidelity(outputs: Outputs, _labels: np.ndarray | None, reference: Outputs) -> float:
@@ -179,7 +179,7 @@ def shown(score: float) -> str:
 
 def confusion(outputs: Outputs, labels: np.ndarray) -> list[list[int]]:
     """How often a class was taken for another: label, class with the highest output, samples; pairs that occur only."""
-    pairs = np.stack([labels, _flat(outputs[0]).argmax(axis=1)], axis=1)
+    pairs = np.stack([labels, per_class(outputs[0]).argmax(axis=1)], axis=1)
     found, counts = np.unique(pairs, axis=0, return_counts=True)
     return np.column_stack([found, counts]).tolist()  # type: ignore[no-any-return]
 
@@ -209,8 +209,9 @@ def _squared(z: np.ndarray, target: np.ndarray) -> float:
     return float(np.mean(np.square(gap, out=gap)))
 
 
-def _flat(z: np.ndarray) -> np.ndarray:
-    return z.reshape(len(z), -1) if z.ndim != 3 else z[:, -1]
+def per_class(z: np.ndarray) -> np.ndarray:
+    """What a classifier says of each sample, (N, classes); of a sequence (N, steps, classes) what it says last."""
+    return z[:, -1] if z.ndim == 3 and z.shape[2] > 1 else z.reshape(len(z), -1)
 
 
 def _suited(data: Dataset, classes: int | None) -> str:

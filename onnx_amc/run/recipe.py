@@ -84,9 +84,24 @@ class Recipe:
             DataError: The image is smaller than the crop.
 
         """
-        image = self.fit(image.convert("L" if self.color == "L" else "RGB"), where)
+        image = self.fit(self.convert(image, where), where)
         array = np.atleast_3d(np.asarray(image, np.uint8))
         return array[..., ::-1] if self.color == "BGR" else array
+
+    def convert(self, image: Image.Image, where: str) -> Image.Image:
+        """Return the image in RGB, or in grey.
+
+        Raises:
+            DataError: Its pixels have more than 8 bits: what is above 255 would be white.
+
+        """
+        if image.mode.startswith(("I", "F")):
+            raise DataError(
+                what=f"the image has pixels of more than 8 bits (mode {image.mode})",
+                where=where,
+                fix="convert the images to 8 bits, or give an .npz with the arrays that the network takes",
+            )
+        return image.convert("L" if self.color == "L" else "RGB")
 
 
 def recipe(given: dict[str, Any], shape: tuple[int | None, ...], dtype: np.dtype, where: str) -> Recipe:

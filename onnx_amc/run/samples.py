@@ -103,6 +103,8 @@ class Dataset:
             fed = (a for at in few[:, None] for a in self.batch(at).values())  # one at a time: they may be large
             whole = (a for a in [*self.arrays.values(), self.labels] if isinstance(a, np.ndarray))
             for array in chain(fed, whole):
+                if array.dtype.hasobject:
+                    array = array.astype("U")  # noqa: PLW2901  text
                 found.update(f"{array.dtype.str}{array.shape}".encode())
                 found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return found.hexdigest()

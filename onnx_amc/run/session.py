@@ -19,6 +19,8 @@ from onnx_amc.run.providers import remedy
 
 _threads = ContextVar("threads", default=0)
 
+VERSION = str(ort.__version__)
+
 OUT_OF_MEMORY = ("bad_alloc", "allocate memory")
 """What onnxruntime says where the memory does not suffice."""
 

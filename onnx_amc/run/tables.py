@@ -95,8 +95,8 @@ def _csv(path: Path) -> Any:
     from pyarrow import csv  # noqa: PLC0415
 
     between = "\t" if path.suffix.lower() == ".tsv" else ","
-    with path.open(encoding="utf-8", errors="replace") as file:
-        cells = file.readline().strip().split(between)
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        cells = next(filter(None, map(str.strip, file)), "").split(between)
     how = csv.ReadOptions(autogenerate_column_names=all(_number(cell) for cell in cells))
     return csv.read_csv(path, read_options=how, parse_options=csv.ParseOptions(delimiter=between))
 
