@@ -159,9 +159,8 @@ class Compression:
         settings, data = self.settings, self.data
         parts = parts_of(data, settings)
         self.trained, reward = parts.trained, parts.reward
-        self.set_aside = (
-            parts.trained is not None
-        )  # a run that is another of this one may not train, but shares the samples
+        # A run that is another of this one may not train, but shares the samples.
+        self.set_aside = parts.trained is not None
         self.scorer = self.trial = None
         self.fed: list[dict[str, Any]] = []
         self.warnings: list[str] = []
