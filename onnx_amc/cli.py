@@ -61,12 +61,11 @@ def run() -> None:
 
 def compress(args: argparse.Namespace) -> int:
     """`onnx-amc compress`."""
-    for option, path in (("MODEL", args.model), ("-o", args.out)):
-        if path and (Path(path).is_dir() or not Path(path).name):
-            raise OptionError("is a folder", where=f"{option} {path}", fix="name a file")
+    if Path(args.model).is_dir():
+        raise OptionError("is a folder", where=f"MODEL {args.model}", fix="name a file in it")
     out = Path(args.out) if args.out else Path(args.model).with_suffix(".amc.onnx")
-    folder = Path(args.run_dir) if args.run_dir else out.with_suffix(".run")
     _writable(out, "-o")
+    folder = Path(args.run_dir) if args.run_dir else out.with_suffix(".run")
     _writable(folder / "plan.json", "--run-dir")
     if args.int8:
         from onnx_amc.delivery import int8_beside  # noqa: PLC0415  keeps --help light

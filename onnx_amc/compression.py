@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,8 +46,11 @@ from onnx_amc.training import course_of, parts_of, train
 TIMING = (0.7, 3.0)
 """Seconds of the last measurement of latency, at least and at most; between them a sixth of the run before."""
 
-STAGES = ("analyse", "calibrate", "ranking", "search", "search_onnxruntime", "refit", "recover", "int8", "total")
-"""What `seconds` tells of; the first two are done once, however many budgets are searched."""
+SHARED = ("analyse", "calibrate")
+"""What is done once, however many budgets are searched."""
+
+STAGES = (*SHARED, "ranking", "search", "search_onnxruntime", "refit", "recover", "int8", "total")
+"""What `seconds` tells of."""
 
 PARTS = 8
 """Into how many parts the reward samples are split to see what the loss should count for."""
@@ -80,7 +82,7 @@ class Compression:
         team: Team | None = None,
     ) -> None:
         self.settings, self.listener, self.team = settings, listener, team
-        self._begin()
+        self._begin({})
         gc.collect()  # an earlier run in this process is a ring of objects and may still hold gigabytes
         with self._timed("analyse"):
             self.listener.stage("analyse", None)
@@ -106,9 +108,9 @@ class Compression:
         self.table = self.table or table_of(self.analysis, self.settings, levels, self.listener)
         return self.table
 
-    def _begin(self, shared: Mapping[str, float] = MappingProxyType({})) -> None:
+    def _begin(self, shared: Mapping[str, float]) -> None:
         """Start the clocks; what is shared with another run is counted here too."""
-        self.seconds = dict.fromkeys(STAGES, 0.0) | {name: shared[name] for name in STAGES[:2] if name in shared}
+        self.seconds = dict.fromkeys(STAGES, 0.0) | {name: shared.get(name, 0.0) for name in SHARED}
         self.started = time.perf_counter() - sum(self.seconds.values())
 
     def _search(self) -> Search:
@@ -375,9 +377,9 @@ class Compression:
                 where=self.model.source,
                 fix="nothing was written; please report the model's graph as a bug",
             )
-        spent: float = space.price(counts)
         if np.array_equal(counts, space.full):  # the original: what it costs is what the budget counts from
             return found
+        spent: float = space.price(counts)
         if self.settings.budget.kind == "latency":  # measured anew, it would differ
             spent = self.search.spent(counts, lambda: model)
         elif self.search.actual is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from scipy.special import stdtrit
 
-from onnx_amc.compression import Compression
+from onnx_amc.compression import SHARED, Compression
 from onnx_amc.config import Budget
 from onnx_amc.delivery import Result
 from onnx_amc.details import tried_json
@@ -256,8 +256,7 @@ class Guarantee:
         """What all runs have taken together; what they share is counted once."""
         each: list[Mapping[str, float]] = [run.seconds for run in self.runs]
         each = each or [own]
-        shared = ("analyse", "calibrate")
-        found = {name: own[name] if name in shared else sum(s[name] for s in each) for name in own}
+        found = {name: own[name] if name in SHARED else sum(s[name] for s in each) for name in own}
         return found | {"int8": own["int8"], "total": time.perf_counter() - self.first.started}
 
 

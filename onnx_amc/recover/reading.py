@@ -15,6 +15,7 @@ from onnx_amc.graph.proto import attributes, names_read
 from onnx_amc.recover import ops_layer, ops_math, ops_shape
 from onnx_amc.recover.call import TABLE, Call, UnreadableError
 from onnx_amc.recover.layout import held_by_pixel, is_by_pixel
+from onnx_amc.run.check import apart
 from onnx_amc.run.session import open_session, run_session
 
 READ = (ops_layer, ops_math, ops_shape)
@@ -32,6 +33,8 @@ SMALLEST = 0.1
 
 FEW = 8
 """Elements of a float constant, at most, that is kept where it can be read without waiting, as those of whole numbers are."""
+
+WITHOUT = "the model is delivered without recovery"
 
 APART = 1e-2
 """Difference between torch and onnxruntime, relative to the largest output, that no rounding makes."""
@@ -59,9 +62,7 @@ class Reading(nn.Module):
         self._opset = next((o.version for o in proto.opset_import if o.domain in {"", "ai.onnx"}), 1)
         odd = sorted({_title(n) for n in proto.graph.node if n.domain not in {"", "ai.onnx"} or n.op_type not in TABLE})
         if odd:
-            raise ModelError(
-                f"torch has no reading of {', '.join(odd)}", where=where, fix="the model is delivered without recovery"
-            )
+            raise ModelError(f"torch has no reading of {', '.join(odd)}", where=where, fix=WITHOUT)
         self.outputs = [o.name for o in proto.graph.output]
         trained = trainable(proto)
         kernels = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}
@@ -74,7 +75,7 @@ class Reading(nn.Module):
                 raise ModelError(
                     f"torch has no reading of the text in '{tensor.name}'",
                     where=where,
-                    fix="the model is delivered without recovery",
+                    fix=WITHOUT,
                 )
             value = torch.from_numpy(array)
             self._names[tensor.name] = f"t{i}"
@@ -104,14 +105,12 @@ class Reading(nn.Module):
         with torch.no_grad():
             found = self(sent)
         for name, goal in zip(self.outputs, expected, strict=True):
-            mine = found[name].cpu().numpy()
-            if goal.dtype.kind != "f" or not np.isfinite(goal).all():
-                continue
-            if mine.shape != goal.shape or np.abs(mine - goal).max(initial=0) > APART * np.abs(goal).max(initial=1e-12):
+            whole = goal.dtype.kind == "f" and np.isfinite(goal).all()
+            if whole and apart(goal, found[name].cpu().numpy()) > APART:
                 raise ModelError(
                     f"torch computes the output '{name}' otherwise than onnxruntime",
                     where=self.where,
-                    fix="the model is delivered without recovery",
+                    fix=WITHOUT,
                 )
 
     def initializer(self, name: str) -> Tensor:
@@ -148,7 +147,7 @@ class Reading(nn.Module):
                 raise ModelError(
                     f"torch cannot compute node '{node.name or node.output[0]}' ({node.op_type}): {text}",
                     where=self.where,
-                    fix="the model is delivered without recovery",
+                    fix=WITHOUT,
                 ) from error
             results = (found,) if isinstance(found, Tensor) else tuple(found)
             if node.op_type != "Transpose" and any(map(is_by_pixel, args)):

@@ -28,21 +28,19 @@ def difference(a: onnx.ModelProto, b: onnx.ModelProto, feed: Feed) -> float:
         run_session(open_session(model, where=called, once=True), names, feed, where=called)
         for model, called in ((a, "masked original"), (b, "cut model"))
     )
-    worst = 0.0
-    for x, y in zip(left, right, strict=True):
-        if not isinstance(x, np.ndarray) or x.size == 0:
-            continue
-        if x.dtype.hasobject:  # text
-            if not np.array_equal(x, y):
-                return float("inf")
-            continue
-        if x.shape != y.shape or not np.array_equal(np.isfinite(x), np.isfinite(y)):
-            return float("inf")
-        finite = np.isfinite(x)
-        scale = max(float(np.abs(x[finite].astype(np.float64)).max(initial=0.0)), 1e-12)
-        gap = np.abs(x[finite].astype(np.float64) - y[finite].astype(np.float64)).max(initial=0.0)
-        worst = max(worst, float(gap) / scale)
-    return worst
+    pairs = zip(left, right, strict=True)
+    return max((apart(x, y) for x, y in pairs if isinstance(x, np.ndarray) and x.size), default=0.0)
+
+
+def apart(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the largest |x - y|, relative to the largest |x|; infinity where shapes, NaN or texts differ."""
+    if x.dtype.hasobject:  # text
+        return 0.0 if np.array_equal(x, y) else float("inf")
+    finite = np.isfinite(x)
+    if x.shape != y.shape or not np.array_equal(finite, np.isfinite(y)):
+        return float("inf")
+    scale = max(float(np.abs(x[finite].astype(np.float64)).max(initial=0.0)), 1e-12)
+    return float(np.abs(x[finite].astype(np.float64) - y[finite].astype(np.float64)).max(initial=0.0)) / scale
 
 
 def tolerance_of(model: onnx.ModelProto) -> float:
