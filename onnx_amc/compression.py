@@ -348,7 +348,7 @@ class Compression:
         """What the table of latencies says of a plan, and how far it may be believed."""
         if self.table is None or "latency" not in self.units.prices:  # timed for a run that this one is another of
             return {}
-        ratio = float(self.units.prices["latency"](counts[None])[0] / self.units.wholes["latency"])
+        ratio = self.search.pace * float(self.units.prices["latency"](counts[None])[0] / self.units.wholes["latency"])
         return {"latency_table": {"ratio": ratio, "error": self.table.error, "worst": self.table.worst}}
 
     def _asked(self) -> dict[str, Any]:

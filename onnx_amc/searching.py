@@ -52,6 +52,9 @@ SMALLER = 2
 SLACK = 0.02
 """Share of a budget of time that is left to the clock's noise."""
 
+PACES = 5
+"""Plans that are timed before the search, at most."""
+
 TRIES = 5
 """Times that a plan is replaced because its model costs more than was foretold."""
 
@@ -74,6 +77,7 @@ class Search:
         journal: Every plan tried.
         baselines: Plans in closed form, by name.
         finals: What the plans scored that were refitted in full.
+        pace: What a model took, before the search, of what the table of times had foretold.
         seconds: Of ordering the channels, the import of the agent's library included; of the search; of its part in which
             onnxruntime was running; of the full refit of the best few.
 
@@ -90,6 +94,7 @@ class Search:
         self.baselines: dict[str, Tried] = {}
         self.finals: list[Tried] = []
         self.errors: list[np.ndarray] = []
+        self.pace = 1.0
         self.ready: tuple[Tried, onnx.ModelProto] | None = None
         self.seconds = {"ranking": 0.0, "search": 0.0, "search_onnxruntime": 0.0, "refit": 0.0}
 
@@ -204,13 +209,27 @@ class Search:
         )
 
     def _paced(self) -> Space:
-        """The space, its budget corrected by what the knapsack's plan really takes: a search ends where the table is too kind."""
-        counts = propose(self.space, "knapsack", self.errors)
-        kept = self.builder.kept(counts)
-        model = self.builder.deliverable(kept, self.builder.build(kept, correct=False))
-        slower = self.spent(counts, lambda: model) / self.space.price(counts)
-        limit = max((1 - SLACK) * self.space.limit / slower, self.space.price(self.space.smallest))
-        return replace(self.space, limit=int(limit))
+        """The space, its budget moved to where the knapsack's plan really takes what is allowed: a table errs alike on like plans.
+
+        By false position between a plan that is fast enough, at first one of nothing, and one that is not.
+        """
+        goal, limit = (1 - SLACK) * self.space.limit, self.space.limit
+        fast, slow = (0, 0.0), (0, 0.0)
+        for _ in range(PACES):
+            counts = propose(replace(self.space, limit=limit), "knapsack", self.errors)
+            kept = self.builder.kept(counts)
+            model = self.builder.deliverable(kept, self.builder.build(kept, correct=False))
+            price, spent = self.space.price(counts), self.spent(counts, lambda m=model: m)  # type: ignore[misc]
+            self.pace = spent / price
+            if abs(spent / goal - 1) <= SLACK:
+                return replace(self.space, limit=price)
+            fast, slow = (fast, (price, spent)) if spent > goal else ((price, spent), slow)
+            low, high = (fast, slow) if slow[1] else ((0, 0.0), fast)
+            wanted = low[0] + (high[0] - low[0]) * (goal - low[1]) / (high[1] - low[1])
+            before, limit = limit, max(int(wanted), self.space.price(self.space.smallest))
+            if limit == before:
+                break
+        return replace(self.space, limit=fast[0] or limit)
 
     def _final(self) -> np.ndarray:
         """Refit the best few plans as they would be delivered, those of the baselines too, and return the one that is best then.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
 from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.listener import Listener
+from onnx_amc.searching import PACES
 
 MODELS = Path(__file__).parents[1] / "models"
 RESNET, MLP = (MODELS / f"digits_{name}.onnx" for name in ("resnet", "mlp"))
@@ -65,19 +67,30 @@ def test_a_table_that_is_too_kind_costs_no_more_than_what_it_is_off_by(device: s
         assert 1.15 * share >= 0.5, "what is replaced because it takes too long is replaced by what takes a little less"
 
 
-def test_no_evaluation_goes_to_plans_that_only_the_table_holds_to_be_fast(
-    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("took", [lambda p: 1.15 * p, lambda p: 0.8 * p, lambda p: 1.6 * p**2, lambda p: 0.2 + 0.5 * p])
+def test_a_search_has_the_budget_that_plans_really_take(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: Callable[[float], float]
 ) -> None:
     settings = Settings(
         Budget("latency", 0.6), latency_command=device, cache=str(tmp_path), recover=False, policy="knapsack"
     )
     run = Compression(RESNET, None, settings, Listener())
     search, space = run.search, run.search.space
-    monkeypatch.setattr(search, "spent", lambda counts, _: 1.15 * space.price(counts))
+    whole = space.price(space.full)
+    timed: list[float] = []
+
+    def spent(counts: np.ndarray, _build: object) -> float:
+        timed.append(took(space.price(counts) / whole))
+        return timed[-1] * whole
+
+    monkeypatch.setattr(search, "spent", spent)
     chosen = search.choose()
-    dearest = max(space.price(t.counts) for t in search.journal.trials) / space.price(space.full)
-    assert 0.5 < 1.15 * dearest <= 0.6
-    assert space.price(chosen) * 1.15 <= space.limit
+    dearest = max(space.price(t.counts) for t in search.journal.trials) / whole
+    assert 0.55 < took(dearest) <= 0.6, "no evaluation goes to plans that only the table holds to be fast, or slow"
+    assert took(space.price(chosen) / whole) <= 0.6
+    assert len(timed) <= PACES + 1, "the plan that is delivered is timed once"
+    foretold = run.deliver(chosen).record["latency_table"]["ratio"]
+    assert foretold == pytest.approx(took(space.price(chosen) / whole), rel=0.02)
 
 
 def test_a_device_that_is_faster_with_nothing_cannot_be_pleased(tmp_path: Path) -> None:
