@@ -1,6 +1,6 @@
 """Any Stable-Baselines3 algorithm on the environment, untouched, and its best plan delivered as `compress` delivers its own.
 
-python examples/agents.py MODEL.onnx [--data DATA] [--flops 0.5] [--algorithm ppo] [--episodes 40] [-o small.onnx]
+python examples/agents.py MODEL.onnx --flops 0.5 [--data DATA] [--algorithm ppo] [--episodes 40] [-o small.onnx]
 python examples/agents.py MODEL.onnx --granularity weight --params 0.3 --algorithm random
 """
 

@@ -28,6 +28,7 @@ from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
 from onnx_amc.quantising import in_int8
 from onnx_amc.run.capture import batch_of
+from onnx_amc.run.cluster import software
 from onnx_amc.run.crew import Team
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.feed import describe, doubts, sentence
@@ -35,7 +36,7 @@ from onnx_amc.run.latency import measure
 from onnx_amc.run.metrics import Outputs, find_metric
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.table import LatencyTable
-from onnx_amc.rundir import Memo, RunDir
+from onnx_amc.rundir import Memo, RunDir, code_of
 from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.loop import CLOSED
 from onnx_amc.searching import Search
@@ -150,7 +151,9 @@ class Compression:
         if run_dir is None:
             return Memo()
         settings = asdict(replace(self.settings, workers=None, ray=None))  # what is found does not depend on them
-        identity = {"model": self.model.sha256, "settings": settings, "data": self._samples}
+        code = code_of({"--metric": self.settings.metric, "--reward": self.settings.reward})
+        made = {"model": self.model.sha256, "data": self._samples, "software": software(), "code": code}
+        identity = made | {"settings": settings}
         return RunDir(run_dir, identity, resume=resume)
 
     @cached_property

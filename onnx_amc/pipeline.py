@@ -87,7 +87,10 @@ def pareto(
 
 def front(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Of all plans tried for several budgets those that no other one beats in both cost and score, cheapest first."""
-    tried = [(r.price(t.counts), t) for r in results for t in r.trials]
+    measured = [
+        (r, [t for t in r.trials if t.parts] or r.trials) for r in results
+    ]  # what was stopped early is estimated
+    tried = [(r.price(t.counts), t) for r, trials in measured for t in trials]
     best: list[dict[str, Any]] = []
     for cost, trial in sorted(tried, key=lambda pair: (pair[0], -pair[1].score)):
         if not best or trial.score > best[-1]["score"]:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from onnx_amc.errors import OptionError
 from onnx_amc.files import parse_json, unwritable
+from onnx_amc.run.metrics import imported
 
 FORMAT = 2
 CHECKPOINT = "recovery-{}.npz"
@@ -102,6 +103,13 @@ else:
 
 
 # ---- what is remembered --------------------------------------------------------------------------------------------
+
+
+def code_of(named: Mapping[str, str | None]) -> list[str]:
+    """SHA-256 of the files of the user's functions among some options: what other code said does not hold for this one."""
+    found = [(imported(name, option), name) for option, name in named.items() if name and ":" in name]
+    files = [getattr(sys.modules[name.partition(":")[0]], "__file__", None) for _, name in found]
+    return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file]
 
 
 class Memo:

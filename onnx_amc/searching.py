@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 
 import numpy as np
@@ -111,6 +111,12 @@ class Search:
             return replace(plain, cost=lambda counts: float(price(counts[None])[0]))
         return replace(plain, own=partial(_own, imported(name, "--reward"), name, self.units))
 
+    @cached_property
+    def _race(self) -> str:
+        """Whom this search's estimates are for."""
+        s = self.settings
+        return f"{s.policy} {s.budget.kind} {self.space.limit} {s.episodes} {s.reward}"
+
     def environment(self) -> PruningEnv:
         """The Gymnasium environment of this search, each episode evaluated in onnxruntime."""
         return PruningEnv(self.space, self.units.facts, lambda c: self.journal.ask(c, "environment").reward)
@@ -151,7 +157,9 @@ class Search:
         kept, scorer = self.builder.kept(counts), self._scorer(1)
         build = partial(scorer.opened, partial(self.builder.drafted, kept))
         bars = self.journal.bars(self.settings.finalists, RACED) if race else {}
-        return self.memo.later(_key("plan", counts), lambda: crew.begin(build, partial(scorer.numbers, bars=bars)))
+        # What is hopeless here may be welcome to another search that shares the memo.
+        kind = f"plan raced by {self._race}" if bars else "plan"
+        return self.memo.later(_key(kind, counts), lambda: crew.begin(build, partial(scorer.numbers, bars=bars)))
 
     def _scorer(self, which: int) -> Scorer:
         if self.scorers is None:
@@ -309,7 +317,9 @@ class Search:
         if self.actual is None:
             raise RuntimeError("this budget is exact")
         actual = self.actual
-        return self.memo.get(_key("cost", counts), lambda: [actual(build())])[0]
+        # Of time the share is remembered: what all of it is may be measured anew by a run that goes on.
+        unit = self.space.price(self.space.full) if self.settings.budget.kind == "latency" else 1
+        return self.memo.get(_key("cost", counts), lambda: [actual(build()) / unit])[0] * unit
 
     def finished(self, counts: np.ndarray) -> onnx.ModelProto:
         """The model of a plan as it would be delivered; what is ready stays as it is."""

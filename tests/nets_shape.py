@@ -230,9 +230,11 @@ def files() -> Iterator[Row]:
     yield image("Identity of a weight", "k = Identity (u) r = Conv (h, k)", 16, "float[8,8,1,1] u")
     yield image("quantised weights", "k = DequantizeLinear <axis = 0> (u, s, z) r = Conv (h, k)", 16,
                 "int8[8,8,1,1] u, float[8] s, int8[8] z", weights={"u": np.arange(-32, 32), "s": np.full(8, 0.02), "z": np.zeros(8)})
-    yield image("quantised weights, off centre, fix", "k = DequantizeLinear <axis = 0> (u, s, z) r = Conv (h, k)", 0,
+    yield image("quantised weights, off centre, fix", "k = DequantizeLinear <axis = 0> (u, s, z) r = Conv (h, k)", 8,
                 "uint8[8,8,1,1] u, float[8] s, uint8[8] z", weights={"u": np.arange(64), "s": np.full(8, 0.02), "z": np.full(8, 7)},
-                reason="zero point that is not zero")
+                reason="a weight that is not zero where its sources are")
+    yield flat("a quantised bias, off centre", "k = DequantizeLinear <axis = 0> (u, s, z) r = Add (h, k)", 8, "uint8[8] u, float[8] s, uint8[8] z",
+               weights={"u": np.arange(8) * 9, "s": np.full(8, 0.02), "z": np.full(8, 7)})
     yield image("quantised weights of one scale", "k = DequantizeLinear (u, s, z) r = Conv (h, k)", 16, "uint8[8,8,1,1] u, float s, uint8 z",
                 weights={"u": np.arange(64), "s": 0.02, "z": 0})
     yield image("quantised activations", "q = QuantizeLinear (h, s, z) r = DequantizeLinear (q, s, z)", 8, "float s, uint8 z",

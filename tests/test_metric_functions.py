@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import textwrap
 from collections.abc import Callable
@@ -79,3 +80,19 @@ def test_a_function_may_fail(evaluated: Evaluated, body: str, words: tuple[str, 
     said = evaluated(body, 2)
     for word in words:
         assert word in said, f"{word!r} is not in: {said}"
+
+
+def test_a_run_does_not_go_on_with_what_another_function_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    name, out = f"changed_{tmp_path.name}", tmp_path / "out.onnx"
+    command = ["compress", str(MLP), "--flops", "0.5", "--policy", "uniform", "--no-recover", "-o", str(out)]
+    for factor, code in ((1.0, 0), (0.5, 2)):
+        sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        body = f"def f(z, labels, _): return {factor} * float((z[0].argmax(axis=1) == labels).mean())"
+        Path(f"{name}.py").write_text(body)
+        assert main([*command, "--metric", f"{name}:f", *["--resume"] * (code > 0)]) == code
+    assert "made with another model" in " ".join(capsys.readouterr().err.split())

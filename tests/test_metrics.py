@@ -343,3 +343,38 @@ def test_a_classifier_may_have_an_axis_of_length_one_behind_its_classes() -> Non
     for shape in ((50, 10, 1), (50, 10, 1, 1), (50, 1, 10)):
         assert top1([z.reshape(shape)], goal, []) == 1.0
         assert agreement([z.reshape(shape)], None, [z[::-1].reshape(shape)]) < 0.4
+
+
+# ---- what names no class -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", [top1, agreement])
+def test_class_numbers_are_held_against_each_other(metric: Any) -> None:
+    found, goal = np.array([3, 1, 2, 2]), np.array([3, 1, 0, 2])
+    for shape in ((4,), (4, 1)):
+        assert metric([found.reshape(shape)], goal, [goal.reshape(shape)]) == 0.75
+
+
+@pytest.mark.parametrize(("name", "columns"), [("top1", 1), ("agreement", 1), ("top5", 5), ("top5", 1)])
+def test_a_metric_that_could_not_change_is_refused(name: str, columns: int) -> None:
+    z = np.random.default_rng(0).random((8, columns))
+    with pytest.raises(OptionError, match=name):
+        METRICS[name]([z], np.zeros(8, int), [z])
+
+
+def test_what_is_not_a_number_names_no_class() -> None:
+    z, nothing = np.eye(8), np.full((8, 8), np.nan)
+    assert top1([nothing], np.zeros(8, int), []) == top5([nothing], np.zeros(8, int), []) == 0.0
+    assert agreement([nothing], None, [z]) == 0.0
+    masked = np.where(z > 0, z, -np.inf)
+    assert top1([masked], np.arange(8), []) == 1.0, "a class may be ruled out"
+
+
+def test_how_far_an_output_is_off_has_an_end() -> None:
+    zeros = np.zeros((8, 3))
+    assert fidelity([zeros + 1e-6], None, [zeros]) == fidelity([zeros * np.nan], None, [zeros]) == 1 - 1e6
+
+
+def test_the_peak_of_psnr_is_the_range_of_the_target() -> None:
+    target = np.linspace(-3.0, 1.0, 32).reshape(4, 8)
+    assert psnr([target + 0.4], target, []) == pytest.approx(20.0)

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, parser
 from shared_nets import hydrated, needs_shared
 from torch import Tensor
 from torch.nn import functional
@@ -379,3 +379,20 @@ def test_text_in_a_graph_has_no_reading() -> None:
     graph = helper.make_graph([node], "g", inputs, [onnx.ValueInfoProto(name="o0")], [names])
     with pytest.raises(ModelError, match="text in 'names'"):
         Reading(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def test_a_mask_is_no_bias() -> None:
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[N,4,6] x) => (float[N,4,6] y)
+        {
+            h = MatMul (x, q)
+            k = Add (h, b)
+            t = Transpose <perm = [0,2,1]> (k)
+            s = MatMul (k, t)
+            m = Add (s, mask)
+            r = Add (m, row)
+            p = Softmax (r)
+            y = MatMul (p, k)
+        }""")
+    for name, shape in {"q": (6, 6), "b": (6,), "mask": (4, 4), "row": (1, 1, 4)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), name))
+    assert trainable(model) == {"q", "b"}

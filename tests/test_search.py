@@ -359,3 +359,18 @@ def test_a_journal_sets_its_bar_by_the_plans_that_were_scored_on_all_samples() -
         journal.ask(np.array([first, 24, 7, 40]), "test")
     bar = journal.bars(3, [1])[1]
     assert bar.level == pytest.approx(14 / 16 - 1), "the third best; an estimate of 0.9 is none of them"
+
+
+def test_no_plan_counts_without_bound() -> None:
+    """One network that explodes would outweigh all others in what an agent and the weights learn from."""
+    assert Rule().short(1 - 1e6, 1e6) == Rule().short(-9.0, 1.0) == -10.0 - SHAPING
+    assert Rule(scale=(100.0, 100.0)).short(-1e9, 0.0) == -10.0
+
+
+@pytest.mark.parametrize("score", [0.7, 1.3])
+def test_a_reward_that_counts_costs_prefers_the_cheap(score: float) -> None:
+    """Also where a plan is better than the best that was known."""
+    rule = Rule(cost=lambda counts: float(counts.sum()))
+    cheap, dear = np.array([10**6]), np.array([2 * 10**6])
+    assert rule(score, 0.0, cheap) > rule(score, 0.0, dear)
+    assert rule(score + 0.1, 0.0, cheap) > rule(score, 0.0, cheap)

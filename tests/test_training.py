@@ -20,6 +20,7 @@ from onnx_amc.errors import OptionError, PlanError
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
 from onnx_amc.recover.course import Course
+from onnx_amc.recover.distil import Distiller
 from onnx_amc.run.data import Dataset, InputSpec
 from onnx_amc.training import parts_of
 
@@ -251,3 +252,43 @@ def test_labels_that_are_not_there_cannot_count() -> None:
     data = {"input": np.random.default_rng(0).normal(size=(600, 1, 8, 8)).astype(np.float32)}
     with pytest.raises(OptionError, match="there are no labels"):
         onnx_amc.compress(MLP, data=data, recover_labels=True, **CUT)
+
+
+def test_a_weight_that_no_gradient_reaches_does_not_stop_a_training_from_going_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[N,16] x) => (float[N,4] y, int64[N] c) {
+        g = Gemm <transB = 1> (x, w, b)
+        h = Relu (g)
+        y = Gemm <transB = 1> (h, v)
+        z = Gemm <transB = 1> (h, u)
+        c = ArgMax <axis = 1, keepdims = 0> (z)
+    }""")
+    for name, shape in {"w": (32, 16), "b": (32,), "v": (4, 32), "u": (3, 32)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32) / 4, name))
+    onnx.save(model, tmp_path / "two.onnx")
+    np.savez(tmp_path / "two.npz", x=rng.standard_normal((600, 16)).astype(np.float32))
+    whole, out = tmp_path / "whole.onnx", tmp_path / "out.onnx"
+    command = ["compress", str(tmp_path / "two.onnx"), *SHORT, "--run-dir", str(tmp_path / "run"), "-o"]
+    assert main([*command, str(whole)]) == 0
+    advance = Display.advance
+
+    def torn(self: Display, done: int, note: str = "", total: int | None = None) -> None:
+        advance(self, done, note, total)
+        if "held-out" in note and done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Display, "advance", torn)
+    assert main([*command, str(out)]) == 130
+    monkeypatch.setattr(Display, "advance", advance)
+    epochs, epoch = list[int](), Distiller._epoch
+
+    def counted(self: Distiller, number: int, *more: Any) -> float:
+        epochs.append(number)
+        return epoch(self, number, *more)
+
+    monkeypatch.setattr(Distiller, "_epoch", counted)
+    assert main([*command, str(out), "--resume"]) == 0
+    assert epochs == [2]
+    assert out.read_bytes() == whole.read_bytes()

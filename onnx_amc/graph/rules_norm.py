@@ -250,12 +250,4 @@ def quantise(step: Step) -> list[Axes]:
         if step.has(i) and len(step.shape(i)) == 1 and step.shape(i)[0] > 1:
             step.book.mark(step.x(i)[0], "carries", step.key)
             out[axis] = step.join(out[axis], step.x(i)[0])
-    if step.is_param(0) and step.has(2) and _offset(step):
-        for tokens in x:
-            step.fix(tokens, "has a zero point that is not zero, so a weight of zero is not nothing")
     return [tuple(out)]
-
-
-def _offset(step: Step) -> bool:
-    zero = step.const(2)
-    return zero is None or bool(np.any(zero))

@@ -72,6 +72,9 @@ ROUNDING = 1e-3
 """Squared error, relative to the variance of the original's answers, that coarse products may add: a fiftieth of what a training
 leaves."""
 
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW knows of a weight."""
+
 SAMPLED = 256
 """Samples by which the size of the original's outputs is judged."""
 
@@ -360,7 +363,7 @@ class Distiller:
         state = self.optimizer.state
         for i, (name, weight) in enumerate(self.reading.named()):
             arrays |= {f"now{i}": weight.detach().cpu().numpy(), f"best{i}": found[name]}
-            arrays |= {f"{key}{i}": value.cpu().numpy() for key, value in state[weight].items()}
+            arrays |= {f"{key}{i}": value.cpu().numpy() for key, value in state.get(weight, {}).items()}
         with whole(path) as beside, beside.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
@@ -373,18 +376,22 @@ class Distiller:
             known = json.loads(str(arrays["state"]))
             if known.pop("print") != self._print:
                 return None
-            standing, found = Standing(**known), {}
+            standing = Standing(**known)
             standing.before, standing.best = tuple(known["before"]), tuple(known["best"])
-            for i, (name, weight) in enumerate(self.reading.named()):
-                with torch.no_grad():
-                    weight.copy_(torch.from_numpy(arrays[f"now{i}"]))
-                self.optimizer.state[weight] = {
-                    key: torch.from_numpy(arrays[f"{key}{i}"]).to(weight.device if key != "step" else "cpu")
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
-                found[name] = arrays[f"best{i}"]
+            named = list(self.reading.named())
+            found = {name: arrays[f"best{i}"] for i, (name, _) in enumerate(named)}
+            values = [torch.from_numpy(arrays[f"now{i}"]).view(w.shape) for i, (_, w) in enumerate(named)]
+            moments = [
+                {k: torch.from_numpy(arrays[f"{k}{i}"]) for k in MOMENTS if f"{k}{i}" in arrays}
+                for i in range(len(named))
+            ]
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ArchiveError):
             return None
+        for (_, weight), value, moment in zip(named, values, moments, strict=True):
+            with torch.no_grad():
+                weight.copy_(value)
+            if moment:  # AdamW keeps none of a weight that no gradient reaches
+                self.optimizer.state[weight] = {k: m if k == "step" else m.to(weight.device) for k, m in moment.items()}
         return standing, found
 
     def _gap(self, name: str, found: Tensor, goal: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -178,15 +179,23 @@ def scale_of(value: Tensor, *, by_channel: bool) -> Tensor:
 
 
 def trainable(proto: onnx.ModelProto) -> set[str]:
-    """Names of the float initializers that hold weights and biases."""
+    """Names of the float initializers that hold weights and biases.
+
+    What is added to a product is a bias where it is a vector, and the product one by a weight: a mask of an attention is neither.
+    """
     floats = {t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    products = {n.output[0] for n in proto.graph.node if n.op_type == "MatMul"}
+    vectors = {t.name for t in proto.graph.initializer if math.prod(t.dims[:-1]) == 1} & floats
+    fixed = {"", *(t.name for t in proto.graph.initializer)}
+    products: set[str] = set()
     found: set[str] = set()
     for node in proto.graph.node:
-        places = WEIGHTS.get(node.op_type, ())
+        if node.input and fixed.issuperset(node.input):
+            fixed.update(node.output)
+        if node.op_type == "MatMul" and not fixed.isdisjoint(node.input):
+            products.add(node.output[0])
+        found |= {node.input[i] for i in WEIGHTS.get(node.op_type, ()) if i < len(node.input)} & floats
         if node.op_type == "Add" and not products.isdisjoint(node.input):
-            places = (0, 1)
-        found |= {node.input[i] for i in places if i < len(node.input)} & floats
+            found |= vectors.intersection(node.input)
     return found
 
 

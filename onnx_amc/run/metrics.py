@@ -37,21 +37,26 @@ OWN = "or write a metric of your own: --metric module:function"
 
 
 def top1(outputs: Outputs, labels: np.ndarray | None, _reference: Outputs) -> float:
-    """Share of samples whose highest output is the label."""
-    goal = _class_numbers("top1", outputs[0], labels)
-    return float((per_class(outputs[0]).argmax(axis=1) == goal).mean())
+    """Share of samples whose highest output is the label, or whose output is, where that is class numbers (N,)."""
+    return float((said("top1", outputs[0]) == _class_numbers("top1", outputs[0], labels)).mean())
 
 
 def top5(outputs: Outputs, labels: np.ndarray | None, _reference: Outputs) -> float:
     """Share of samples whose label is among the five highest outputs."""
-    goal = _class_numbers("top5", outputs[0], labels)
-    best = np.argsort(-per_class(outputs[0]), axis=1, kind="stable")[:, :5]
-    return float((best == goal[:, None]).any(axis=1).mean())
+    goal, rows = _class_numbers("top5", outputs[0], labels), per_class(outputs[0])
+    if rows.shape[1] <= 5:
+        raise OptionError(
+            f"the first output {_shape(outputs[0])} has {rows.shape[1]} classes: the label is always among the five highest",
+            where="--metric top5",
+            fix="take top1",
+        )
+    best = np.argsort(-rows, axis=1, kind="stable")[:, :5]
+    return float(((best == goal[:, None]).any(axis=1) & ~np.isnan(rows).any(axis=1)).mean())
 
 
 def agreement(outputs: Outputs, _labels: np.ndarray | None, reference: Outputs) -> float:
-    """Share of samples whose highest output is the original's."""
-    return float((per_class(outputs[0]).argmax(axis=1) == per_class(reference[0]).argmax(axis=1)).mean())
+    """Share of samples whose highest output is the original's, or whose output is, where that is class numbers (N,)."""
+    return float((said("agreement", outputs[0]) == said("agreement", reference[0])).mean())
 
 
 def fidelity(outputs: Outputs, _labels: np.ndarray | None, reference: Outputs) -> float:
@@ -179,7 +184,7 @@ def shown(score: float) -> str:
 
 def confusion(outputs: Outputs, labels: np.ndarray) -> list[list[int]]:
     """How often a class was taken for another: label, class with the highest output, samples; pairs that occur only."""
-    pairs = np.stack([labels, per_class(outputs[0]).argmax(axis=1)], axis=1)
+    pairs = np.stack([labels, said("top1", outputs[0])], axis=1)
     found, counts = np.unique(pairs, axis=0, return_counts=True)
     return np.column_stack([found, counts]).tolist()  # type: ignore[no-any-return]
 
@@ -192,9 +197,9 @@ def gaps(outputs: Outputs, reference: Outputs) -> list[float]:
 
 
 def relative(z: np.ndarray, z0: np.ndarray) -> float:
-    """E|z - z0|^2 relative to the variance of z0; 1e6 where z is not finite."""
+    """E|z - z0|^2 relative to the variance of z0; 1e6 at most, and where z is not finite."""
     gap = _squared(z, z0)
-    return gap / max(power(z0), 1e-300) if np.isfinite(gap) else 1e6
+    return min(gap / max(power(z0), 1e-300), 1e6) if np.isfinite(gap) else 1e6
 
 
 def power(z0: np.ndarray) -> float:
@@ -212,6 +217,25 @@ def _squared(z: np.ndarray, target: np.ndarray) -> float:
 def per_class(z: np.ndarray) -> np.ndarray:
     """What a classifier says of each sample, (N, classes); of a sequence (N, steps, classes) what it says last."""
     return z[:, -1] if z.ndim == 3 and z.shape[2] > 1 else z.reshape(len(z), -1)
+
+
+def said(metric: str, z: np.ndarray) -> np.ndarray:
+    """The class that a classifier names for each sample, int (N,); -1 where what it says is NaN.
+
+    Raises:
+        OptionError: It tells no classes apart.
+
+    """
+    if z.dtype.kind in "iu" and z.size == len(z):
+        return z.reshape(len(z)).astype(np.int64)
+    rows = per_class(z)
+    if rows.shape[1] < 2:
+        raise OptionError(
+            f"the first output is {_shape(z)}: one number per sample names no class",
+            where=f"--metric {metric}",
+            fix=f"take fidelity, or mse with float labels; {OWN}",
+        )
+    return np.where(np.isnan(rows).any(axis=1), -1, rows.argmax(axis=1))
 
 
 def _suited(data: Dataset, classes: int | None) -> str:

@@ -204,8 +204,7 @@ def check_dataset(data: Dataset, inputs: Sequence[InputSpec], classes: int | Non
                 fix="load the data anew for this model",
             )
         _check_shape(fed[spec.name].shape, spec, where, None)
-    _labels(data, classes)
-    return data
+    return replace(data, labels=_labels(data, classes))
 
 
 def _check_count(data: Dataset) -> None:

@@ -178,7 +178,7 @@ class Journal:
         told = [t for t in self.distinct if t.parts]
         if told:
             parts = np.array([t.parts for t in told])
-            self.rule = replace(self.rule, shaping=weight_of(parts[:, ::2] / self.rule.scale[1], parts[:, 1::2]))
+            self.rule = replace(self.rule, shaping=weight_of(self.rule.missing(parts[:, ::2]), parts[:, 1::2]))
             self.trials = [replace(t, rule=self.rule) for t in self.trials]
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_amc.search.shaping import SHAPING, SHARE, Scale
+from onnx_amc.search.shaping import SHAPING, SHARE, WORST, Scale
 
 REWARDS = ("error", "flops", "params", "size", "latency")
 """R_err = -Error, and with something else R = -Error log(cost) (AMC section 3.3)."""
@@ -33,13 +33,25 @@ class Rule:
     own: Callable[[float, float, np.ndarray], float] | None = None
 
     def short(self, score: float, loss: float) -> float:
-        """R_err: what is missing to the best score, below zero, less the weighted loss."""
+        """R_err: what is missing to the best score, below zero, less the weighted loss; neither counts without bound.
+
+        One plan whose network explodes would outweigh all that an agent learns from the others.
+        """
+        return float(self.missing(np.float64(score))) - self.shaping * min(loss, 1.0)
+
+    def missing(self, scores: np.ndarray | np.float64) -> np.ndarray:
+        """How far scores are from the best one, in their unit; below zero."""
         best, unit = self.scale
-        return (score - best) / unit - self.shaping * min(loss, 1.0)
+        return np.maximum((scores - best) / unit, -WORST)
 
     def __call__(self, score: float, loss: float, counts: np.ndarray) -> float:
         """Return the reward of a plan."""
         if self.own is not None:
             return float(self.own(score, loss, counts))
         short = self.short(score, loss)
-        return short if self.cost is None else short * math.log(max(self.cost(counts), math.e))
+        if self.cost is None:
+            return short
+        dear = math.log(max(self.cost(counts), math.e))
+        return (
+            short * dear if short <= 0 else short / dear
+        )  # better than the best score that was known: cheap is better still

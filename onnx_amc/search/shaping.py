@@ -17,6 +17,9 @@ Scale = tuple[float, float]
 
 SHARE: Scale = (1.0, 1.0)
 
+WORST = 10.0
+"""So many units below the best one is what a score counts for at least."""
+
 SHAPING = 4.0
 """The weight where there is nothing to choose it by."""
 
