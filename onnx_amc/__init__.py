@@ -76,7 +76,7 @@ def compress(
     from onnx_amc.pipeline import compress as run  # noqa: PLC0415
 
     given = {"flops": flops, "params": params, "size": size, "latency": latency, "channels": channels}
-    if max_drop is not None and not any(given.values()):
+    if max_drop is not None and all(v is None for v in given.values()):
         given = {reduce: 1.0}
     elif max_drop is not None:
         given["max_drop"] = max_drop

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
+import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from onnx_amc.errors import AmcError, OptionError
 from onnx_amc.files import json_text, write_text
 from onnx_amc.options import parser
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from onnx_amc.config import Budget, Settings
     from onnx_amc.display import Display
 
 DONE, FAULT, INTERRUPTED = 0, 1, 130
 STDOUT = "-"
+THEIRS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.EEXIST})
+"""Errors of files that are for the user to mend."""
+
 LESS = (
     "export the model with smaller inputs or a dynamic batch, give fewer samples, or run it where there is more memory"
 )
@@ -29,18 +34,17 @@ LESS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0 done, 2 input or options, 3 budget out of reach, 1 a fault of ours, 130 interrupted."""
+    sys.stdout, sys.stderr = (stream or _nowhere() for stream in (sys.stdout, sys.stderr))  # None where it is closed
     args = parser().parse_args(argv)
     args.typed = shlex.join(["onnx-amc", *(sys.argv[1:] if argv is None else argv)])
-    if args.version:
-        from onnx_amc import __version__  # noqa: PLC0415
-
-        print(__version__)
-        return DONE
-    if args.command is None:
+    if args.command is None and not args.version:
         parser().print_help()
         return OptionError.exit_code
     try:
-        return _called(args)
+        _called(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads what is printed has read enough; all files are written by then
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AmcError as error:
         print(f"onnx-amc: {error}", file=sys.stderr)
         return error.exit_code
@@ -52,11 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print("onnx-amc: this is a fault of ours; please report it with the lines above", file=sys.stderr)
         return FAULT
+    return DONE
 
 
 def run() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script; what stops a container stops a run as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def compress(args: argparse.Namespace) -> int:
@@ -67,19 +77,20 @@ def compress(args: argparse.Namespace) -> int:
     _writable(out, "-o")
     folder = Path(args.run_dir) if args.run_dir else out.with_suffix(".run")
     _writable(folder / "plan.json", "--run-dir")
-    if args.int8:
-        from onnx_amc.delivery import int8_beside  # noqa: PLC0415  keeps --help light
+    from onnx_amc.delivery import int8_beside  # noqa: PLC0415  keeps --help light
 
-        beside = int8_beside(out)
-        _writable(beside, "--int8")
-        if beside.exists() and beside.samefile(args.model):
-            raise OptionError("is MODEL itself", where=f"--int8 {beside}", fix="give another name with -o")
-    _check_json(args.json)
+    beside = str(Path(args.model).with_suffix(".npz"))
+    _claim(
+        {"MODEL": args.model, "the data beside MODEL": beside, "--data": args.data, "--agent": args.agent},
+        {
+            "-o": out, "--int8": int8_beside(out) if args.int8 else None, "--json": args.json, "--report": args.report,
+            "--save-agent": args.save_agent,
+        },
+    )  # fmt: skip
     if args.report:
         from onnx_amc.report import page  # noqa: PLC0415
 
         page.require()
-        _writable(Path(args.report), "--report")
     from onnx_amc.rundir import forget, held  # noqa: PLC0415
 
     with held(folder, resume=args.resume):
@@ -99,20 +110,26 @@ def _compress(args: argparse.Namespace, out: Path, folder: Path) -> None:
             results = [pipeline.compress(args.model, args.data, settings, display, folder, resume=args.resume)]
         else:
             results = pipeline.pareto(args.model, args.data, settings, budgets, display, folder, resume=args.resume)
+    places = list[tuple[Path, Path]]()
     for budget, result in zip(budgets, results, strict=True):
         mine, place = out, folder
         if len(budgets) > 1:
             mine, place = out.with_stem(f"{out.stem}-{budget.ratio:g}"), folder / f"{budget.ratio:g}"
         pipeline.deposit(result, mine, place, args.typed, timed=settings if args.report else None)
-        if not args.quiet:
-            display.table(result.record, mine, place)
+        places.append((mine, place))
     record = results[0].record
     if len(budgets) > 1:
         record = {"budgets": [r.record for r in results], "front": pipeline.front(results)}
         write_text(folder / "record.json", json_text(record))
-    _save(record, args.json)
-    if args.report:
-        _draw(folder, Path(args.report), display)
+    if args.json != STDOUT:
+        _save(record, args.json)
+    pages = _draw(folder, Path(args.report), display) if args.report else []
+    for result, (mine, place) in zip(results, places, strict=True):  # last: whoever reads may stop reading
+        display.table(result.record, mine, place)
+    for page in pages:
+        display.wrote(page["page"])
+    if args.json == STDOUT:
+        _save(record, args.json)
 
 
 def _draw(folder: Path, out: Path | None, display: Display) -> list[dict[str, Any]]:
@@ -132,7 +149,6 @@ def _draw(folder: Path, out: Path | None, display: Display) -> list[dict[str, An
             if out is not None and len(runs) > 1:
                 to = out.with_stem(f"{out.stem}-{run.ratio:g}")
             page.write(run, to)
-            display.wrote(to)
             pages.append({"page": str(to), "budget": run.record["budget"]})
     return pages
 
@@ -142,11 +158,11 @@ def report(args: argparse.Namespace) -> int:
     from onnx_amc.report import page  # noqa: PLC0415
 
     page.require()
-    if args.out:
-        _writable(Path(args.out), "-o")
-    _check_json(args.json)
+    _claim({}, {"-o": args.out, "--json": args.json})
     display = _display(args.json)
     pages = _draw(Path(args.run_dir), Path(args.out) if args.out else None, display)
+    for one in pages:
+        display.wrote(one["page"])
     _save({"run_dir": args.run_dir, "pages": pages}, args.json)
     return DONE
 
@@ -184,7 +200,7 @@ def inspect(args: argparse.Namespace) -> int:
     from onnx_amc import inspect as look  # noqa: PLC0415
     from onnx_amc.config import parse_round_to  # noqa: PLC0415
 
-    _check_json(args.json)
+    _claim({"MODEL": args.model}, {"--json": args.json})
     rounding = parse_round_to(args.round_to)
     found = look(args.model, min_keep=args.min_keep, round_to=rounding, approximate=args.approximate)
     _save(found, args.json)
@@ -195,8 +211,7 @@ def inspect(args: argparse.Namespace) -> int:
 def apply(args: argparse.Namespace) -> int:
     """`onnx-amc apply`."""
     out = Path(args.out)
-    _writable(out, "-o")
-    _check_json(args.json)
+    _claim({"MODEL": args.model, "PLAN": args.plan, "--data": args.data}, {"-o": out, "--json": args.json})
     from onnx_amc import pipeline  # noqa: PLC0415
     from onnx_amc.delivery import figures, write_model  # noqa: PLC0415
     from onnx_amc.graph.light import has_external_data  # noqa: PLC0415
@@ -216,7 +231,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from onnx_amc.run.feed import sentence  # noqa: PLC0415  keeps --help light
     from onnx_amc.run.metrics import shown  # noqa: PLC0415
 
-    _check_json(args.json)
+    _claim({"MODEL": args.model, "--data": args.data, "--against": args.against}, {"--json": args.json})
     found = score(
         args.model, args.data, metric=args.metric, against=args.against, provider=args.provider, preset=args.preset
     )
@@ -237,7 +252,7 @@ def bench(args: argparse.Namespace) -> int:
     from onnx_amc.run.latency import measure  # noqa: PLC0415
     from onnx_amc.run.providers import provider_of  # noqa: PLC0415
 
-    _check_json(args.json)
+    _claim({f"MODEL {path}": path for path in args.models}, {"--json": args.json})
     models = [load(path) for path in args.models]
     if args.threads < 0:
         raise OptionError(f"{args.threads} is below 0", where="--threads", fix="give 0 for all cores, or more")
@@ -262,11 +277,43 @@ COMMANDS = {
 
 
 def _called(args: argparse.Namespace) -> int:
-    """Carry out the command; too little memory is for the user to mend."""
+    """Carry out the command; too little memory is for the user to mend, and what the system says of a file."""
+    if args.version:
+        from onnx_amc import __version__  # noqa: PLC0415
+
+        print(__version__)
+        return DONE
     try:
         return COMMANDS[args.command](args)
     except MemoryError as error:
         raise OptionError(f"the memory does not suffice: {error}", where=args.command, fix=LESS) from error
+    except OSError as error:
+        if error.filename is None or error.errno not in THEIRS:
+            raise
+        fix = "see to its permissions, to the length of its name, and to the room there"
+        raise OptionError(str(error.strerror), where=str(error.filename), fix=fix) from error
+
+
+def _claim(given: Mapping[str, str | None], wanted: Mapping[str, str | Path | None]) -> None:
+    """Refuse early what could not be written late, or would take the place of what is given, or of another output.
+
+    Args:
+        given: What is read, by option; what is no file is left out.
+        wanted: What is to be written, by option.
+
+    """
+    taken = {os.path.realpath(path): name for name, path in given.items() if path and Path(path).is_file()}
+    for option, place in wanted.items():
+        if place is None or (place == STDOUT and option == "--json"):
+            continue
+        path = Path(place)
+        if option == "--json" and path.exists() and not path.is_file() and not path.is_dir():
+            continue  # a pipe or a device takes what comes
+        _writable(path, option)
+        real = os.path.realpath(path)
+        if real in taken:
+            raise OptionError(f"is {taken[real]} itself", where=f"{option} {path}", fix="give another name")
+        taken[real] = option
 
 
 def _display(json_to: str | None = None, *, quiet: bool = False) -> Display:
@@ -279,20 +326,15 @@ def _display(json_to: str | None = None, *, quiet: bool = False) -> Display:
 def _writable(path: Path, option: str) -> None:
     """Refuse early what could not be written late."""
     parent = path.parent
-    if path.is_dir():
-        raise OptionError("is a folder", where=f"{option} {path}", fix="name a file in it")
+    if path.exists() and not path.is_file():
+        what = "is a folder" if path.is_dir() else "is no file"
+        raise OptionError(what, where=f"{option} {path}", fix="name a file in it" if path.is_dir() else "name a file")
     while not parent.exists() and option == "--run-dir":
         parent = parent.parent
     if not parent.is_dir():
         raise OptionError("its folder does not exist", where=f"{option} {path}", fix=f"create {parent} first")
     if not os.access(parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise OptionError("cannot be written", where=f"{option} {path}", fix="choose a folder you may write to")
-
-
-def _check_json(to: str | None) -> None:
-    """Refuse early a place for JSON that cannot be written."""
-    if to and to != STDOUT:
-        _writable(Path(to), "--json")
 
 
 def _save(found: dict[str, Any], to: str | None) -> None:

@@ -28,7 +28,6 @@ from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
 from onnx_amc.quantising import in_int8
 from onnx_amc.run.capture import batch_of
-from onnx_amc.run.cluster import software
 from onnx_amc.run.crew import Team
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.feed import describe, doubts, sentence
@@ -36,7 +35,7 @@ from onnx_amc.run.latency import measure
 from onnx_amc.run.metrics import Outputs, find_metric
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.table import LatencyTable
-from onnx_amc.rundir import Memo, RunDir, code_of
+from onnx_amc.rundir import Memo, RunDir, identity_of
 from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.loop import CLOSED
 from onnx_amc.searching import Search
@@ -96,7 +95,8 @@ class Compression:
             space = self.units.space(settings)
         self.data: Dataset | None = None
         if data is not None or settings.int8 or (len(space) and (not settings.blind or sidecar(model))):
-            self.data = find_data(self.model, model, data, settings.seed, listener, settings.preset)
+            how = (settings.seed, listener, settings.preset)
+            self.data = find_data(self.model, model, data, *how, needed=not settings.blind)
         self.memo = self._memo(run_dir, resume=resume)
         with self._timed("calibrate"):
             self._calibrate()
@@ -150,10 +150,7 @@ class Compression:
     def _memo(self, run_dir: str | os.PathLike[str] | None, *, resume: bool) -> Memo:
         if run_dir is None:
             return Memo()
-        settings = asdict(replace(self.settings, workers=None, ray=None))  # what is found does not depend on them
-        code = code_of({"--metric": self.settings.metric, "--reward": self.settings.reward})
-        made = {"model": self.model.sha256, "data": self._samples, "software": software(), "code": code}
-        identity = made | {"settings": settings}
+        identity = identity_of(self.settings, self.model.sha256, self._samples)
         return RunDir(run_dir, identity, resume=resume)
 
     @cached_property
@@ -267,6 +264,7 @@ class Compression:
                 "recover": course or self.set_aside,
                 **({"data": self._samples} if s.refit or course else {}),
             },
+            self.model.sha256,
         )
         space = self.search.space
         whole = space.price(space.full)
@@ -331,7 +329,7 @@ class Compression:
         }
         candidates, tables = [model for model, _ in models], [table for _, table in models]
         uniform = self.search.baselines.get("uniform")
-        delivered = uniform is not None and np.array_equal(uniform.counts, counts)
+        delivered = np.array_equal(uniform.counts, counts) if uniform else self.settings.policy == "uniform"
         if uniform is not None and not delivered:
             kept = self.builder.kept(uniform.counts)
             candidates.append(self.builder.deliverable(kept, self.builder.build(kept, correct=False)))
@@ -344,7 +342,7 @@ class Compression:
         for table, taken in zip(tables, times, strict=True):
             table["latency_ms"], table["latency_ratio"] = taken.milliseconds, taken.ratio
         if delivered:
-            found["uniform"] = {**models[1][1], **found["uniform"]}
+            found["uniform"] = {**models[1][1], **found.get("uniform", {})}
         return found
 
     def _foretold(self, counts: np.ndarray) -> dict[str, Any]:
@@ -352,7 +350,9 @@ class Compression:
         if self.table is None or "latency" not in self.units.prices:  # timed for a run that this one is another of
             return {}
         ratio = self.search.pace * float(self.units.prices["latency"](counts[None])[0] / self.units.wholes["latency"])
-        return {"latency_table": {"ratio": ratio, "error": self.table.error, "worst": self.table.worst}}
+        told = {"ratio": ratio, "error": self.table.error, "worst": self.table.worst}
+        taken = self.search.taken(counts) if self.settings.budget.kind == "latency" else None
+        return {"latency_table": told | ({} if taken is None else {"measured": taken})}
 
     def _asked(self) -> dict[str, Any]:
         settings = self.settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TypeVar
 
 from onnx_amc.errors import OptionError
@@ -160,18 +161,22 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provider", provider_of(self.provider))
+        if isinstance(self.round_to, str):  # as the command line and the plan have it
+            object.__setattr__(self, "round_to", parse_round_to(self.round_to))
+        if isinstance(self.keep, str):
+            object.__setattr__(self, "keep", (self.keep,))
         self._check_names()
         _fraction(self.budget.ratio, f"--{self.budget.kind}")
-        _fraction(self.least, "--min-keep")
+        check_levels(self.least, self.round_to)
         self._check_combinations()
         for name, least in (("episodes", 1), ("seed", 0), ("threads", 0), ("workers", 1), ("ahead", 0)):
             value = getattr(self, name)
             if name == "workers" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
-                raise OptionError(
-                    f"{value!r} is no whole number from {least}", where=f"--{name}", fix=f"give {least} or more"
-                )
+            if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**32:
+                what = f"{value!r} is no whole number from {least} to {2**32 - 1}"
+                raise OptionError(what, where=f"--{name}", fix=f"give {least} or more")
+            object.__setattr__(self, name, int(value))
         if self.recover_epochs is not None and self.recover_epochs < 1:
             raise OptionError(f"{self.recover_epochs} is below 1", where="--recover-epochs", fix="give 1 or more")
         if self.recover_minutes is not None and not 0 < self.recover_minutes < math.inf:
@@ -185,8 +190,6 @@ class Settings:
         if self.max_drop is not None and not 0 <= self.max_drop < 100:
             what = f"{self.max_drop} is no number of points from 0 to 100"
             raise OptionError(what, where="--max-drop", fix="give the points of the score that may be lost, e.g. 1")
-        if self.round_to is not None and self.round_to < 1:
-            raise OptionError(f"{self.round_to} is below 1", where="--round-to", fix="give auto, or 1 to round nothing")
 
     def _check_names(self) -> None:
         for name, known in (
@@ -261,6 +264,10 @@ def choose_budgets(**given: str | None) -> list[Budget]:
         ratios = {float(part) for part in text.split(",")}
     except ValueError as error:
         raise OptionError(f"'{text}' is no number", where=f"--{kind}", fix="give 0.5, or several: 0.75,0.5") from error
+    if len({f"{ratio:g}" for ratio in ratios}) < len(ratios):
+        raise OptionError(
+            f"two of {text} are alike to six digits", where=f"--{kind}", fix="give each a name of its own"
+        )
     return [Budget(kind, _fraction(ratio, f"--{kind}")) for ratio in sorted(ratios, reverse=True)]
 
 
@@ -306,8 +313,20 @@ def parse_pattern(text: str | None) -> tuple[int, int] | None:
     return int(keep), int(of)
 
 
+def check_levels(min_keep: float, round_to: int | None) -> None:
+    """Refuse levels that no group could have.
+
+    Raises:
+        OptionError: A least share outside (0, 1], or a multiple below 1.
+
+    """
+    _fraction(min_keep, "--min-keep")
+    if round_to is not None and round_to < 1:
+        raise OptionError(f"{round_to} is below 1", where="--round-to", fix="give auto, or 1 to round nothing")
+
+
 def _fraction(value: float, where: str) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value <= 1:
+    if not isinstance(value, Real) or not math.isfinite(value) or not 0 < value <= 1:
         raise OptionError(
             f"{value} is not a fraction above 0 and at most 1",
             where=where,

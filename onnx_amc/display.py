@@ -29,6 +29,14 @@ LINE_EVERY = 5.0
 """Seconds between plain progress lines where there is no terminal."""
 
 
+class Paper(Console):
+    """What is printed on; where nobody reads any more, the command line says what becomes of the rest."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error pass, where rich ends the process."""
+        raise BrokenPipeError
+
+
 class Display(Listener):
     """Draws a run: progress on stderr, results on stdout.
 
@@ -42,10 +50,10 @@ class Display(Listener):
         self.quiet = quiet
         results = results or sys.stdout
         wide = None if results.isatty() else WIDE
-        self._out = Console(
+        self._out = Paper(
             file=results, highlight=False, markup=False, emoji=False, soft_wrap=wide is not None, width=wide
         )
-        self._err = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+        self._err = Paper(file=sys.stderr, highlight=False, markup=False, emoji=False)
         self._live = self._err.is_terminal and not quiet
         self._bar = Progress(
             SpinnerColumn(),
@@ -106,6 +114,8 @@ class Display(Listener):
 
     def table(self, record: dict[str, Any], out: Path, folder: Path) -> None:
         """Print what was gained and lost."""
+        if self.quiet:
+            return
         original, small = record["original"], record["compressed"]
         uniform = record["baselines"].get("uniform")
         table = Table(title=f"{record['model']} -> {out}")
@@ -145,7 +155,9 @@ class Display(Listener):
             )
         if foretold := record.get("latency_table"):
             self._out.print(
-                f"latency foretold: {foretold['ratio']:.2f}x; the table is {foretold['error']:.1%} off on other plans (median)"
+                f"latency foretold: {foretold['ratio']:.2f}x"
+                + (f", measured against the budget: {foretold['measured']:.2f}x" if "measured" in foretold else "")
+                + f"; the table is {foretold['error']:.1%} off on other plans (median)"
             )
         loose = [g["name"] for g in record["groups"] if "approximate" in g and g["kept"] < g["channels"]]
         if loose:
@@ -155,7 +167,7 @@ class Display(Listener):
             )
         self._out.print(f"plan: {folder / 'plan.json'}")
 
-    def wrote(self, path: Path) -> None:
+    def wrote(self, path: str) -> None:
         """Say where a page is."""
         self.say(f"report: {path}")
 

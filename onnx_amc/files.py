@@ -40,12 +40,18 @@ def whole(path: Path, where: str | None = None) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, where: str | None = None) -> None:
-    """Write a text file, whole or not at all.
+    """Write a text file, whole or not at all; into what is no file, a pipe or a device, as it comes.
 
     Raises:
         OptionError: It cannot be written.
 
     """
+    if path.exists() and not path.is_file():
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise unwritable(error, where or str(path)) from error
+        return
     with whole(path, where) as beside:
         beside.write_text(text, encoding="utf-8")
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.delivery import class_count, input_specs
-from onnx_amc.errors import ModelError
+from onnx_amc.errors import DataError, ModelError
 from onnx_amc.graph.limits import WIDTH
 from onnx_amc.graph.load import Model, load
 from onnx_amc.listener import Listener
@@ -41,13 +41,23 @@ def sidecar(model: ModelSource) -> Path | None:
 
 
 def find_data(
-    loaded: Model, model: ModelSource, data: DataSource | None, seed: int, listener: Listener, preset: str | None = None
-) -> sources.Dataset:
-    """Return the user's data, the sidecar, or what is made up, with a remark of what that is worth."""
+    loaded: Model, model: ModelSource, data: DataSource | None, seed: int, listener: Listener, preset: str | None = None,
+    *, needed: bool = True,
+) -> sources.Dataset | None:  # fmt: skip
+    """Return the user's data, the sidecar, or what is made up, with a remark of what that is worth.
+
+    None where none is needed, and what lies beside the model does not suit it: it may be there for something else.
+    """
     specs = input_specs(loaded.proto)
     source = data if data is not None else sidecar(model)
     if source is not None:
-        return sources.load(source, specs, classes=class_count(loaded), preset=preset)
+        try:
+            return sources.load(source, specs, classes=class_count(loaded), preset=preset)
+        except DataError as error:
+            if needed or data is not None:
+                raise
+            listener.note(f"{source} is not made use of: {error.what}")
+            return None
     made = sources.synthesise(specs, _affordable(loaded), seed, loaded.shapes, preset)
     if made.pixels is None:
         listener.note(

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from onnx_amc.builder import Builder
 from onnx_amc.compression import Compression
-from onnx_amc.config import REPLAYED, Budget, Settings, parse_round_to
+from onnx_amc.config import REPLAYED, Budget, Settings, check_levels, parse_round_to
 from onnx_amc.delivery import Result, check_feed, class_count, input_specs, int8_beside
 from onnx_amc.details import provenance, times_json
 from onnx_amc.errors import OptionError, PlanError
@@ -25,7 +25,7 @@ from onnx_amc.guarantee import Guarantee
 from onnx_amc.inspection import summary
 from onnx_amc.intake import DataSource, ModelSource, find_data, load_model
 from onnx_amc.listener import Listener
-from onnx_amc.prune.plan import Plan, parse_plan, read_plan
+from onnx_amc.prune.plan import Plan, check_model, parse_plan, read_plan
 from onnx_amc.run import data as sources
 from onnx_amc.run import feed
 from onnx_amc.run.capture import batch_of
@@ -74,6 +74,8 @@ def pareto(
         first = Compression(
             model, data, replace(settings, budget=budgets[0]), listener, run_dir, resume=resume, team=team
         )
+        for budget in budgets:  # the smallest may be out of reach: told before anything is searched
+            first.units.space(replace(settings, budget=budget))
         found: list[Result] = []
         for budget in budgets:
             listener.note(f"budget {budget.option}")
@@ -115,6 +117,8 @@ def apply(
     approximate = bool((document.settings if isinstance(document, Plan) else document).get("approximate", False))
     analysis = analyse(load_model(model), approximate=approximate)
     plan = document if isinstance(document, Plan) else parse_plan(document, analysis, where)
+    if plan.model is not None:
+        check_model(plan.model, analysis, where)
     settings, course = _settings_of(plan), plan.settings.get("recover")
     listener = listener or Listener()
     samples = None
@@ -190,6 +194,7 @@ def inspect(
     model: ModelSource, min_keep: float = 0.2, round_to: int | None = None, *, approximate: bool = False
 ) -> dict[str, Any]:
     """Return layers, groups, what is fixed and why, and the smallest reachable price."""
+    check_levels(min_keep, round_to)
     return summary(analyse(load_model(model), approximate=approximate), min_keep, round_to)
 
 

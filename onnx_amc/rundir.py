@@ -10,16 +10,22 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from onnx_amc.config import Settings
 from onnx_amc.errors import OptionError
 from onnx_amc.files import parse_json, unwritable
+from onnx_amc.run.cluster import software
 from onnx_amc.run.metrics import imported
 
 FORMAT = 2
 CHECKPOINT = "recovery-{}.npz"
 JOURNAL, LOCK = "evaluations.jsonl", "lock"
+ASIDE = frozenset({"workers", "ray", "save_agent", "tensorboard", "cache"})
+"""Settings that no result depends on."""
+
 BUSY = frozenset({errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK})
 """What the system says of a lock that another process holds; anything else means that the place knows no locks."""
 
@@ -105,11 +111,25 @@ else:
 # ---- what is remembered --------------------------------------------------------------------------------------------
 
 
-def code_of(named: Mapping[str, str | None]) -> list[str]:
-    """SHA-256 of the files of the user's functions among some options: what other code said does not hold for this one."""
-    found = [(imported(name, option), name) for option, name in named.items() if name and ":" in name]
-    files = [getattr(sys.modules[name.partition(":")[0]], "__file__", None) for _, name in found]
-    return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file]
+def identity_of(settings: Settings, model: str, samples: str | None) -> dict[str, Any]:
+    """What a run's results are a function of: what other software said, or another function of the user's, does not hold.
+
+    Args:
+        settings: Of the run.
+        model: SHA-256 of the model.
+        samples: Digest of the samples; None without any.
+
+    """
+    named = {"--metric": settings.metric, "--reward": settings.reward}
+    own = [(imported(name, option), name.partition(":")[0]) for option, name in named.items() if name and ":" in name]
+    files = [getattr(sys.modules[module], "__file__", None) for _, module in own]
+    return {
+        "model": model,
+        "settings": {name: value for name, value in asdict(settings).items() if name not in ASIDE},
+        "data": samples,
+        "software": software(),
+        "code": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file],
+    }
 
 
 class Memo:
@@ -117,6 +137,10 @@ class Memo:
 
     def __init__(self) -> None:
         self._known: dict[str, list[float]] = {}
+
+    def known(self, key: str) -> list[float] | None:
+        """Return what is known under the key."""
+        return self._known.get(key)
 
     def get(self, key: str, compute: Callable[[], list[float]]) -> list[float]:
         """Return what is known under the key, or compute it and write it down."""

@@ -321,6 +321,11 @@ class Search:
         unit = self.space.price(self.space.full) if self.settings.budget.kind == "latency" else 1
         return self.memo.get(_key("cost", counts), lambda: [actual(build()) / unit])[0] * unit
 
+    def taken(self, counts: np.ndarray) -> float | None:
+        """The share of the original's time that a plan's model was measured to take; None where it was not."""
+        known = self.memo.known(_key("cost", counts))
+        return None if known is None else known[0]
+
     def finished(self, counts: np.ndarray) -> onnx.ModelProto:
         """The model of a plan as it would be delivered; what is ready stays as it is."""
         ready, copied = self.ready_for(counts), onnx.ModelProto()

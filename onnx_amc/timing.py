@@ -12,6 +12,7 @@ import onnx
 
 from onnx_amc.config import Settings
 from onnx_amc.delivery import one_feed, write_model
+from onnx_amc.errors import OptionError
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.listener import Listener
 from onnx_amc.prune.surgery import cut, finish
@@ -39,7 +40,7 @@ def table_of(analysis: Analysis, settings: Settings, levels: Sequence[np.ndarray
     def progress(done: int, total: int) -> None:
         listener.advance(done, total=total)
 
-    cache = Path(settings.cache) if settings.cache else _usual_cache()
+    cache = _cache(settings, listener)
     listener.stage("latency table", None)
     if settings.latency_command is not None:
         table = measure_table_by_command(
@@ -82,6 +83,27 @@ def ratio_of(analysis: Analysis, settings: Settings) -> Callable[[onnx.ModelProt
         return float(np.median([small / large for large, small in times]))
 
     return here if settings.latency_command is None else elsewhere
+
+
+def _cache(settings: Settings, listener: Listener) -> Path | None:
+    """Where measurements are kept; without the usual place they are not, which takes longer next time.
+
+    Raises:
+        OptionError: The place that was asked for cannot be written to.
+
+    """
+    place = Path(settings.cache) if settings.cache else _usual_cache()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        if os.access(place, os.W_OK):
+            return place
+        why = "no permission to write"
+    except OSError as error:
+        why = str(error.strerror)
+    if settings.cache:
+        raise OptionError(f"cannot be written to: {why}", where=f"--cache {place}", fix="choose another folder")
+    listener.note(f"measurements are not kept, {place} cannot be written to ({why}): name a folder with --cache")
+    return None
 
 
 def _usual_cache() -> Path:

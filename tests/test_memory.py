@@ -102,7 +102,9 @@ def test_made_up_samples_are_fewer_where_they_are_large(monkeypatch: pytest.Monk
     loaded = load(toy())
     for room, samples in ((2**30, SYNTHETIC_SAMPLES), (20 * 4 * (3 + 2 * 4) * 6 * 6, 20), (1, MIN_SAMPLES)):
         monkeypatch.setattr(shelf, "MEMORY", room)
-        assert len(find_data(loaded, toy(), None, 0, Listener())) == samples
+        made = find_data(loaded, toy(), None, 0, Listener())
+        assert made is not None
+        assert len(made) == samples
 
 
 def test_no_more_memory_is_said_without_a_traceback(

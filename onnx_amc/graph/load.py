@@ -5,6 +5,7 @@ Nothing of what the user wrote is lost: the graph is edited in place, so metadat
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 from collections import Counter
@@ -162,9 +163,11 @@ def _read(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, s
             )
         return model, where, None, False
     path = Path(source)
-    if not path.is_file():
-        raise ModelError("no such file", where=str(path), fix="give the path of an existing .onnx file")
-    payload = path.read_bytes()
+    try:
+        payload = path.read_bytes()
+    except OSError as error:
+        what = "no such file" if error.errno == errno.ENOENT else f"cannot be read: {error.strerror}"
+        raise ModelError(what, where=str(path), fix="give the path of an existing .onnx file") from error
     try:
         model = onnx.load_model_from_string(payload)
     except (DecodeError, ValueError) as error:

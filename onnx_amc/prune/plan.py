@@ -25,11 +25,13 @@ class Plan:
     Args:
         kept: For each group the sorted indices of the channels it keeps; where single weights go, for each weight how many stay.
         settings: What is needed to replay it: granularity, budget, rounding, seed, refit, training, the digest of the samples.
+        model: SHA-256 of the model that it was made for; None for any.
 
     """
 
     kept: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
 
     @property
     def key(self) -> tuple[tuple[str, Any], ...]:
@@ -84,13 +86,7 @@ def parse_plan(document: Any, analysis: Analysis, where: str) -> Plan:
     ):
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise PlanError(f"format is {found!r}, not {FORMAT}", where=where, fix="give a plan.json written by onnx-amc")
-    sha = document.get("model_sha256")
-    if sha != analysis.model.sha256:
-        raise PlanError(
-            f"made for a model with sha256 {str(sha)[:12]}..., this one has {analysis.model.sha256[:12]}...",
-            where=where,
-            fix="give the very model file that the plan was made from",
-        )
+    check_model(document.get("model_sha256"), analysis, where)
     read = _weight_entry if fine else _entry
     found = [read(entry, analysis, where) for entry in document[entries]]
     kept: dict[str, Any] = dict(found)
@@ -99,7 +95,22 @@ def parse_plan(document: Any, analysis: Analysis, where: str) -> Plan:
         twice = next(name for name in named if named.count(name) > 1)
         raise PlanError(f"{twice!r} is named twice", where=where, fix="give the plan.json of a run, as it was written")
     rest = {k: v for k, v in document.items() if k not in {"format", "model_sha256", entries}}
-    return Plan(kept, rest)
+    return Plan(kept, rest, analysis.model.sha256)
+
+
+def check_model(sha: object, analysis: Analysis, where: str) -> None:
+    """Hold the digest of a plan's model against that of this one.
+
+    Raises:
+        PlanError: They differ.
+
+    """
+    if sha != analysis.model.sha256:
+        raise PlanError(
+            f"made for a model with sha256 {str(sha)[:12]}..., this one has {analysis.model.sha256[:12]}...",
+            where=where,
+            fix="give the very model file that the plan was made from",
+        )
 
 
 def _weight_entry(entry: Any, analysis: Analysis, where: str) -> tuple[str, int]:

@@ -7,7 +7,10 @@ environment made of the action, and the critic learns about that. The only file 
 
 from __future__ import annotations
 
+import random
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -278,6 +281,18 @@ def _logger(folder: str | None) -> Logger:
         raise OptionError(
             "TensorBoard is not installed", where="--tensorboard", fix='pip install "onnx-amc[research]"'
         ) from error
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Leave the global generators as they were: Stable-Baselines3 seeds them, and they are the caller's."""
+    plain, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(arrays)  # noqa: NPY002
+        torch.set_rng_state(tensors)
 
 
 def save_agent(agent: OffPolicyAlgorithm, path: str) -> None:

@@ -295,7 +295,10 @@ def search(
         _evolve(space, journal, episodes, rng, ahead)
     else:
         walks = episodes - int(refining * episodes)
-        _learn(space, facts, journal, policy, walks, seed, starts, luggage, ahead)
+        from onnx_amc.search.agent import generators_kept  # noqa: PLC0415  torch is heavy
+
+        with generators_kept():
+            _learn(space, facts, journal, policy, walks, seed, starts, luggage, ahead)
         for step in range(episodes - walks):
             journal.put(_near(space, journal, errors if step % 4 < 3 else (), rng), policy)
             journal.settle(ahead)

@@ -1,0 +1,189 @@
+"""Where results go: nothing that is there is lost, and what stops reading or stops the run costs no file."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import onnx_amc
+from onnx_amc.cli import main
+from onnx_amc.errors import OptionError, PlanError
+
+MODELS = Path(__file__).parents[1] / "models"
+PLAIN = ["--flops", "0.5", "--policy", "uniform", "--no-refit", "--no-recover", "--quiet"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the MLP and its data, which is the current one."""
+    for suffix in (".onnx", ".npz"):
+        shutil.copy(MODELS / f"digits_mlp{suffix}", tmp_path / f"m{suffix}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def typed(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "onnx_amc", *words], text=True, check=False, **more)
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (["compress", "m.onnx", *PLAIN, "-o", "m.onnx"], "MODEL"),
+        (["compress", "m.onnx", *PLAIN, "--json", "m.onnx"], "MODEL"),
+        (["compress", "m.onnx", *PLAIN, "--json", "m.npz"], "the data beside MODEL"),
+        (["compress", "m.onnx", *PLAIN, "--data", "other.npz", "-o", "other.npz"], "--data"),
+        (["compress", "m.onnx", *PLAIN, "-o", "x.onnx", "--json", "./x.onnx"], "-o"),
+        (["compress", "m.onnx", *PLAIN, "-o", "x.onnx", "--report", "link.onnx"], "MODEL"),
+        (["inspect", "m.onnx", "--json", "m.onnx"], "MODEL"),
+        (["apply", "m.onnx", "other.npz", "-o", "other.npz"], "PLAN"),
+        (["evaluate", "m.onnx", "--data", "other.npz", "--json", "other.npz"], "--data"),
+        (["bench", "m.onnx", "--json", "m.onnx"], "MODEL m.onnx"),
+    ],
+)
+def test_nothing_that_is_given_is_written_over(
+    place: Path, command: list[str], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy("m.npz", "other.npz")
+    Path("link.onnx").symlink_to("m.onnx")
+    before = {p: p.read_bytes() for p in place.iterdir()}
+    assert main(command) == 2
+    assert f"is {what} itself" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in place.iterdir() if p.is_file()} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes of this kind")
+def test_json_goes_into_a_pipe_and_a_model_does_not(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(place / "pipe")
+    told: list[str] = []
+    reader = threading.Thread(target=lambda: told.append((place / "pipe").read_text()))
+    reader.start()
+    assert main(["compress", "m.onnx", *PLAIN, "--json", "pipe"]) == 0
+    reader.join(10)
+    assert json.loads(told[0])["out"] == "m.amc.onnx"
+    assert (place / "pipe").is_fifo()
+    assert main(["compress", "m.onnx", *PLAIN, "-o", "pipe"]) == 2
+    assert "is no file" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+def test_a_reader_that_stops_costs_no_file(place: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    budgets = ["--flops", "0.75,0.5", *PLAIN[2:-1]]
+    done = typed("compress", "m.onnx", *budgets, "--json", "told.json", stdout=write, stderr=subprocess.PIPE)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert len(json.loads((place / "told.json").read_text())["budgets"]) == 2
+    for ratio in ("0.75", "0.5"):
+        onnx.checker.check_model(onnx.load(f"m.amc-{ratio}.onnx"))
+    for words in (["--version"], ["inspect", "m.onnx", "--json", "-"]):
+        done = typed(*words, stdout=write, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (0, "")
+    os.close(write)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell of Unix")
+def test_a_closed_output_is_none(place: Path) -> None:
+    words = f"{sys.executable} -m onnx_amc compress m.onnx {' '.join(PLAIN)} >&-"
+    done = subprocess.run(words, shell=True, check=False, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (place / "m.amc.onnx").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
+def test_a_container_that_is_stopped_leaves_a_run_that_goes_on(place: Path) -> None:
+    command = ["-m", "onnx_amc", "compress", "m.onnx", "--flops", "0.5", "--episodes", "2000", "--no-recover"]
+    with subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "search (ddpg)" not in (line := process.stderr.readline()):
+            assert line, "it ended before"
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert "--resume goes on" in " ".join(said.split())
+    assert not (place / "m.amc.onnx").exists()
+
+
+@pytest.mark.parametrize("option", ["-o", "--json", "--run-dir", "--report"])
+def test_names_that_the_system_does_not_take_are_told(
+    place: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compress", "m.onnx", *PLAIN, option, "a" * 300]) == 2
+    told = capsys.readouterr().err
+    assert "too long" in told
+    assert "Traceback" not in told
+    assert main(["inspect", "a" * 300]) == 2
+    assert [p.name for p in place.iterdir() if p.suffix not in {".onnx", ".npz"}] == []
+
+
+def test_what_a_search_would_end_with_is_looked_at_first(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compress", "m.onnx", "--flops", "0.5", "--save-agent", "nowhere/agent.npz"]) == 2
+    assert "--save-agent" in capsys.readouterr().err
+    assert main(["compress", "m.onnx", "--flops", "0.5,0.01"]) == 3
+    assert "search" not in capsys.readouterr().err
+    assert not list(place.glob("m.amc*.onnx"))
+    assert main(["compress", "m.onnx", "--flops", "0.50000001,0.5"]) == 2
+
+
+@pytest.mark.parametrize("wrong", [["--min-keep=nan"], ["--min-keep=0"], ["--min-keep=5"], ["--round-to=0"]])
+@pytest.mark.usefixtures("place")
+def test_inspect_refuses_what_compress_refuses(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["inspect", "m.onnx"], ["compress", "m.onnx", *PLAIN]):
+        assert main([*command, *wrong]) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_lies_beside_a_model_need_not_be_its_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(place / "m.npz", something=np.zeros(3))
+    assert main(["compress", "m.onnx", *PLAIN[:-1], "--json", "told.json"]) == 0
+    assert "m.npz is not made use of" in capsys.readouterr().err
+    baselines = json.loads((place / "told.json").read_text())["baselines"]
+    assert baselines["uniform"]["macs"] > 0
+    assert main(["compress", "m.onnx", *PLAIN, "--data", "m.npz"]) == 2
+    assert main(["compress", "m.onnx", "--flops", "0.5"]) == 2
+
+
+@pytest.mark.usefixtures("place")
+def test_a_plan_in_memory_is_held_against_the_model_too() -> None:
+    result = onnx_amc.compress("m.onnx", flops=0.5, policy="uniform", refit=False)
+    other = onnx.load("m.onnx")
+    weights = next(t for t in other.graph.initializer if len(t.dims) > 1)
+    weights.raw_data = bytes(len(weights.raw_data))
+    with pytest.raises(PlanError, match="sha256"):
+        onnx_amc.apply(other, result.plan)
+    assert onnx_amc.apply("m.onnx", result.plan) == result.model
+
+
+@pytest.mark.usefixtures("place")
+def test_the_callers_random_numbers_stay_theirs() -> None:
+    drawn = []
+    for searched in (False, True):
+        random.seed(7), np.random.seed(7), torch.manual_seed(7)  # noqa: NPY002
+        if searched:
+            onnx_amc.compress("m.onnx", flops=0.5, episodes=3, recover=False)
+        drawn.append((random.random(), np.random.rand(), float(torch.rand(()))))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.usefixtures("place")
+def test_numbers_of_numpy_and_names_as_the_command_line_has_them() -> None:
+    how: dict[str, Any] = {"policy": "uniform", "refit": False, "keep": "/1/Gemm"}
+    half: dict[str, Any] = {"flops": np.float32(0.5)}
+    one = onnx_amc.compress("m.onnx", seed=np.int64(3), round_to="auto", **how, **half)
+    assert one.model == onnx_amc.compress("m.onnx", flops=0.5, seed=3, **how).model
+    assert one.record["seed"] == 3
+    with pytest.raises(OptionError):
+        onnx_amc.compress("m.onnx", flops=0.0, max_drop=1.0)
