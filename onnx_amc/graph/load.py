@@ -111,7 +111,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     original, where, digest, external = _read(source)
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
-    mend(proto)
+    mend(proto, where)
     check_whole(proto, where)
     check_inputs(proto, where)
     proto = inlined(proto, where)

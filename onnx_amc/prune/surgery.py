@@ -17,7 +17,7 @@ from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.light import declared, stripped
 from onnx_amc.graph.load import densify
-from onnx_amc.graph.proto import key_of, names_read
+from onnx_amc.graph.proto import declare_stored, key_of, names_read
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -152,6 +152,7 @@ def masked(original: onnx.ModelProto, slices: Sequence[Mapping[str, Any]]) -> on
             for i, name in enumerate(node.input):
                 if name == tensor:
                     node.input[i] = new.name
+    declare_stored(result)  # onnxruntime refuses those that are not listed once nothing reads them
     return result
 
 
