@@ -272,7 +272,10 @@ def _add_biases(result: onnx.ModelProto, biases: Arrays) -> None:
     kinds = {t.name: t.data_type for t in result.graph.initializer}
     for output, bias in biases.items():
         node, name = nodes[output], _bias_name(output)
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kinds.get(node.input[1], onnx.TensorProto.FLOAT))
+        weight = node.input[1]
+        while weight not in kinds:  # nodes that move the weight about lie between
+            weight = nodes[weight].input[0]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kinds[weight])
         result.graph.initializer.append(numpy_helper.from_array(bias.astype(dtype), name))
         while len(node.input) < 3:
             node.input.append("")
