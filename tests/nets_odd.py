@@ -71,6 +71,9 @@ def run_time() -> Iterator[Row]:
         weights={"s": [0, -1, 2, 4], "t": [0, -1, 8]})
     yield image("Pad by amounts of the run, axes known", """s = Shape (h) n = Slice (s, two, three) m = Sub (n, n) p = Concat <axis = 0> (m, m, m, m)
                 r = Pad (h, p, , a)""", 8, "int64[1] two, int64[1] three, int64[2] a", weights={"two": [2], "three": [3], "a": [2, 3]}, opset=18)
+    yield image("a sequence of tensors of several shapes", """p = Conv (h, k) q = SplitToSequence <axis = 1> (p, s) a = SequenceAt (q, i)
+                d = SequenceAt (q, j) r = Concat <axis = 1> (d, a)""", 8, "float[8,8,1,1] k, int64[2] s, int64 i, int64 j",
+                weights={"s": [3, 5], "i": 0, "j": 1}, reason="SplitToSequence")
     yield image("one zero point for two layers", """kd = DequantizeLinear <axis = 0> (k, s, z) c1 = Conv (h, kd) ld = DequantizeLinear <axis = 0> (l, t, z)
                 r = Conv (c1, ld)""", 24, "int8[8,8,1,1] k, int8[8,8,1,1] l, float[8] s, float[8] t, int8[8] z",
                 weights={"k": np.arange(64) - 30, "l": 31 - np.arange(64), "s": np.full(8, 0.02), "t": np.full(8, 0.03), "z": np.zeros(8)})

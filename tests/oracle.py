@@ -218,10 +218,13 @@ def recounted(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> int
     exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in present)
     rng = np.random.default_rng(0)
     one = {i.name: noise(rng, i, sizes[i.name]) for i in given(model)}
-    shapes = {n: v.shape for n, v in zip(names, run(exposed, [one], names)[0], strict=True)}
+    made = zip(names, run(exposed, [one], names)[0], strict=True)
+    shapes = {n: v.shape for n, v in made if isinstance(v, np.ndarray)}  # a sequence has none
     shapes |= {n: v.shape for n, v in one.items()} | {n: v.shape for n, v in constants(model).items()}
     return sum(
-        macs_of(n, [shapes.get(i, ()) for i in n.input], shapes[n.output[0]]) for n in model.graph.node if n.output[0]
+        macs_of(n, [shapes.get(i, ()) for i in n.input], shapes.get(n.output[0], ()))
+        for n in model.graph.node
+        if n.output[0]
     )
 
 

@@ -192,6 +192,12 @@ def test_other_float_types_are_corrected(dtype: str, near: float) -> None:
     assert max(max(pair) for pair in gaps(analysis, noise(analysis)).values()) < near
 
 
+def test_a_bias_that_is_added_has_the_type_of_the_weight_wherever_that_is_stored() -> None:
+    analysis = net("""(float16[N,3,6,6] x) => (float16[N,4,6,6] y) <float16[8,3,1,1] w, float16[8,4,1,1] v> { h = Conv (x, w)
+        r = Relu (h) i = Identity (v) k = Transpose <perm = [1,0,2,3]> (i) y = Conv (r, k) }""")
+    assert max(max(pair) for pair in gaps(analysis, noise(analysis)).values()) < 1e-2
+
+
 def test_a_fixed_batch_is_corrected_as_a_free_one() -> None:
     fixed, free = (net(MLP.replace("T[", "float[").replace("B", batch)) for batch in "4N")
     data = noise(free)

@@ -85,6 +85,17 @@ def test_what_cannot_be_cut_says_why(name: str, reason: str) -> None:
     assert any(reason in t for t in told)
 
 
+@pytest.mark.parametrize(("opset", "batch"), [(11, "1"), (17, "1"), (17, "N")])
+def test_a_squeeze_that_names_no_axes_never_finds_a_single_channel(opset: int, batch: str) -> None:
+    text = f"""(float[{batch},3,6,6] x) => (float[{"4" if batch == "1" else "N,4"}] y) <float[8,3,3,3] w, float[8] b, float[8,4] v>
+        {{ h = Conv (x, w, b) p = GlobalAveragePool (h) s = Squeeze (p) y = MatMul (s, v) }}"""
+    analysis = analyse(load(Row("squeezed", text, 8, opset=opset).model()))
+    (group,) = analysis.groups
+    few = int(levels_of(group.channels, 1, 0.01, group.lanes)[0])
+    assert few == 2
+    assert difference(analysis, {group.name: tuple(range(few))}) < 1e-5
+
+
 def test_each_group_alone_is_exact_and_needed() -> None:
     """Brute force: cutting a group equals masking it, and masking anything less does not."""
     row = image("x", "k = Conv (h, u, o) p = Relu (k) l = Conv (p, m, n) q = Add (h, l) r = Relu (q)", 0,

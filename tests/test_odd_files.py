@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import oracle
 import pytest
-from nets import image
+from nets import Row, image
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
@@ -25,6 +25,10 @@ from onnx_amc.run.check import unrounded
 
 NEWEST = 25
 """Newest opset that the installed onnxruntime takes for sure."""
+
+
+TOY = """(float[N,3,6,6] x) => (float[N,4,6,6] y) <float[8,3,3,3] w, float[8] b, float[4,8,1,1] v>
+    { h = Conv <pads = [1,1,1,1]> (x, w, b) r = Relu (h) y = Conv (r, v) }"""
 
 
 def half(analysis: Analysis) -> dict[str, tuple[int, ...]]:
@@ -230,6 +234,20 @@ def test_an_output_of_unknown_shape(tmp_path: Path) -> None:
     small = onnx.load(tmp_path / "m.amc.onnx")
     assert not small.graph.output[0].type.tensor_type.HasField("shape")
     assert oracle.constants(small)["w"].shape == (4, 3, 3, 3)
+
+
+@pytest.mark.parametrize("ends", ["input", "output", "input output value_info"])
+def test_a_dimension_of_minus_one_is_open(ends: str) -> None:
+    """Some exporters write it for the batch."""
+    model = Row("open", TOY, 8).model()
+    expected = onnx_amc.compress(model, channels=0.5, policy="uniform", refit=False, recover=False)
+    model.graph.value_info.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 8, 6, 6]))
+    for end in ends.split():
+        getattr(model.graph, end)[0].type.tensor_type.shape.dim[0].dim_value = -1
+    result = onnx_amc.compress(model, channels=0.5, policy="uniform", refit=False, recover=False)
+    assert result.record["compressed"]["macs"] == expected.record["compressed"]["macs"] > 0
+    assert result.record["original"]["bytes"] == model.ByteSize()
+    assert oracle.gap(expected.model, result.model) == 0
 
 
 def test_a_network_that_needs_a_window_of_samples() -> None:

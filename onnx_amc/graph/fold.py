@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from onnx_amc.errors import ModelError
 from onnx_amc.graph.light import declared
 from onnx_amc.graph.limits import is_huge
+from onnx_amc.graph.proto import declare_stored
 from onnx_amc.graph.shapes import is_light, is_weight, measured
 
 RANDOM = frozenset(
@@ -59,13 +60,7 @@ def fold(proto: onnx.ModelProto, where: str) -> None:
     for node in foldable:
         if id(node) in gone:
             graph.initializer.extend(numpy_helper.from_array(values[o], o) for o in node.output if o in needed)
-    if proto.ir_version < 4:
-        listed = {i.name for i in graph.input}
-        graph.input.extend(
-            onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
-            for t in graph.initializer
-            if t.name not in listed
-        )
+    declare_stored(proto)
     del graph.node[:]
     graph.node.extend(kept)
 
@@ -163,10 +158,7 @@ def _evaluate(
             constants.graph.initializer.append(numpy_helper.from_array(given[node.output[0]], node.output[0]))
         else:
             constants.graph.node.append(node)
-    constants.graph.input.extend(
-        onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
-        for t in (constants.graph.initializer if proto.ir_version < 4 else ())
-    )
+    declare_stored(constants)
     wanted = [o for n in nodes if n.output[0] not in given for o in n.output if o]
     constants.graph.output.extend(onnx.ValueInfoProto(name=o) for o in wanted)
     if not wanted:

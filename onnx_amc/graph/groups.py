@@ -50,12 +50,14 @@ class Lanes(NamedTuple):
         block: 8 where they go through a pool that slides, or with others through a grouped convolution or a Concat.
         repeat: Places that each channel takes on an axis, at least: 64 for an attention head of width 64.
         partial: Whether they share an axis of a multiple of 4 with other groups.
+        fewest: 2 where a Squeeze would take an axis with a single channel.
 
     """
 
     block: int = 1
     repeat: int = 1
     partial: bool = False
+    fewest: int = 1
 
 
 ALONE = Lanes()
@@ -230,9 +232,10 @@ def _gather(model: Model, ledger: Ledger, labels: np.ndarray, axes: dict[str, Ax
     np.minimum.at(first, labels, np.arange(ledger.size))
     prints = _footprints(ledger, labels, count)
     doubts = ledger.doubts(labels)
-    blocked = np.zeros(count, dtype=bool)
-    for tokens in ledger.blocked:
-        blocked[labels[tokens]] = True
+    blocked, vanishing = np.zeros((2, count), dtype=bool)
+    for marks, said in ((blocked, ledger.blocked), (vanishing, ledger.vanishing)):
+        for tokens in said:
+            marks[labels[tokens]] = True
     buckets: dict[tuple[bytes, str | None, str | None, frozenset[Owner]], list[int]] = {}
     for label in np.argsort(first, kind="stable").tolist():
         unread = label in reasons and not (roles["reads"][label] or roles["carries"][label])
@@ -255,17 +258,19 @@ def _gather(model: Model, ledger: Ledger, labels: np.ndarray, axes: dict[str, Ax
         name = _display(model, name)
         taken[name] = taken.get(name, 0) + 1
         unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
-        lanes = _lanes(model, slices, len(classes), blocked=bool(blocked[classes].any()))
+        marked = {"blocked": bool(blocked[classes].any()), "vanishing": bool(vanishing[classes].any())}
+        lanes = _lanes(model, slices, len(classes), **marked)
         group = Group(unique, len(classes), slices, nodes, reason, doubt if reason is None else None, lanes)
         (groups if reason is None else fixed).append(group)
     fixed += [g for node in model.proto.graph.node for g in (_enclosed(node), _opaque(model, node)) if g is not None]
     return Analysis(model, ledger, labels, tuple(groups), tuple(fixed), home, place, axes)
 
 
-def _lanes(model: Model, slices: Sequence[Slice], channels: int, *, blocked: bool) -> Lanes:
+def _lanes(model: Model, slices: Sequence[Slice], channels: int, *, blocked: bool, vanishing: bool) -> Lanes:
     lengths = [(len(s.index), model.weights[s.owner.tensor].dims[s.owner.axis]) for s in slices]
     repeat = math.gcd(*(taken // channels for taken, _ in lengths)) or 1
-    return Lanes(8 if blocked else 1, repeat, any(taken < whole and whole % 4 == 0 for taken, whole in lengths))
+    partial = any(taken < whole and whole % 4 == 0 for taken, whole in lengths)
+    return Lanes(8 if blocked else 1, repeat, partial, 2 if vanishing else 1)
 
 
 def _enclosed(node: onnx.NodeProto) -> Group | None:

@@ -125,6 +125,7 @@ class Ledger:
         sizes: For tensors of measured sizes, the tokens that each element counts.
         written: For concatenated sizes, the elements that constants write.
         blocked: Channels that onnxruntime's blocked kernels take in eights.
+        vanishing: Channels whose axis would go if one alone were left of them.
         approximate: Whether channels may go whose cut is not exact.
         loose: Channels whose cut is not exact, and why.
 
@@ -145,6 +146,7 @@ class Ledger:
     sizes: dict[str, list[Tokens | None]] = field(default_factory=dict)
     written: dict[str, list[int | None]] = field(default_factory=dict)
     blocked: list[Tokens] = field(default_factory=list)
+    vanishing: list[Tokens] = field(default_factory=list)
     approximate: bool = False
     loose: list[tuple[Tokens, str]] = field(default_factory=list)
     _bounds: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))

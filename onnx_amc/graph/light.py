@@ -127,16 +127,19 @@ def externalise(
 
 
 def check(proto: onnx.ModelProto) -> None:
-    """`onnx.checker.check_model` for models of any size.
+    """`onnx.checker.check_model` for models of any size; as onnxruntime does, it takes outputs of unknown type or shape.
 
     Raises:
         onnx.checker.ValidationError: The model is not valid; the text says why.
 
     """
     whole = declared(proto)
+    for info in whole.graph.output:
+        if info.type.WhichOneof("value") is None:
+            info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     for info in [*whole.graph.output, *whole.graph.value_info]:
         if info.type.HasField("tensor_type"):
-            info.type.tensor_type.shape.SetInParent()  # onnxruntime takes outputs of unknown shape, the checker does not
+            info.type.tensor_type.shape.SetInParent()
     onnx.checker.check_model(whole)
     for tensor in proto.graph.initializer:
         if is_heavy(tensor) and tensor.data_type not in PACKED:

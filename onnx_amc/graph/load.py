@@ -24,6 +24,7 @@ from onnx_amc.graph.examine import check_inputs, check_selections, check_whole
 from onnx_amc.graph.fold import QUANTISED, fold
 from onnx_amc.graph.functions import inlined
 from onnx_amc.graph.limits import LARGEST_INPUT, is_huge, too_large
+from onnx_amc.graph.mend import mend
 from onnx_amc.graph.outside import fetch, scattered
 from onnx_amc.graph.proto import attributes, key_of, names_read
 from onnx_amc.graph.shapes import concrete_shapes, other_shapes
@@ -109,10 +110,11 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
 
     """
     original, where, digest, external = _read(source)
-    check_whole(original, where)
-    check_inputs(original, where)
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
+    mend(proto, where)
+    check_whole(proto, where)
+    check_inputs(proto, where)
     proto = inlined(proto, where)
     densify(proto)
     lifted = _lift_constants(proto)

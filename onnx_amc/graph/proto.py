@@ -21,8 +21,19 @@ def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 
 def names_read(node: onnx.NodeProto) -> set[str]:
-    """Every tensor a node reads, the outer ones that its subgraphs read included."""
+    """Every tensor a node reads, the outer ones that its subgraphs read included; not what these make, under whatever name."""
     names = set(node.input)
     for graph in subgraphs(node):
-        names |= {name for inner in graph.node for name in names_read(inner)} | {o.name for o in graph.output}
+        read = {name for inner in graph.node for name in names_read(inner)} | {o.name for o in graph.output}
+        names |= read.difference(
+            (o for inner in graph.node for o in inner.output), (t.name for t in (*graph.input, *graph.initializer))
+        )
     return names
+
+
+def declare_stored(proto: onnx.ModelProto) -> None:
+    """List every initializer among the inputs up to IR 3, in place: there they must be."""
+    if proto.ir_version < 4:
+        listed = {i.name for i in proto.graph.input}
+        missing = [t for t in proto.graph.initializer if t.name not in listed]
+        proto.graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in missing)

@@ -154,6 +154,8 @@ def transpose(step: Step) -> list[Axes]:
 @rule("Squeeze", "Unsqueeze")
 def squeeze(step: Step) -> list[Axes]:
     """Axes of length 1 come and go; the others pass in their order."""
+    if step.node.op_type == "Squeeze" and not step.setting("axes", 1):
+        step.book.vanishing += [t for t in step.x(0) if t is not None]
     left = [t for t, d in zip(step.x(0), step.shape(0), strict=True) if d != 1]
     return [tuple(None if d == 1 else left.pop(0) for d in step.out_shape())]
 

@@ -149,7 +149,7 @@ def _settled(info: onnx.ValueInfoProto, length: int) -> tuple[int, ...]:
 def measured(
     proto: onnx.ModelProto, given: Mapping[str, tuple[int, ...]], names: list[str]
 ) -> dict[str, tuple[int, ...]]:
-    """Run the graph once with the unknown tensors as outputs."""
+    """Run the graph once with the unknown tensors as outputs; a sequence has no shape."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -157,7 +157,7 @@ def measured(
         results = session(proto, options, extra=names).run(names, sample_feed(proto, given))
     except Exception:  # onnxruntime raises its own, undocumented kinds  # noqa: BLE001
         return {}
-    return {n: np.shape(v) for n, v in zip(names, results, strict=True)}
+    return {n: v.shape for n, v in zip(names, results, strict=True) if isinstance(v, np.ndarray)}
 
 
 def is_light(tensor: onnx.TensorProto) -> bool:

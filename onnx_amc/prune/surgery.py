@@ -17,7 +17,7 @@ from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.light import declared, stripped
 from onnx_amc.graph.load import densify
-from onnx_amc.graph.proto import key_of, names_read
+from onnx_amc.graph.proto import declare_stored, key_of, names_read
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -152,6 +152,7 @@ def masked(original: onnx.ModelProto, slices: Sequence[Mapping[str, Any]]) -> on
             for i, name in enumerate(node.input):
                 if name == tensor:
                     node.input[i] = new.name
+    declare_stored(result)  # onnxruntime refuses those that are not listed once nothing reads them
     return result
 
 
@@ -271,7 +272,10 @@ def _add_biases(result: onnx.ModelProto, biases: Arrays) -> None:
     kinds = {t.name: t.data_type for t in result.graph.initializer}
     for output, bias in biases.items():
         node, name = nodes[output], _bias_name(output)
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kinds.get(node.input[1], onnx.TensorProto.FLOAT))
+        weight = node.input[1]
+        while weight not in kinds:  # nodes that move the weight about lie between
+            weight = nodes[weight].input[0]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kinds[weight])
         result.graph.initializer.append(numpy_helper.from_array(bias.astype(dtype), name))
         while len(node.input) < 3:
             node.input.append("")

@@ -11,14 +11,16 @@ import numpy as np
 
 from onnx_amc.errors import BudgetError
 
-Lanes = tuple[int, int, bool]
-"""How a group's channels lie on their axes, see `onnx_amc.graph.groups.Lanes`: block, repeat, partial."""
+Lanes = tuple[int, int, bool, int]
+"""How a group's channels lie on their axes, see `onnx_amc.graph.groups.Lanes`: block, repeat, partial, fewest."""
+
+ALONE: Lanes = (1, 1, False, 1)
 
 Prices = Callable[[np.ndarray], np.ndarray]
 """Int (plans, groups) counts -> int (plans,), what each plan costs."""
 
 
-def multiple_of(channels: int, round_to: int | None, lanes: Lanes = (1, 1, False)) -> int:
+def multiple_of(channels: int, round_to: int | None, lanes: Lanes = ALONE) -> int:
     """Return the multiple that a group's counts are kept at.
 
     Args:
@@ -31,7 +33,7 @@ def multiple_of(channels: int, round_to: int | None, lanes: Lanes = (1, 1, False
     """
     if round_to is not None:
         return round_to
-    block, repeat, partial = lanes
+    block, repeat, partial, _ = lanes
     width = channels * repeat
     if 1 < block < channels:
         return block
@@ -39,13 +41,13 @@ def multiple_of(channels: int, round_to: int | None, lanes: Lanes = (1, 1, False
     return wanted // math.gcd(wanted, repeat)
 
 
-def levels_of(channels: int, round_to: int | None, min_keep: float, lanes: Lanes = (1, 1, False)) -> np.ndarray:
+def levels_of(channels: int, round_to: int | None, min_keep: float, lanes: Lanes = ALONE) -> np.ndarray:
     """Ascending counts that a group may keep: multiples, at least `min_keep` of the channels, and always all of them.
 
     On an axis that is shared with other groups it is what goes that comes in multiples, so that the axis stays aligned.
     """
     step = multiple_of(channels, round_to, lanes)
-    floor = max(1, int(np.ceil(min_keep * channels - 1e-9)))
+    floor = max(lanes[3], int(np.ceil(min_keep * channels - 1e-9)))
     start = channels % step if lanes[2] and round_to is None else step
     below = np.arange(start, channels, step)
     return np.append(below[below >= floor], channels)
