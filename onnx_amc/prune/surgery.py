@@ -21,6 +21,9 @@ from onnx_amc.graph.proto import declare_stored, key_of, names_read
 
 Arrays = Mapping[str, np.ndarray]
 
+MOVES = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"})
+"""Operators through which a weight passes as it is."""
+
 
 def cut(
     analysis: Analysis,
@@ -273,9 +276,9 @@ def _add_biases(result: onnx.ModelProto, biases: Arrays) -> None:
     for output, bias in biases.items():
         node, name = nodes[output], _bias_name(output)
         weight = node.input[1]
-        while weight not in kinds:  # nodes that move the weight about lie between
+        while weight in nodes and nodes[weight].op_type in MOVES:
             weight = nodes[weight].input[0]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kinds[weight])
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kinds.get(weight, onnx.TensorProto.FLOAT))
         result.graph.initializer.append(numpy_helper.from_array(bias.astype(dtype), name))
         while len(node.input) < 3:
             node.input.append("")
