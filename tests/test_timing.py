@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def test_a_budget_in_time_on_a_device_elsewhere(device: str, tmp_path: Path) -> 
     original = RESNET.stat().st_size
     assert len(result.model.SerializeToString()) <= 0.6 * original, "on that device bytes are time"
     assert len(result.model.SerializeToString()) >= 0.4 * original, "and the budget is made use of"
+    measured = result.record["latency_table"]["measured"]
+    assert measured == pytest.approx(len(result.model.SerializeToString()) / original, rel=0.01)
     first = times_asked(tmp_path)
     onnx_amc.compress(RESNET, policy="uniform", refit=False, **options)
     assert times_asked(tmp_path) - first < 0.5 * first, "the table is kept; only what is delivered is measured anew"
@@ -105,6 +108,34 @@ def test_a_device_that_is_faster_with_nothing_cannot_be_pleased(tmp_path: Path) 
             policy="uniform",
             refit=False,
         )
+
+
+def test_where_no_measurement_can_be_kept_it_is_said_before_any_is_taken(
+    tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    command = ["compress", str(MLP), "--latency", "0.7", "--policy", "uniform", "--no-refit", "--no-recover"]
+    command += ["--latency-command", device, "-o", str(tmp_path / "out.onnx")]
+    assert main([*command, "--cache", str(tmp_path / "file" / "inside")]) == 2
+    assert "--cache" in capsys.readouterr().err
+    assert not (tmp_path / "asked").exists()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert main(command) == 0
+    assert "measurements are not kept" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_that_goes_on_beside_a_new_table_keeps_the_shares_that_were_measured(device: str, tmp_path: Path) -> None:
+    """What all of it takes may be another number of milliseconds by then."""
+    settings = Settings(
+        Budget("latency", 0.6), latency_command=device, cache=str(tmp_path), recover=False, policy="uniform"
+    )
+    search = Compression(MLP, None, settings, Listener()).search
+    counts, whole = search.space.at(0.5), search.space.price(search.space.full)
+    search.actual = lambda _: 0.25 * whole
+    assert search.spent(counts, onnx.ModelProto) == pytest.approx(0.25 * whole)
+    search.space = replace(search.space, prices=lambda plans: 2 * plans.sum(axis=1) * 10**6)
+    assert search.spent(counts, onnx.ModelProto) == pytest.approx(0.25 * search.space.price(search.space.full))
+    assert search.taken(counts) == pytest.approx(0.25)
 
 
 def test_what_the_command_says_wrong_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
