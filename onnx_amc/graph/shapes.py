@@ -21,6 +21,8 @@ COLOURS = 4
 LENGTHS = (1, 16, 64, 256, 1024)
 """What is tried in turn for any other dimension that an input leaves open, until the network runs: sound needs a window or more."""
 
+WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"})
+
 MOST_AXES, MOST_NAMED = 8, 16
 """Bounds on the constants that are taken for lengths."""
 
@@ -41,8 +43,7 @@ def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     given = stored | {i.name: _settled(i, LENGTHS[0]) for i in light.graph.input if i.name not in stored}
     shapes = given | _inferred(light, given)
     check_memory(proto, shapes)
-    torn = [name for name, shape in shapes.items() if min(shape, default=0) < 0]
-    torn += [n.output[0] for n in proto.graph.node if n.op_type == "Reshape" and _torn(shapes, n)]
+    torn = _too_short(proto, shapes) or any(n.op_type == "Reshape" and _torn(shapes, n) for n in proto.graph.node)
     missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
     if torn:  # the assumed lengths are not those that the network takes
         shapes, missing = given, list(dict.fromkeys(o for n in proto.graph.node for o in n.output if o))
@@ -68,6 +69,13 @@ def other_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) 
         for name, info in inputs.items()
     }
     return given | _inferred(declared(proto, is_weight), stored | given)
+
+
+def _too_short(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a kernel would find nothing, or less, to slide over: onnxruntime refuses what inference gives a length of 0."""
+    windows = [n for n in proto.graph.node if n.op_type in WINDOWED]
+    empty = any(0 in shapes.get(n.output[0], ())[2:] and 0 not in shapes.get(n.input[0], ()) for n in windows)
+    return empty or any(min(shape, default=0) < 0 for shape in shapes.values())
 
 
 def _torn(shapes: Mapping[str, tuple[int, ...]], node: onnx.NodeProto) -> bool:
@@ -111,8 +119,8 @@ def _tried(
     for length in _lengths(proto) if inputs else LENGTHS[:1]:
         sizes = {**given, **{i.name: _settled(i, length) for i in inputs}}
         expected = sizes | _inferred(light, sizes)
-        if any(min(shape, default=0) < 0 for shape in expected.values()):
-            continue  # too short for a kernel
+        if _too_short(proto, expected):
+            continue
         if any(is_huge(shape) for shape in expected.values()):
             return {}
         found = measured(proto, sizes, missing)
