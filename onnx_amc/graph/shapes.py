@@ -55,20 +55,31 @@ def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 def other_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """What inference tells of the shapes at another batch and other lengths; nothing where no input leaves any open.
 
-    A length of 1 hides where a Reshape takes its channels: what reads as (N, 1, 8) -> (N, 8, 1) scrambles at length 2.
+    A length of 1 hides where a Reshape takes its channels: what reads as (N, 1, 8) -> (N, 8, 1) scrambles at length 2. Around a
+    Reshape a run tells what inference does not.
+
     """
     stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
     inputs = {i.name: i for i in proto.graph.input if i.name not in stored}
     if all(d.dim_value > 0 for i in inputs.values() for d in i.type.tensor_type.shape.dim):
         return {}
-    given = {
-        name: tuple(
-            was if d.dim_value > 0 else OTHER_BATCH if was == 1 and not at else was + OTHER_LENGTH
-            for at, (d, was) in enumerate(zip(info.type.tensor_type.shape.dim, shapes[name], strict=True))
-        )
-        for name, info in inputs.items()
-    }
-    return given | _inferred(declared(proto, is_weight), stored | given)
+    reshaped = {name for n in proto.graph.node if n.op_type == "Reshape" for name in (n.input[0], n.output[0])}
+    first: dict[str, tuple[int, ...]] = {}
+    for batch in (OTHER_BATCH, 1):  # some take no other
+        given = {
+            name: tuple(
+                was if d.dim_value > 0 else batch if was == 1 and not at else was + OTHER_LENGTH
+                for at, (d, was) in enumerate(zip(info.type.tensor_type.shape.dim, shapes[name], strict=True))
+            )
+            for name, info in inputs.items()
+        }
+        found = given | _inferred(declared(proto, is_weight), stored | given)
+        unclear = sorted(reshaped - found.keys() - stored.keys())
+        run = measured(proto, given, unclear) if unclear else {}
+        if run or not unclear:
+            return found | run
+        first = first or found
+    return first
 
 
 def _too_short(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
