@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnx_amc.delivery import class_count, input_specs
+from onnx_amc.delivery import class_count, input_specs, one_feed
 from onnx_amc.errors import ModelError
 from onnx_amc.graph.limits import WIDTH
-from onnx_amc.graph.load import Model, load
+from onnx_amc.graph.load import Model, load, read, sized
 from onnx_amc.listener import Listener
 from onnx_amc.run import data as sources
 from onnx_amc.run import feed, presets, shelf
@@ -30,9 +30,23 @@ RAW = "raw"
 """Pixels from 0 to 255, for networks that normalise them themselves."""
 
 
-def load_model(model: ModelSource) -> Model:
+def load_model(model: ModelSource, sizes: Mapping[str, tuple[int, ...]] | None = None) -> Model:
     """Read a model from wherever it is."""
-    return load(model if isinstance(model, onnx.ModelProto) else Path(model))
+    return load(_place(model), sizes)
+
+
+def _place(model: ModelSource) -> Path | onnx.ModelProto:
+    return model if isinstance(model, onnx.ModelProto) else Path(model)
+
+
+def load_both(model: ModelSource, data: DataSource | None, preset: str | None) -> tuple[Model, sources.Dataset | None]:
+    """Read a model and, where its inputs leave lengths open, the data first: they are as long as the first sample."""
+    bare = read(_place(model))
+    specs, source = input_specs(bare.proto), data if data is not None else sidecar(model)
+    if source is None or not any(None in spec.shape[1:] for spec in specs):
+        return sized(bare, {}), None
+    found = sources.load(source, specs, preset=preset)
+    return sized(bare, {name: array.shape for name, array in one_feed(bare, found).items()}), found
 
 
 def sidecar(model: ModelSource) -> Path | None:
@@ -41,10 +55,13 @@ def sidecar(model: ModelSource) -> Path | None:
 
 
 def find_data(
-    loaded: Model, model: ModelSource, data: DataSource | None, seed: int, listener: Listener, preset: str | None = None
-) -> sources.Dataset:
-    """Return the user's data, the sidecar, or what is made up, with a remark of what that is worth."""
+    loaded: Model, model: ModelSource, data: DataSource | None, seed: int, listener: Listener, preset: str | None = None,
+    known: sources.Dataset | None = None,
+) -> sources.Dataset:  # fmt: skip
+    """Return the user's data, the sidecar, or what is made up, with a remark of what that is worth; `known` if it is read."""
     specs = input_specs(loaded.proto)
+    if known is not None:
+        return sources.load(known, specs, classes=class_count(loaded))
     source = data if data is not None else sidecar(model)
     if source is not None:
         return sources.load(source, specs, classes=class_count(loaded), preset=preset)

@@ -30,17 +30,18 @@ OTHER_BATCH, OTHER_LENGTH = 3, 32
 """The batch, and how much longer all else, at which a second look is taken: strides up to 32 divide it as before."""
 
 
-def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+def concrete_shapes(proto: onnx.ModelProto, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor with batch 1, by inference, and by a run where inference does not know.
 
-    A dynamic batch counts as 1, dynamic height and width as 224 (before the channels where the last axis has at most 4), any other
-    dynamic dimension as the first of `LENGTHS` at which the network runs. A tensor whose shape neither way tells is left out: the
-    rules take none of its channels.
+    Inputs that `sizes` names have the shapes that it says. In the others a dynamic batch counts as 1, dynamic height and width as
+    224 (before the channels where the last axis has at most 4), any other dynamic dimension as the first of `LENGTHS` at which the
+    network runs. A tensor whose shape neither way tells is left out: the rules take none of its channels.
 
     """
     light = declared(proto, is_weight)
     stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
-    given = stored | {i.name: _settled(i, LENGTHS[0]) for i in light.graph.input if i.name not in stored}
+    inputs = [i for i in light.graph.input if i.name not in stored]
+    given = stored | {i.name: sizes.get(i.name, _settled(i, LENGTHS[0])) for i in inputs}
     shapes = given | _inferred(light, given)
     check_memory(proto, shapes)
     torn = _too_short(proto, shapes) or any(n.op_type == "Reshape" and _torn(shapes, n) for n in proto.graph.node)
@@ -48,7 +49,8 @@ def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     if torn:  # the assumed lengths are not those that the network takes
         shapes, missing = given, list(dict.fromkeys(o for n in proto.graph.node for o in n.output if o))
     if missing:
-        shapes |= _tried(proto, light, given, missing)
+        unsaid = [i for i in proto.graph.input if i.name not in stored.keys() | sizes.keys()]
+        shapes |= _tried(proto, light, given, unsaid, missing)
     return shapes
 
 
@@ -122,11 +124,14 @@ def _inferred(light: onnx.ModelProto, given: Mapping[str, tuple[int, ...]]) -> d
 
 
 def _tried(
-    proto: onnx.ModelProto, light: onnx.ModelProto, given: Mapping[str, tuple[int, ...]], missing: list[str]
+    proto: onnx.ModelProto,
+    light: onnx.ModelProto,
+    given: Mapping[str, tuple[int, ...]],
+    unsaid: list[onnx.ValueInfoProto],
+    missing: list[str],
 ) -> dict[str, tuple[int, ...]]:
-    """Measure what inference does not tell, at the first length at which the network runs."""
-    names = {i.name for i in proto.graph.input} - {t.name for t in proto.graph.initializer}
-    inputs = [i for i in proto.graph.input if i.name in names and _settled(i, 1) != _settled(i, 2)]
+    """Measure what inference does not tell, at the first length of the inputs `unsaid` at which the network runs."""
+    inputs = [i for i in unsaid if _settled(i, 1) != _settled(i, 2)]
     for length in _lengths(proto) if inputs else LENGTHS[:1]:
         sizes = {**given, **{i.name: _settled(i, length) for i in inputs}}
         expected = sizes | _inferred(light, sizes)
