@@ -217,10 +217,11 @@ def apply(args: argparse.Namespace) -> int:
     from onnx_amc.graph.light import has_external_data  # noqa: PLC0415
 
     with _display(args.json) as display:
-        model = pipeline.apply(args.model, args.plan, args.data, display)
+        model, analysis = pipeline.replayed(args.model, args.plan, args.data, display)
     write_model(model, out, external=has_external_data(args.model))
     if args.json:
-        _save({"model": args.model, "plan": args.plan, "out": str(out), **figures(model)}, args.json)
+        counted = figures(model, sizes=analysis.model.sizes)
+        _save({"model": args.model, "plan": args.plan, "out": str(out), **counted}, args.json)
     display.say(f"wrote {out}")
     return DONE
 

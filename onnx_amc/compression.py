@@ -23,7 +23,7 @@ from onnx_amc.errors import BudgetError, SelfCheckError
 from onnx_amc.granularity import Units, units_of
 from onnx_amc.graph import light, limits
 from onnx_amc.graph.groups import analyse
-from onnx_amc.intake import DataSource, ModelSource, find_data, load_model, sidecar
+from onnx_amc.intake import DataSource, ModelSource, find_data, load_both, sidecar
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
 from onnx_amc.quantising import in_int8
@@ -86,7 +86,8 @@ class Compression:
         gc.collect()  # an earlier run in this process is a ring of objects and may still hold gigabytes
         with self._timed("analyse"):
             self.listener.stage("analyse", None)
-            self.analysis = analyse(load_model(model), approximate=settings.approximate)
+            loaded, known = load_both(model, data, settings.preset, needed=not settings.blind)
+            self.analysis = analyse(loaded, approximate=settings.approximate)
             self.model = self.analysis.model
             self.table: LatencyTable | None = None
             self.units = self._units()
@@ -95,7 +96,7 @@ class Compression:
             space = self.units.space(settings)
         self.data: Dataset | None = None
         if data is not None or settings.int8 or (len(space) and (not settings.blind or sidecar(model))):
-            how = (settings.seed, listener, settings.preset)
+            how = (settings.seed, listener, settings.preset, known)
             self.data = find_data(self.model, model, data, *how, needed=not settings.blind)
         self.memo = self._memo(run_dir, resume=resume)
         with self._timed("calibrate"):
@@ -333,7 +334,7 @@ class Compression:
         if uniform is not None and not delivered:
             kept = self.builder.kept(uniform.counts)
             candidates.append(self.builder.deliverable(kept, self.builder.build(kept, correct=False)))
-            found["uniform"] |= figures(candidates[-1])
+            found["uniform"] |= figures(candidates[-1], sizes=self.model.sizes)
             tables.append(found["uniform"])
         self.listener.stage("latency", None)
         feed, settings = one_feed(self.model, self.data), self.settings
@@ -372,7 +373,7 @@ class Compression:
     def _recounted(self, model: onnx.ModelProto, counts: np.ndarray) -> dict[str, Any]:
         """Count and score what is delivered by a second route, and hold it against the plan's price and the budget."""
         light.check(model)
-        found = figures(model)
+        found = figures(model, sizes=self.model.sizes)
         planned, space = self.units.macs(counts), self.search.space
         if found["macs"] != planned:
             raise SelfCheckError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,15 +67,18 @@ def int8_beside(out: Path) -> Path:
     return out.with_suffix(".int8.onnx")
 
 
-def figures(model: onnx.ModelProto, known: Analysis | None = None) -> dict[str, Any]:
+def figures(
+    model: onnx.ModelProto, known: Analysis | None = None, sizes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Any]:
     """MACs, parameters, those of them that are not zero, and bytes of a model, counted on the model itself.
 
     Args:
         model: The model.
         known: Its analysis, where that is at hand.
+        sizes: Shapes of its inputs for one sample, as for `load`.
 
     """
-    analysis = known or analyse(load(model))
+    analysis = known or analyse(load(model, sizes))
     full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
     return {
         "macs": cost.macs(analysis)(full),

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnx_amc.delivery import class_count, input_specs
+from onnx_amc.delivery import class_count, input_specs, one_feed
 from onnx_amc.errors import DataError, ModelError
 from onnx_amc.graph.limits import WIDTH
-from onnx_amc.graph.load import Model, load
+from onnx_amc.graph.load import Model, load, read, sized
 from onnx_amc.listener import Listener
 from onnx_amc.run import data as sources
 from onnx_amc.run import feed, presets, shelf
@@ -30,9 +30,33 @@ RAW = "raw"
 """Pixels from 0 to 255, for networks that normalise them themselves."""
 
 
-def load_model(model: ModelSource) -> Model:
+def load_model(model: ModelSource, sizes: Mapping[str, tuple[int, ...]] | None = None) -> Model:
     """Read a model from wherever it is."""
-    return load(model if isinstance(model, onnx.ModelProto) else Path(model))
+    return load(_place(model), sizes)
+
+
+def _place(model: ModelSource) -> Path | onnx.ModelProto:
+    return model if isinstance(model, onnx.ModelProto) else Path(model)
+
+
+def load_both(
+    model: ModelSource, data: DataSource | None, preset: str | None, *, needed: bool = True
+) -> tuple[Model, sources.Dataset | None]:
+    """Read a model and, where its inputs leave lengths open, the data first: they are as long as the first sample.
+
+    Where none is `needed`, what lies beside the model may be unlike its inputs.
+    """
+    bare = read(_place(model))
+    specs, source = input_specs(bare.proto), data if data is not None else sidecar(model)
+    if source is None or not any(None in spec.shape[1:] for spec in specs):
+        return sized(bare, {}), None
+    try:
+        found = sources.load(source, specs, preset=preset)
+    except DataError:
+        if needed or data is not None:
+            raise
+        return sized(bare, {}), None
+    return sized(bare, {name: array.shape for name, array in one_feed(bare, found).items()}), found
 
 
 def sidecar(model: ModelSource) -> Path | None:
@@ -42,13 +66,15 @@ def sidecar(model: ModelSource) -> Path | None:
 
 def find_data(
     loaded: Model, model: ModelSource, data: DataSource | None, seed: int, listener: Listener, preset: str | None = None,
-    *, needed: bool = True,
+    known: sources.Dataset | None = None, *, needed: bool = True,
 ) -> sources.Dataset | None:  # fmt: skip
-    """Return the user's data, the sidecar, or what is made up, with a remark of what that is worth.
+    """Return the user's data, the sidecar, or what is made up, with a remark of what that is worth; `known` if it is read.
 
     None where none is needed, and what lies beside the model does not suit it: it may be there for something else.
     """
     specs = input_specs(loaded.proto)
+    if known is not None:
+        return sources.load(known, specs, classes=class_count(loaded))
     source = data if data is not None else sidecar(model)
     if source is not None:
         try:

@@ -19,11 +19,11 @@ from onnx_amc.delivery import Result, check_feed, class_count, input_specs, int8
 from onnx_amc.details import provenance, times_json
 from onnx_amc.errors import OptionError, PlanError
 from onnx_amc.files import json_text, unwritable, write_text
-from onnx_amc.graph.groups import analyse
+from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import Model
 from onnx_amc.guarantee import Guarantee
 from onnx_amc.inspection import summary
-from onnx_amc.intake import DataSource, ModelSource, find_data, load_model
+from onnx_amc.intake import DataSource, ModelSource, find_data, load_both, load_model
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan, check_model, parse_plan, read_plan
 from onnx_amc.run import data as sources
@@ -100,10 +100,12 @@ def front(results: Sequence[Result]) -> list[dict[str, Any]]:
     return best
 
 
+PlanSource = Plan | str | os.PathLike[str] | Mapping[str, Any]
+
+
 def apply(
-    model: ModelSource, plan: Plan | str | os.PathLike[str] | Mapping[str, Any], data: DataSource | None = None,
-    listener: Listener | None = None,
-) -> onnx.ModelProto:  # fmt: skip
+    model: ModelSource, plan: PlanSource, data: DataSource | None = None, listener: Listener | None = None
+) -> onnx.ModelProto:
     """Replay a plan: the same bytes as the run that wrote it, given the same data.
 
     With other data the refit is another one, of which the listener is warned.
@@ -112,10 +114,19 @@ def apply(
         PlanError: The plan does not fit the model, or the data its training.
 
     """
+    return replayed(model, plan, data, listener)[0]
+
+
+def replayed(
+    model: ModelSource, plan: PlanSource, data: DataSource | None = None, listener: Listener | None = None
+) -> tuple[onnx.ModelProto, Analysis]:
+    """As `apply`, with the analysis of the original."""
     where = "plan" if isinstance(plan, Plan | Mapping) else str(plan)
     document = plan if isinstance(plan, Plan | Mapping) else read_plan(plan)
-    approximate = bool((document.settings if isinstance(document, Plan) else document).get("approximate", False))
-    analysis = analyse(load_model(model), approximate=approximate)
+    told = document.settings if isinstance(document, Plan) else document
+    preset = None if told.get("preset") is None else str(told["preset"])
+    loaded, known = load_both(model, data, preset)
+    analysis = analyse(loaded, approximate=bool(told.get("approximate", False)))
     plan = document if isinstance(document, Plan) else parse_plan(document, analysis, where)
     if plan.model is not None:
         check_model(plan.model, analysis, where)
@@ -123,7 +134,7 @@ def apply(
     listener = listener or Listener()
     samples = None
     if settings.refit or course:
-        samples = find_data(analysis.model, model, data, settings.seed, listener, settings.preset)
+        samples = find_data(analysis.model, model, data, settings.seed, listener, settings.preset, known)
     _compare(plan, samples, where, listener)
     parts = parts_of(samples, settings)
     listener.stage("calibrate", len(parts.calibration) or None)
@@ -139,7 +150,7 @@ def apply(
                 raise PlanError(f"its training takes {needed} samples, there are {there}", where=where, fix=THE_SAME)
             refined = builder.refined(plan.kept)
             ready = train_again(builder.task(plan.kept, refined, parts.trained, how), replay, listener)
-        return builder.deliverable(plan.kept, ready)
+        return builder.deliverable(plan.kept, ready), analysis
 
 
 def _compare(plan: Plan, samples: sources.Dataset | None, where: str, listener: Listener) -> None:
@@ -163,13 +174,14 @@ def evaluate(
         OptionError: The outputs of the two models are not alike, or the metric cannot be had.
 
     """
-    loaded = load_model(model)
-    base = loaded if against is None else load_model(against)
+    loaded, known = load_both(model, data, preset)
+    base = loaded if against is None else load_model(against, loaded.sizes)
     if (mine := _outputs(loaded)) != (theirs := _outputs(base)):
         what = f"its outputs are {theirs}, those of {loaded.source} {mine}"
         raise OptionError(what, where=f"--against {base.source}", fix="name the model that this one was made from")
     classes = class_count(loaded)
-    samples = sources.load(data, input_specs(loaded.proto), classes=classes, preset=preset)
+    read = (data, preset) if known is None else (known, None)
+    samples = sources.load(read[0], input_specs(loaded.proto), classes=classes, preset=read[1])
     name, function = find_metric(metric, samples, classes)
     how = (function, name, provider_of(provider), loaded.source)
     scorer = Scorer(base.original, samples, np.arange(len(samples)), *how, batch=batch_of(base))

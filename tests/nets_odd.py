@@ -69,6 +69,14 @@ def run_time() -> Iterator[Row]:
     yield Row("a Reshape over an open length that keeps the channels apart", """(float[N,T,3] x) => (float[N,T,4] y) <float[3,8] w, int64[4] s, int64[3] t,
         float[8,4] v> { h = MatMul (x, w) r = Reshape (h, s) q = Relu (r) t3 = Reshape (q, t) y = MatMul (t3, v) }""", 4,
         weights={"s": [0, -1, 2, 4], "t": [0, -1, 8]})
+    for name, last, why in (("a run", "Relu (u)", "puts it elsewhere"), ("no run", "Add (u, k)", "may put it elsewhere")):
+        yield Row(f"a Reshape over a computed length that {name} tells", f"""(float[N,T,3] x) => (float[N,P,4] y) <float[3,8] w, int64 z, int64 o, int64[1] a,
+            int64[1] e, float[8,4] v, float[6,4] k> {{ h = MatMul (x, w) s = Shape (h) n = Gather (s, z) t = Gather (s, o) d = Div (t, o)
+            nu = Unsqueeze (n, a) du = Unsqueeze (d, a) c = Concat <axis = 0> (nu, e, du) q = Reshape (h, c) r = Transpose <perm = [0,2,1]> (q)
+            u = MatMul (r, v) y = {last} }}""", 0, f"{why} at another batch or length", weights={"z": 0, "o": 1, "a": 0, "e": 8})
+    yield Row("positions that only the assumed length lets stretch", """(float[N,T,6] x) => (float[N,P,3] y) <float[6,12] w, float[6,12] p, int64[6] i,
+        float[6,6] l, float[6,6] k, float[12,3] v> { h = MatMul (x, w) e = Gather (p, i) s = Add (h, e) r = Relu (s) q = MatMul (l, r) t = Relu (q)
+        u = MatMul (k, t) y = MatMul (u, v) }""", 18, "Add 's' ties it to an axis that cannot be cut", weights={"i": np.arange(6)})
     yield image("Pad by amounts of the run, axes known", """s = Shape (h) n = Slice (s, two, three) m = Sub (n, n) p = Concat <axis = 0> (m, m, m, m)
                 r = Pad (h, p, , a)""", 8, "int64[1] two, int64[1] three, int64[2] a", weights={"two": [2], "three": [3], "a": [2, 3]}, opset=18)
     yield image("a sequence of tensors of several shapes", """p = Conv (h, k) q = SplitToSequence <axis = 1> (p, s) a = SequenceAt (q, i)

@@ -9,7 +9,8 @@ import errno
 import hashlib
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -34,6 +35,8 @@ FLOATS = frozenset(
 )
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
+Source = str | Path | onnx.ModelProto
+
 
 @dataclass(frozen=True)
 class Model:
@@ -46,6 +49,7 @@ class Model:
         digest: SHA-256 of the original's file; None where it came from none.
         bytes: Length of the original's serialisation, external data included.
         external: Whether the original keeps weights in files of their own.
+        sizes: Shapes of the inputs for one sample, where they were given.
         shapes: Every tensor's shape for one sample (batch 1).
         others: Shapes at another batch and length, of those tensors for which inference tells them.
         origin: For each initializer that was split off a shared one: the original's name and the user it serves.
@@ -61,6 +65,7 @@ class Model:
     digest: str | None
     bytes: int
     external: bool
+    sizes: Mapping[str, tuple[int, ...]]
     shapes: dict[str, tuple[int, ...]]
     others: dict[str, tuple[int, ...]]
     origin: dict[str, tuple[str, str]]
@@ -102,13 +107,22 @@ class Model:
         return shape[axis] if again is not None and again[axis] == shape[axis] else None
 
 
-def load(source: str | Path | onnx.ModelProto) -> Model:
+def load(source: Source, sizes: Mapping[str, tuple[int, ...]] | None = None) -> Model:
     """Read and normalise a model, of any size.
+
+    Args:
+        source: Its path, or the model.
+        sizes: Shapes of the inputs for one sample; None for the usual ones (see `concrete_shapes`).
 
     Raises:
         ModelError: No such file, not ONNX, truncated, invalid, or not to be run by onnxruntime.
 
     """
+    return sized(read(source), sizes or {})
+
+
+def read(source: Source) -> Model:
+    """As `load`, but without any shapes: they may wait for the data."""
     original, where, digest, external = _read(source)
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
@@ -121,23 +135,29 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     fold(proto, where)
     origin = _unshare(proto, original)
     _drop_unused(proto)
-    shapes = concrete_shapes(proto)
-    model = Model(
+    return Model(
         proto=proto,
         original=original,
         source=where,
         digest=digest,
         bytes=light.size(original),
         external=external,
-        shapes=shapes,
-        others=other_shapes(proto, shapes),
+        sizes={},
+        shapes={},
+        others={},
         origin=origin,
         lifted=lifted,
         made=_made(proto, original, origin),
         weights={t.name: t for t in proto.graph.initializer},
     )
-    check_selections(model)
-    return model
+
+
+def sized(model: Model, sizes: Mapping[str, tuple[int, ...]]) -> Model:
+    """Give a model its shapes."""
+    shapes = concrete_shapes(model.proto, sizes)
+    found = replace(model, sizes=sizes, shapes=shapes, others=other_shapes(model.proto, shapes))
+    check_selections(found)
+    return found
 
 
 def _made(proto: onnx.ModelProto, original: onnx.ModelProto, origin: dict[str, tuple[str, str]]) -> frozenset[str]:
@@ -153,7 +173,7 @@ def true_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [i for i in proto.graph.input if i.name not in known]
 
 
-def _read(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, str | None, bool]:
+def _read(source: Source) -> tuple[onnx.ModelProto, str, str | None, bool]:
     """The model, what to call it, its file's sha256 if it has one, and whether weights lie in other files."""
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()

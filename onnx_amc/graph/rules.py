@@ -199,19 +199,21 @@ def normal(axes: list[int], rank: int) -> list[int]:
 
 
 def broadcast(step: Step, inputs: list[int], output: tuple[int, ...]) -> Axes:
-    """Numpy's broadcasting: axes aligned at the right, length 1 stretches and ties nothing."""
+    """Numpy's broadcasting: axes aligned at the right, length 1 stretches and ties nothing, unless it is 1 by chance."""
     result: list[Tokens | None] = []
     for axis in range(-len(output), 0):
-        met = [
-            step.x(i)[axis]
-            for i in inputs
-            if len(step.shape(i)) >= -axis and step.shape(i)[axis] == output[axis] and output[axis] > 1
-        ]
+        met = [step.x(i)[axis] for i in inputs if output[axis] > 1 and _spans(step, i, axis, output[axis])]
         joined = met[0] if met else None
         for other in met[1:]:
             joined = step.join(joined, other)
         result.append(joined)
     return tuple(result)
+
+
+def _spans(step: Step, i: int, axis: int, length: int) -> bool:
+    """Whether input i is as long as the output; a 1 that only the assumed lengths make will be."""
+    shape = step.shape(i)
+    return len(shape) >= -axis and (shape[axis] == length or step.others.get(step.node.input[i], shape)[axis] != 1)
 
 
 def mark_params(step: Step, role: str = "carries") -> None:

@@ -181,8 +181,16 @@ def reshape(step: Step) -> list[Axes]:
 
 def _fix_scrambled(step: Step, before: tuple[int, ...], after: tuple[int, ...]) -> None:
     """Fix the channels that land on other axes when the batch or an open length changes."""
-    others = [step.others.get(name) for name in (step.node.input[0], step.key)]
-    if others[0] is None or others[1] is None or math.prod(others[0]) != math.prod(others[1]):
+    names = (step.node.input[0], step.key)
+    if not step.others or names[0] in step.params:
+        return
+    others = [step.others.get(name) for name in names]
+    if others[0] is None or others[1] is None:
+        # The batch apart, only a length of 1 hides a scramble, and a Flatten keeps the order anyway.
+        if step.node.op_type == "Reshape" and 1 in (*before[1:], *after[1:]):
+            step.fix_all("may put it elsewhere at another batch or length")
+        return
+    if math.prod(others[0]) != math.prod(others[1]):
         return
     for axis, tokens in enumerate(step.x(0)):
         alone = tokens is not None and others[0][axis] == len(tokens)  # not merged with the batch or the length before

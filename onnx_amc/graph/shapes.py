@@ -21,6 +21,8 @@ COLOURS = 4
 LENGTHS = (1, 16, 64, 256, 1024)
 """What is tried in turn for any other dimension that an input leaves open, until the network runs: sound needs a window or more."""
 
+WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"})
+
 MOST_AXES, MOST_NAMED = 8, 16
 """Bounds on the constants that are taken for lengths."""
 
@@ -28,46 +30,65 @@ OTHER_BATCH, OTHER_LENGTH = 3, 32
 """The batch, and how much longer all else, at which a second look is taken: strides up to 32 divide it as before."""
 
 
-def concrete_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+def concrete_shapes(proto: onnx.ModelProto, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor with batch 1, by inference, and by a run where inference does not know.
 
-    A dynamic batch counts as 1, dynamic height and width as 224 (before the channels where the last axis has at most 4), any other
-    dynamic dimension as the first of `LENGTHS` at which the network runs. A tensor whose shape neither way tells is left out: the
-    rules take none of its channels.
+    Inputs that `sizes` names have the shapes that it says. In the others a dynamic batch counts as 1, dynamic height and width as
+    224 (before the channels where the last axis has at most 4), any other dynamic dimension as the first of `LENGTHS` at which the
+    network runs. A tensor whose shape neither way tells is left out: the rules take none of its channels.
 
     """
     light = declared(proto, is_weight)
     stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
-    given = stored | {i.name: _settled(i, LENGTHS[0]) for i in light.graph.input if i.name not in stored}
+    inputs = [i for i in light.graph.input if i.name not in stored]
+    given = stored | {i.name: sizes.get(i.name, _settled(i, LENGTHS[0])) for i in inputs}
     shapes = given | _inferred(light, given)
     check_memory(proto, shapes)
-    torn = [name for name, shape in shapes.items() if min(shape, default=0) < 0]
-    torn += [n.output[0] for n in proto.graph.node if n.op_type == "Reshape" and _torn(shapes, n)]
+    torn = _too_short(proto, shapes) or any(n.op_type == "Reshape" and _torn(shapes, n) for n in proto.graph.node)
     missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
     if torn:  # the assumed lengths are not those that the network takes
         shapes, missing = given, list(dict.fromkeys(o for n in proto.graph.node for o in n.output if o))
     if missing:
-        shapes |= _tried(proto, light, given, missing)
+        unsaid = [i for i in proto.graph.input if i.name not in stored.keys() | sizes.keys()]
+        shapes |= _tried(proto, light, given, unsaid, missing)
     return shapes
 
 
 def other_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """What inference tells of the shapes at another batch and other lengths; nothing where no input leaves any open.
 
-    A length of 1 hides where a Reshape takes its channels: what reads as (N, 1, 8) -> (N, 8, 1) scrambles at length 2.
+    A length of 1 hides where a Reshape takes its channels: what reads as (N, 1, 8) -> (N, 8, 1) scrambles at length 2. Around a
+    Reshape a run tells what inference does not.
+
     """
     stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
     inputs = {i.name: i for i in proto.graph.input if i.name not in stored}
     if all(d.dim_value > 0 for i in inputs.values() for d in i.type.tensor_type.shape.dim):
         return {}
-    given = {
-        name: tuple(
-            was if d.dim_value > 0 else OTHER_BATCH if was == 1 and not at else was + OTHER_LENGTH
-            for at, (d, was) in enumerate(zip(info.type.tensor_type.shape.dim, shapes[name], strict=True))
-        )
-        for name, info in inputs.items()
-    }
-    return given | _inferred(declared(proto, is_weight), stored | given)
+    reshaped = {name for n in proto.graph.node if n.op_type == "Reshape" for name in (n.input[0], n.output[0])}
+    first: dict[str, tuple[int, ...]] = {}
+    for batch in (OTHER_BATCH, 1):  # some take no other
+        given = {
+            name: tuple(
+                was if d.dim_value > 0 else batch if was == 1 and not at else was + OTHER_LENGTH
+                for at, (d, was) in enumerate(zip(info.type.tensor_type.shape.dim, shapes[name], strict=True))
+            )
+            for name, info in inputs.items()
+        }
+        found = given | _inferred(declared(proto, is_weight), stored | given)
+        unclear = sorted(reshaped - found.keys() - stored.keys())
+        run = measured(proto, given, unclear) if unclear else {}
+        if run or not unclear:
+            return found | run
+        first = first or found
+    return first
+
+
+def _too_short(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a kernel would find nothing, or less, to slide over: onnxruntime refuses what inference gives a length of 0."""
+    windows = [n for n in proto.graph.node if n.op_type in WINDOWED]
+    empty = any(0 in shapes.get(n.output[0], ())[2:] and 0 not in shapes.get(n.input[0], ()) for n in windows)
+    return empty or any(min(shape, default=0) < 0 for shape in shapes.values())
 
 
 def _torn(shapes: Mapping[str, tuple[int, ...]], node: onnx.NodeProto) -> bool:
@@ -103,16 +124,19 @@ def _inferred(light: onnx.ModelProto, given: Mapping[str, tuple[int, ...]]) -> d
 
 
 def _tried(
-    proto: onnx.ModelProto, light: onnx.ModelProto, given: Mapping[str, tuple[int, ...]], missing: list[str]
+    proto: onnx.ModelProto,
+    light: onnx.ModelProto,
+    given: Mapping[str, tuple[int, ...]],
+    unsaid: list[onnx.ValueInfoProto],
+    missing: list[str],
 ) -> dict[str, tuple[int, ...]]:
-    """Measure what inference does not tell, at the first length at which the network runs."""
-    names = {i.name for i in proto.graph.input} - {t.name for t in proto.graph.initializer}
-    inputs = [i for i in proto.graph.input if i.name in names and _settled(i, 1) != _settled(i, 2)]
+    """Measure what inference does not tell, at the first length of the inputs `unsaid` at which the network runs."""
+    inputs = [i for i in unsaid if _settled(i, 1) != _settled(i, 2)]
     for length in _lengths(proto) if inputs else LENGTHS[:1]:
         sizes = {**given, **{i.name: _settled(i, length) for i in inputs}}
         expected = sizes | _inferred(light, sizes)
-        if any(min(shape, default=0) < 0 for shape in expected.values()):
-            continue  # too short for a kernel
+        if _too_short(proto, expected):
+            continue
         if any(is_huge(shape) for shape in expected.values()):
             return {}
         found = measured(proto, sizes, missing)
