@@ -25,7 +25,7 @@ from onnx_amc.run.check import gap, self_check
 from onnx_amc.run.correct import Corrector, drawn
 from onnx_amc.run.crew import Team, share
 from onnx_amc.run.data import Dataset
-from onnx_amc.run.metrics import agreement
+from onnx_amc.run.metrics import fidelity
 from onnx_amc.run.samples import spread
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.sequential import Effort, Sequential
@@ -134,7 +134,7 @@ class Builder:
             raise ValueError("sensitivities need data")
         model, settings = self.analysis.model, self.settings
         part = spread(self.calibration, settings.probe)
-        how = (agreement, "agreement", settings.provider, model.source)
+        how = (fidelity, "fidelity", settings.provider, model.source)
         return Scorer(model.original, self.data, part, *how, batch=batch_of(model))
 
     @cached_property
