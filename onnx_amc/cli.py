@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 import shlex
 import signal
@@ -257,6 +258,8 @@ def bench(args: argparse.Namespace) -> int:
     models = [load(path) for path in args.models]
     if args.threads < 0:
         raise OptionError(f"{args.threads} is below 0", where="--threads", fix="give 0 for all cores, or more")
+    if not 0 < args.seconds < math.inf:
+        raise OptionError(f"{args.seconds} is no time", where="--seconds", fix="give more than 0")
     how = {"seconds": args.seconds, "threads": args.threads, "provider": provider_of(args.provider)}
     found = measure([m.original for m in models], one_feed(models[0]), **how)
     rows = [

@@ -272,9 +272,10 @@ class Search:
                 scorer = self._scorer(0)
                 return crew.begin(partial(scorer.opened, partial(build, tried)), scorer.numbers)
 
-            waits = [self.memo.later(_key("final", t.counts), partial(begin, t)) for t in several]
-            for done, (tried, wait) in enumerate(zip(several, waits, strict=True), start=1):
-                value, loss, *_ = wait()
+            each = {t.key: t for t in several}  # baselines may propose the same
+            waits = {key: self.memo.later(_key("final", t.counts), partial(begin, t)) for key, t in each.items()}
+            for done, tried in enumerate(several, start=1):
+                value, loss, *_ = waits[tried.key]()
                 found = replace(tried, score=value, loss=loss, rule=self.journal.rule)
                 self.finals.append(found)
                 model = built.pop(tried.key, None)

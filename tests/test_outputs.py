@@ -146,6 +146,13 @@ def test_inspect_refuses_what_compress_refuses(wrong: list[str], capsys: pytest.
         assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+@pytest.mark.usefixtures("place")
+def test_a_time_that_is_none_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "m.onnx", f"--seconds={seconds}"]) == 2
+    assert "--seconds" in capsys.readouterr().err
+
+
 def test_what_lies_beside_a_model_need_not_be_its_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(place / "m.npz", something=np.zeros(3))
     assert main(["compress", "m.onnx", *PLAIN[:-1], "--json", "told.json"]) == 0
