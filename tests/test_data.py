@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -346,6 +347,9 @@ def test_a_dataset_comes_back_as_it_is() -> None:
     data = load({**rows(), "labels": np.arange(10)}, ROWS)
     assert load(data, ROWS, classes=10) is data
     assert load(data, [InputSpec("a", F32, (1, None))]) is data
+    labels = load(replace(data, labels=np.arange(10, dtype=np.int32)), ROWS, classes=10).labels
+    assert labels is not None
+    assert labels.dtype == np.int64, "but for class numbers, which torch wants so"
     refused(data, ROWS, "label 5 at index 5", classes=5)
     refused(data, [InputSpec("b", F32, (None, 5))], "no array for the model's input 'b'")
     refused(data, [InputSpec("a", F32, (None, 6))], "(1, 5)", "(N, 6)")

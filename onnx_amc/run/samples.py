@@ -204,7 +204,9 @@ def check_dataset(data: Dataset, inputs: Sequence[InputSpec], classes: int | Non
                 fix="load the data anew for this model",
             )
         _check_shape(fed[spec.name].shape, spec, where, None)
-    return replace(data, labels=_labels(data, classes))
+    labels = _labels(data, classes)
+    same = labels is None or data.labels is None or labels.dtype == data.labels.dtype
+    return data if same else replace(data, labels=labels)
 
 
 def _check_count(data: Dataset) -> None:
