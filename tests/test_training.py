@@ -155,13 +155,8 @@ def test_a_refit_on_other_samples_is_warned_of(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "b.onnx").read_bytes() != out.read_bytes()
 
 
-def test_a_run_interrupted_in_its_recovery_goes_on_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole, out = tmp_path / "whole.onnx", tmp_path / "out.onnx"
-    command = ["compress", str(MLP), *SHORT, "--run-dir", str(tmp_path / "run"), "-o"]
-    assert main([*command, str(whole)]) == 0
-    capsys.readouterr()
+def interrupt(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    """Run a command that is interrupted after the second epoch of its training."""
     advance = Display.advance
 
     def torn(self: Display, done: int, note: str = "", total: int | None = None) -> None:
@@ -169,11 +164,21 @@ def test_a_run_interrupted_in_its_recovery_goes_on_there(
         if "held-out" in note and done == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Display, "advance", torn)
-    assert main([*command, str(out)]) == 130
+    with monkeypatch.context() as patched:
+        patched.setattr(Display, "advance", torn)
+        assert main(command) == 130
+
+
+def test_a_run_interrupted_in_its_recovery_goes_on_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, out = tmp_path / "whole.onnx", tmp_path / "out.onnx"
+    command = ["compress", str(MLP), *SHORT, "--run-dir", str(tmp_path / "run"), "-o"]
+    assert main([*command, str(whole)]) == 0
+    capsys.readouterr()
+    interrupt(monkeypatch, [*command, str(out)])
     assert not out.exists()
     assert (tmp_path / "run" / "recovery-0.5.npz").exists()
-    monkeypatch.setattr(Display, "advance", advance)
     capsys.readouterr()
     assert main([*command, str(out), "--resume"]) == 0
     heard = capsys.readouterr().err
@@ -272,16 +277,7 @@ def test_a_weight_that_no_gradient_reaches_does_not_stop_a_training_from_going_o
     whole, out = tmp_path / "whole.onnx", tmp_path / "out.onnx"
     command = ["compress", str(tmp_path / "two.onnx"), *SHORT, "--run-dir", str(tmp_path / "run"), "-o"]
     assert main([*command, str(whole)]) == 0
-    advance = Display.advance
-
-    def torn(self: Display, done: int, note: str = "", total: int | None = None) -> None:
-        advance(self, done, note, total)
-        if "held-out" in note and done == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Display, "advance", torn)
-    assert main([*command, str(out)]) == 130
-    monkeypatch.setattr(Display, "advance", advance)
+    interrupt(monkeypatch, [*command, str(out)])
     epochs, epoch = list[int](), Distiller._epoch
 
     def counted(self: Distiller, number: int, *more: Any) -> float:
