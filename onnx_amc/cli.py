@@ -70,7 +70,7 @@ def _nowhere() -> TextIO:
     return Path(os.devnull).open("w", encoding="utf-8")
 
 
-def compress(args: argparse.Namespace) -> int:
+def compress(args: argparse.Namespace) -> None:
     """`onnx-amc compress`."""
     if Path(args.model).is_dir():
         raise OptionError("is a folder", where=f"MODEL {args.model}", fix="name a file in it")
@@ -97,7 +97,6 @@ def compress(args: argparse.Namespace) -> int:
     with held(folder, resume=args.resume):
         _compress(args, out, folder)
         forget(folder)
-    return DONE
 
 
 def _compress(args: argparse.Namespace, out: Path, folder: Path) -> None:
@@ -154,7 +153,7 @@ def _draw(folder: Path, out: Path | None, display: Display) -> list[dict[str, An
     return pages
 
 
-def report(args: argparse.Namespace) -> int:
+def report(args: argparse.Namespace) -> None:
     """`onnx-amc report`."""
     from onnx_amc.report import page  # noqa: PLC0415
 
@@ -165,7 +164,6 @@ def report(args: argparse.Namespace) -> int:
     for one in pages:
         display.wrote(one["page"])
     _save({"run_dir": args.run_dir, "pages": pages}, args.json)
-    return DONE
 
 
 def _budgets(args: argparse.Namespace) -> list[Budget]:
@@ -196,7 +194,7 @@ def _settings(args: argparse.Namespace, budget: Budget) -> Settings:
     )
 
 
-def inspect(args: argparse.Namespace) -> int:
+def inspect(args: argparse.Namespace) -> None:
     """`onnx-amc inspect`."""
     from onnx_amc import inspect as look  # noqa: PLC0415
     from onnx_amc.config import parse_round_to  # noqa: PLC0415
@@ -206,10 +204,9 @@ def inspect(args: argparse.Namespace) -> int:
     found = look(args.model, min_keep=args.min_keep, round_to=rounding, approximate=args.approximate)
     _save(found, args.json)
     _display(args.json).inspection(found)
-    return DONE
 
 
-def apply(args: argparse.Namespace) -> int:
+def apply(args: argparse.Namespace) -> None:
     """`onnx-amc apply`."""
     out = Path(args.out)
     _claim({"MODEL": args.model, "PLAN": args.plan, "--data": args.data}, {"-o": out, "--json": args.json})
@@ -224,10 +221,9 @@ def apply(args: argparse.Namespace) -> int:
         counted = figures(model, sizes=analysis.model.sizes)
         _save({"model": args.model, "plan": args.plan, "out": str(out), **counted}, args.json)
     display.say(f"wrote {out}")
-    return DONE
 
 
-def evaluate(args: argparse.Namespace) -> int:
+def evaluate(args: argparse.Namespace) -> None:
     """`onnx-amc evaluate`."""
     from onnx_amc import evaluate as score  # noqa: PLC0415
     from onnx_amc.run.feed import sentence  # noqa: PLC0415  keeps --help light
@@ -244,10 +240,9 @@ def evaluate(args: argparse.Namespace) -> int:
     for warning in found["warnings"]:
         display.warn(warning)
     display.say(f"{found['metric']} {shown(found['score'])} on {found['samples']} samples")
-    return DONE
 
 
-def bench(args: argparse.Namespace) -> int:
+def bench(args: argparse.Namespace) -> None:
     """`onnx-amc bench`."""
     from onnx_amc.delivery import one_feed  # noqa: PLC0415
     from onnx_amc.graph.load import load  # noqa: PLC0415
@@ -267,7 +262,6 @@ def bench(args: argparse.Namespace) -> int:
     ]
     _save({"models": rows}, args.json)
     _display(args.json).latencies(rows)
-    return DONE
 
 
 COMMANDS = {
@@ -280,15 +274,15 @@ COMMANDS = {
 }
 
 
-def _called(args: argparse.Namespace) -> int:
+def _called(args: argparse.Namespace) -> None:
     """Carry out the command; too little memory is for the user to mend, and what the system says of a file."""
     if args.version:
         from onnx_amc import __version__  # noqa: PLC0415
 
         print(__version__)
-        return DONE
+        return
     try:
-        return COMMANDS[args.command](args)
+        COMMANDS[args.command](args)
     except MemoryError as error:
         raise OptionError(f"the memory does not suffice: {error}", where=args.command, fix=LESS) from error
     except OSError as error:

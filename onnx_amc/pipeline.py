@@ -89,9 +89,8 @@ def pareto(
 
 def front(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Of all plans tried for several budgets those that no other one beats in both cost and score, cheapest first."""
-    measured = [
-        (r, [t for t in r.trials if t.parts] or r.trials) for r in results
-    ]  # what was stopped early is estimated
+    # What was stopped early is an estimate, and has no parts.
+    measured = [(r, [t for t in r.trials if t.parts] or r.trials) for r in results]
     tried = [(r.price(t.counts), t) for r, trials in measured for t in trials]
     best: list[dict[str, Any]] = []
     for cost, trial in sorted(tried, key=lambda pair: (pair[0], -pair[1].score)):

@@ -52,6 +52,5 @@ class Rule:
         if self.cost is None:
             return short
         dear = math.log(max(self.cost(counts), math.e))
-        return (
-            short * dear if short <= 0 else short / dear
-        )  # better than the best score that was known: cheap is better still
+        # Above the best score that was known, what is cheap is better still.
+        return short * dear if short <= 0 else short / dear
