@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_amc.search import baselines, local
-from onnx_amc.search.loop import AGENTS, REFINING, Journal, Tried, search, second_pass, walk
+from onnx_amc.search.loop import AGENTS, REFINING, Journal, Luggage, Tried, search, second_pass, walk
 from onnx_amc.search.racing import bar_of
 from onnx_amc.search.reward import Rule
 from onnx_amc.search.shaping import SHAPING, weight_of
@@ -150,6 +151,30 @@ def test_what_was_tried_before_teaches_the_agent() -> None:
     assert taught[4:] != alone[3:]
 
 
+def test_a_start_teaches_the_agent_what_it_is_worth() -> None:
+    found: list[list[list[int]]] = []
+    for loss in (0.0, 0.9):
+        journal = Journal(Fake())
+        start = Tried(BEST, 1 - loss, loss, "start")
+        search(SPACE, FACTS, journal, policy="ddpg", episodes=24, seed=0, starts=[start], errors=ERRORS, refining=0.0)
+        found.append(plans(journal))
+    assert found[0][:6] == found[1][:6]  # the warm-up, a quarter
+    assert found[0][6:] != found[1][6:]
+
+
+def test_an_agent_that_was_trained_before_walks_near_what_it_knows(tmp_path: Path) -> None:
+    """From the first walk on, with little noise: neither a warm-up nor the usual half."""
+    saved = str(tmp_path / "agent.npz")
+    rest: dict[str, Any] = {"policy": "ddpg", "starts": [], "errors": ERRORS}
+    search(SPACE, FACTS, Journal(Fake()), episodes=8, seed=0, luggage=Luggage(save=saved), **rest)
+    first = []
+    for seed in range(40):
+        journal = Journal(Fake())
+        search(SPACE, FACTS, journal, episodes=1, seed=seed, luggage=Luggage(load=saved), **rest)
+        first.append(journal.trials[0].counts[0] / FULL[0])
+    assert 0.08 < np.std(first) < 0.18, "a uniform choice has 0.23, noise of a half nearly as much"
+
+
 def test_an_agent_ends_around_the_best_plan() -> None:
     """The last share of its episodes is nearer to the best plan so far than the walks are, and better."""
     journal, _ = searched("ddpg", 50, 0)
@@ -202,6 +227,23 @@ def test_the_table_learns_from_plans_that_were_tried() -> None:
         gains.append(lost(baselines.knapsack(SPACE, table)) - lost(found))
     assert min(gains) > -0.05
     assert np.mean(gains) > 0.1
+
+
+def test_the_table_explains_good_plans_better_than_bad_ones() -> None:
+    """Where errors do not add up, what a plan that nobody wants lost must not outweigh the others."""
+    shares = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        table = [np.append(np.sort(rng.exponential(size=len(lv) - 1))[::-1], 0.0) for lv in SPACE.levels]
+        tried = np.array([baselines.random(SPACE, rng) for _ in range(40)])
+        at = np.array([SPACE.indices(counts) for counts in tried]).T
+        summed = np.sum([row[i] for row, i in zip(table, at, strict=True)], axis=0)
+        losses = summed + summed**3
+        found = local.relearned(SPACE, table, tried, losses)
+        missed = np.sum([row[i] for row, i in zip(found, at, strict=True)], axis=0) - losses
+        order = np.argsort(losses)
+        shares.append(np.std(missed[order[:20]]) / np.std(missed[order[20:]]))
+    assert np.mean(shares) < 0.2  # 0.3 if all counted alike
 
 
 def test_a_plan_written_down_is_not_the_callers() -> None:

@@ -243,3 +243,8 @@ def test_curves_fall_to_zero_through_what_was_measured(channels: int, losses: li
 @pytest.mark.parametrize(("channels", "losses"), [(2, [0.0, 0.3, 0.3]), (3, [0.1, 0.1, 0.3])])
 def test_curves_of_two_or_three_channels(channels: int, losses: list[float]) -> None:
     check_curve(channels, losses)
+
+
+def test_beyond_what_was_measured_errors_are_thought_to_rise_twice_as_fast() -> None:
+    found = baselines.curve(np.arange(0, 101, 25), np.array([0.75, 0.5, 0.25]), np.array([0.1, 0.2, 0.3]))
+    np.testing.assert_allclose(found, [0.5, 0.3, 0.2, 0.1, 0.0], atol=1e-12)
