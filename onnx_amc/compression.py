@@ -267,11 +267,8 @@ class Compression:
             },
             self.model.sha256,
         )
-        space = self.search.space
-        whole = space.price(space.full)
-        price = lambda counts: space.price(counts) / whole  # noqa: E731
         details = self._detailed(counts, kept, model, outputs)
-        return Result(model, plan, record, self.analysis, self.search.journal.trials, price, details, eight)
+        return Result(model, plan, record, self.analysis, self.search.journal.trials, details, eight)
 
     def _detailed(
         self, counts: np.ndarray, kept: Kept, model: onnx.ModelProto, outputs: Outputs | None

@@ -28,7 +28,7 @@ from onnx_amc.search.loop import Journal, Tried
 
 @dataclass(frozen=True)
 class Result:
-    """What a run delivers.
+    """What a run delivers; it can be pickled.
 
     Args:
         model: The compressed model.
@@ -36,7 +36,6 @@ class Result:
         record: Everything measured, as in `--json`.
         analysis: Of the original.
         trials: Every evaluated plan.
-        price: What a plan costs relative to the original, in what the budget counts.
         details: What else a report shows, see `details`.
         int8: The compressed model quantised, where that was wanted and could be done.
 
@@ -47,7 +46,6 @@ class Result:
     record: dict[str, Any]
     analysis: Analysis = field(repr=False)
     trials: list[Tried] = field(repr=False, default_factory=list)
-    price: Callable[[np.ndarray], float] = field(repr=False, default=lambda _counts: 1.0)
     details: dict[str, Any] = field(repr=False, default_factory=dict)
     int8: onnx.ModelProto | None = field(repr=False, default=None)
 

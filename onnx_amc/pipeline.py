@@ -33,6 +33,7 @@ from onnx_amc.run.cluster import joined
 from onnx_amc.run.metrics import find_metric
 from onnx_amc.run.providers import provider_of
 from onnx_amc.run.score import Scorer
+from onnx_amc.search.loop import Tried
 from onnx_amc.thinner import Thinner
 from onnx_amc.training import parts_of, replay_of, train_again
 
@@ -89,9 +90,11 @@ def pareto(
 
 def front(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Of all plans tried for several budgets those that no other one beats in both cost and score, cheapest first."""
-    # What was stopped early is an estimate, and has no parts.
-    measured = [(r, [t for t in r.trials if t.parts] or r.trials) for r in results]
-    tried = [(r.price(t.counts), t) for r, trials in measured for t in trials]
+    tried: list[tuple[float, Tried]] = []
+    for result in results:
+        pairs = [(told["ratio"], t) for told, t in zip(result.details["trials"], result.trials, strict=True)]
+        # What was stopped early is an estimate, and has no parts.
+        tried += [pair for pair in pairs if pair[1].parts] or pairs
     best: list[dict[str, Any]] = []
     for cost, trial in sorted(tried, key=lambda pair: (pair[0], -pair[1].score)):
         if not best or trial.score > best[-1]["score"]:

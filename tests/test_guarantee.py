@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -260,6 +261,16 @@ def test_several_budgets_in_python() -> None:
     assert results[0].record["compressed"]["params"] > results[1].record["compressed"]["params"]
     assert len({r.record["seconds"]["analyse"] for r in results}) == 1, "what is done once is told of each"
     assert all(r.record["seconds"]["total"] > r.record["seconds"]["analyse"] > 0 for r in results)
+
+
+def test_results_travel_between_processes() -> None:
+    results = onnx_amc.pareto(MLP, flops=[0.7, 0.4], policy="random", episodes=4, recover=False)
+    again = pickle.loads(pickle.dumps(results))
+    for result, copy in zip(results, again, strict=True):
+        assert copy.model.SerializeToString() == result.model.SerializeToString()
+        assert (copy.plan, copy.record, copy.details) == (result.plan, result.record, result.details)
+    assert len(pipeline.front(again)) > 1
+    assert pipeline.front(again) == pipeline.front(results)
 
 
 @pytest.mark.parametrize("text", ["0.5,x", "", "0.5,,0.3", "0.5,2"])
