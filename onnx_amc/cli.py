@@ -324,6 +324,10 @@ def _display(json_to: str | None = None, *, quiet: bool = False) -> Display:
 def _writable(path: Path, option: str) -> None:
     """Refuse early what could not be written late."""
     parent = path.parent
+    shown = str(path).encode(errors="backslashreplace")
+    if os.fsencode(path) != shown:
+        what, fix = "its name is not UTF-8, which onnxruntime needs", "choose another name or folder"
+        raise OptionError(what, where=f"{option} {shown.decode()}", fix=fix)
     if path.exists() and not path.is_file():
         what = "is a folder" if path.is_dir() else "is no file"
         raise OptionError(what, where=f"{option} {path}", fix="name a file in it" if path.is_dir() else "name a file")

@@ -48,12 +48,12 @@ def write_text(path: Path, text: str, where: str | None = None) -> None:
     """
     if path.exists() and not path.is_file():
         try:
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise unwritable(error, where or str(path)) from error
         return
     with whole(path, where) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def temporary(path: Path) -> Path:

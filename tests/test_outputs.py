@@ -129,6 +129,26 @@ def test_names_that_the_system_does_not_take_are_told(
     assert [p.name for p in place.iterdir() if p.suffix not in {".onnx", ".npz"}] == []
 
 
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_the_run(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = place / os.fsdecode(b"nu\xff")
+    odd.mkdir()
+    assert main(["compress", "m.onnx", *PLAIN, "-o", str(odd / "o.onnx")]) == 2
+    assert "not UTF-8" in " ".join(capsys.readouterr().err.split())
+    assert list(odd.iterdir()) == []
+    shutil.move("m.onnx", odd)
+    assert (
+        main(["compress", str(odd / "m.onnx"), *PLAIN, "-o", "o.onnx", "--report", "o.html", "--json", "o.json"]) == 0
+    )
+    assert "nu\\udcff/m.onnx" in Path("o.html").read_text(encoding="utf-8")
+    shutil.move(odd / "m.onnx", place)
+    even = place / "n\u00fc \u65e5"
+    even.mkdir()
+    assert main(["compress", "m.onnx", *PLAIN, "-o", str(even / "o.onnx")]) == 0
+    assert (even / "o.onnx").is_file()
+
+
 def test_what_a_search_would_end_with_is_looked_at_first(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compress", "m.onnx", "--flops", "0.5", "--save-agent", "nowhere/agent.npz"]) == 2
     assert "--save-agent" in capsys.readouterr().err
