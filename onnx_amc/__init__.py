@@ -87,10 +87,10 @@ def pareto(
     model: ModelSource,
     data: DataSource | None = None,
     *,
-    flops: Sequence[float] | None = None,
-    params: Sequence[float] | None = None,
-    size: Sequence[float] | None = None,
-    latency: Sequence[float] | None = None,
+    flops: float | Sequence[float] | None = None,
+    params: float | Sequence[float] | None = None,
+    size: float | Sequence[float] | None = None,
+    latency: float | Sequence[float] | None = None,
     listener: Listener | None = None,
     **settings: Any,
 ) -> list[Result]:
@@ -107,16 +107,20 @@ def pareto(
         settings: As for `compress`.
 
     """
+    import numpy as np  # noqa: PLC0415
+
     from onnx_amc.config import Settings, choose_budgets  # noqa: PLC0415
     from onnx_amc.pipeline import pareto as run  # noqa: PLC0415
 
     given = {"flops": flops, "params": params, "size": size, "latency": latency}
-    budgets = choose_budgets(**{k: None if v is None else ",".join(map(str, v)) for k, v in given.items()})
+    budgets = choose_budgets(
+        **{k: None if v is None else ",".join(map(str, np.atleast_1d(v))) for k, v in given.items()}
+    )
     return run(model, data, Settings(budget=budgets[0], **settings), budgets, listener)
 
 
 def inspect(
-    model: ModelSource, *, min_keep: float = 0.2, round_to: int | None = None, approximate: bool = False
+    model: ModelSource, *, min_keep: float = 0.2, round_to: int | str | None = None, approximate: bool = False
 ) -> dict[str, Any]:
     """Return layers, groups, what is fixed and why, and the smallest MACs that can be reached."""
     from onnx_amc.pipeline import inspect as run  # noqa: PLC0415

@@ -78,16 +78,10 @@ def compress(args: argparse.Namespace) -> None:
     _writable(out, "-o")
     folder = Path(args.run_dir) if args.run_dir else out.with_suffix(".run")
     _writable(folder / "plan.json", "--run-dir")
-    from onnx_amc.delivery import int8_beside  # noqa: PLC0415  keeps --help light
-
-    beside = str(Path(args.model).with_suffix(".npz"))
-    _claim(
-        {"MODEL": args.model, "the data beside MODEL": beside, "--data": args.data, "--agent": args.agent},
-        {
-            "-o": out, "--int8": int8_beside(out) if args.int8 else None, "--json": args.json, "--report": args.report,
-            "--save-agent": args.save_agent,
-        },
-    )  # fmt: skip
+    budgets = _budgets(args)
+    beside, wanted = str(Path(args.model).with_suffix(".npz")), _places(args, out, budgets)
+    given = {"MODEL": args.model, "the data beside MODEL": beside, "--data": args.data, "--agent": args.agent}
+    _claim(given, wanted | {"--json": args.json, "--save-agent": args.save_agent}, args.model)
     if args.report:
         from onnx_amc.report import page  # noqa: PLC0415
 
@@ -95,13 +89,33 @@ def compress(args: argparse.Namespace) -> None:
     from onnx_amc.rundir import forget, held  # noqa: PLC0415
 
     with held(folder, resume=args.resume):
-        _compress(args, out, folder)
+        _compress(args, out, folder, budgets)
         forget(folder)
 
 
-def _compress(args: argparse.Namespace, out: Path, folder: Path) -> None:
+def _places(args: argparse.Namespace, out: Path, budgets: Sequence[Budget]) -> dict[str, Path]:
+    """Where the models and the pages of all budgets go, by option."""
+    from onnx_amc.delivery import int8_beside  # noqa: PLC0415  keeps --help light
+
+    found: dict[str, Path] = {}
+    for budget in budgets:
+        of = f" of {budget.ratio:g}" if len(budgets) > 1 else ""
+        mine = _numbered(out, budget.ratio) if of else out
+        found[f"-o{of}"] = mine
+        if args.int8:
+            found[f"--int8{of}"] = int8_beside(mine)
+        if args.report:
+            found[f"--report{of}"] = _numbered(Path(args.report), budget.ratio) if of else Path(args.report)
+    return found
+
+
+def _numbered(path: Path, ratio: float) -> Path:
+    """A file's name for one of several budgets."""
+    return path.with_stem(f"{path.stem}-{ratio:g}")
+
+
+def _compress(args: argparse.Namespace, out: Path, folder: Path, budgets: Sequence[Budget]) -> None:
     """Compress to all budgets and write what comes of it."""
-    budgets = _budgets(args)
     settings = _settings(args, budgets[0])
     from onnx_amc import pipeline  # noqa: PLC0415
 
@@ -114,7 +128,7 @@ def _compress(args: argparse.Namespace, out: Path, folder: Path) -> None:
     for budget, result in zip(budgets, results, strict=True):
         mine, place = out, folder
         if len(budgets) > 1:
-            mine, place = out.with_stem(f"{out.stem}-{budget.ratio:g}"), folder / f"{budget.ratio:g}"
+            mine, place = _numbered(out, budget.ratio), folder / f"{budget.ratio:g}"
         pipeline.deposit(result, mine, place, args.typed, timed=settings if args.report else None)
         places.append((mine, place))
     record = results[0].record
@@ -147,7 +161,7 @@ def _draw(folder: Path, out: Path | None, display: Display) -> list[dict[str, An
         for run in runs:
             to = run.folder / "report.html" if out is None else out
             if out is not None and len(runs) > 1:
-                to = out.with_stem(f"{out.stem}-{run.ratio:g}")
+                to = _numbered(out, run.ratio)
             page.write(run, to)
             pages.append({"page": str(to), "budget": run.record["budget"]})
     return pages
@@ -209,7 +223,7 @@ def inspect(args: argparse.Namespace) -> None:
 def apply(args: argparse.Namespace) -> None:
     """`onnx-amc apply`."""
     out = Path(args.out)
-    _claim({"MODEL": args.model, "PLAN": args.plan, "--data": args.data}, {"-o": out, "--json": args.json})
+    _claim({"MODEL": args.model, "PLAN": args.plan, "--data": args.data}, {"-o": out, "--json": args.json}, args.model)
     from onnx_amc import pipeline  # noqa: PLC0415
     from onnx_amc.delivery import figures, write_model  # noqa: PLC0415
     from onnx_amc.graph.light import has_external_data  # noqa: PLC0415
@@ -292,14 +306,22 @@ def _called(args: argparse.Namespace) -> None:
         raise OptionError(str(error.strerror), where=str(error.filename), fix=fix) from error
 
 
-def _claim(given: Mapping[str, str | None], wanted: Mapping[str, str | Path | None]) -> None:
+def _claim(given: Mapping[str, str | None], wanted: Mapping[str, str | Path | None], model: str | None = None) -> None:
     """Refuse early what could not be written late, or would take the place of what is given, or of another output.
 
     Args:
         given: What is read, by option; what is no file is left out.
         wanted: What is to be written, by option.
+        model: What is read and may keep weights in files beside it, as then what is written will.
 
     """
+    models = {f"the weights of {n}": Path(f"{p}.data") for n, p in wanted.items() if n.startswith(("-o", "--int8"))}
+    if model is not None and any(path.exists() for path in models.values()):
+        from onnx_amc.graph.outside import files_of  # noqa: PLC0415
+
+        outside = files_of(Path(model))
+        given = {**given, **{f"the weights of MODEL ({path})": str(path) for path in outside}}
+        wanted = {**wanted, **(models if outside else {})}
     taken = {os.path.realpath(path): name for name, path in given.items() if path and Path(path).is_file()}
     for option, place in wanted.items():
         if place is None or (place == STDOUT and option == "--json"):

@@ -160,7 +160,7 @@ class Compression:
 
     def _calibrate(self) -> None:
         settings, data = self.settings, self.data
-        parts = parts_of(data, settings)
+        parts = parts_of(data, settings, self.model)
         self.trained, reward = parts.trained, parts.reward
         # A run that is another of this one may not train, but shares the samples.
         self.set_aside = parts.trained is not None

@@ -160,11 +160,7 @@ class Settings:
     probe: int = 256
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "provider", provider_of(self.provider))
-        if isinstance(self.round_to, str):  # as the command line and the plan have it
-            object.__setattr__(self, "round_to", parse_round_to(self.round_to))
-        if isinstance(self.keep, str):
-            object.__setattr__(self, "keep", (self.keep,))
+        self._normalise()
         self._check_names()
         _fraction(self.budget.ratio, f"--{self.budget.kind}")
         check_levels(self.least, self.round_to)
@@ -191,6 +187,16 @@ class Settings:
             what = f"{self.max_drop} is no number of points from 0 to 100"
             raise OptionError(what, where="--max-drop", fix="give the points of the score that may be lost, e.g. 1")
 
+    def _normalise(self) -> None:
+        """Take what the command line and the plan write as text."""
+        object.__setattr__(self, "provider", provider_of(self.provider))
+        if isinstance(self.round_to, str):
+            object.__setattr__(self, "round_to", parse_round_to(self.round_to))
+        if isinstance(self.pattern, str):
+            object.__setattr__(self, "pattern", parse_pattern(self.pattern))
+        if isinstance(self.keep, str):
+            object.__setattr__(self, "keep", (self.keep,))
+
     def _check_names(self) -> None:
         for name, known in (
             ("policy", POLICIES),
@@ -209,9 +215,14 @@ class Settings:
                 )
 
     def _check_combinations(self) -> None:
+        if self.budget.kind == "channels":  # that is the plan: nobody proposes another
+            object.__setattr__(self, "policy", "uniform")
         if self.pattern is not None and (self.granularity != "weight" or not 0 < self.pattern[0] < self.pattern[1]):
             what = f"{self.pattern[0]}:{self.pattern[1]} with --granularity {self.granularity}"
             raise OptionError(what, where="--pattern", fix="give N:M with 0 < N < M, and --granularity weight")
+        if self.budget.kind == "channels" and self.least > self.budget.ratio:
+            what = f"{self.budget.ratio} of the channels are fewer than --min-keep {self.min_keep}"
+            raise OptionError(what, where="--channels", fix="lower --min-keep, or leave it out")
         if self.criterion == "fpgm" and self.granularity == "weight":
             raise OptionError("fpgm compares whole filters", where="--criterion", fix="take obs, wanda or magnitude")
         for name in ("agent", "save_agent", "tensorboard"):
@@ -222,7 +233,10 @@ class Settings:
     @property
     def least(self) -> float:
         """Smallest fraction of a group's channels, or of a layer's weights, that is kept."""
-        return LEAST[self.granularity] if self.min_keep is None else self.min_keep
+        if self.min_keep is not None:
+            return self.min_keep
+        usual = LEAST[self.granularity]
+        return min(usual, self.budget.ratio) if self.budget.kind == "channels" else usual
 
     @property
     def timed(self) -> bool:

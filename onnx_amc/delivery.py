@@ -23,7 +23,7 @@ from onnx_amc.prune.sparse import nonzeros
 from onnx_amc.run.capture import fixed_batch
 from onnx_amc.run.samples import Dataset, InputSpec
 from onnx_amc.run.session import open_session
-from onnx_amc.search.loop import Journal, Tried
+from onnx_amc.search.loop import CLOSED, Journal, Tried
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def actual_cost(kind: str, granularity: str) -> Callable[[onnx.ModelProto], floa
 
 def outcome(journal: Journal, policy: str, units: Units, counts: np.ndarray) -> dict[str, Any]:
     """What a search found: the plan delivered and who proposed it, the rewards, and what the loss counted for in them."""
-    trials = [t for t in journal.trials if t.source == policy]
+    trials = [] if policy in CLOSED else [t for t in journal.trials if t.source == policy]
     best = max(range(len(trials)), key=lambda i: trials[i].reward, default=None)
     first = next((t for t in journal.trials if np.array_equal(t.counts, counts)), None)
     return {

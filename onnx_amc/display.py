@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -157,7 +158,11 @@ class Display(Listener):
             self._out.print(
                 f"latency foretold: {foretold['ratio']:.2f}x"
                 + (f", measured against the budget: {foretold['measured']:.2f}x" if "measured" in foretold else "")
-                + f"; the table is {foretold['error']:.1%} off on other plans (median)"
+                + (
+                    f"; the table is {foretold['error']:.1%} off on other plans (median)"
+                    if isfinite(foretold["error"])
+                    else ""
+                )
             )
         loose = [g["name"] for g in record["groups"] if "approximate" in g and g["kept"] < g["channels"]]
         if loose:

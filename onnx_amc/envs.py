@@ -9,18 +9,28 @@ Several environments of one network can share its calibration and what plans sco
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from onnx_amc.compression import Compression
 from onnx_amc.config import Settings, choose_budget
-from onnx_amc.delivery import Result
+from onnx_amc.delivery import Result, outcome
+from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.intake import DataSource, ModelSource
 from onnx_amc.listener import Listener
 from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.loop import Tried
+from onnx_amc.search.shaping import SHAPING
+
+SOURCE = "environment"
+"""Who proposes the plans, for the record: whatever agent walks, the environment does not know it."""
+
+UNREAD = ("max_drop", "ray", "agent", "save_agent", "tensorboard")
+"""Settings that only a search by `onnx_amc.compress` looks at."""
 
 
 class ModelEnv(PruningEnv):
@@ -32,15 +42,22 @@ class ModelEnv(PruningEnv):
         run: Of the network, calibrated.
         render_mode: None, "ansi" or "rgb_array".
 
+    Raises:
+        OptionError: The network has nothing to decide.
+
     """
 
     def __init__(self, run: Compression, render_mode: str | None = None) -> None:
+        if not len(run.search.space):
+            what = "nothing of it can be removed, so there is nothing to decide"
+            raise OptionError(what, where=run.model.source, fix="see `onnx-amc inspect` for what is in the way")
         self.run = run
         self._last: Tried | None = None
         super().__init__(run.search.space, run.units.facts, self._judged, render_mode)
 
     def _judged(self, counts: np.ndarray) -> float:
-        self._last = self.run.search.journal.ask(counts, "environment")
+        with threadpool_limits(limits=1, user_api="blas"):  # as `compress` and `apply` do: the last bits depend on it
+            self._last = self.run.search.journal.ask(counts, SOURCE)
         return self._last.reward
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -52,12 +69,45 @@ class ModelEnv(PruningEnv):
 
     @property
     def best(self) -> Tried:
-        """The best plan of all episodes so far, of all environments that share the run."""
+        """The best plan of all episodes so far, of all environments that share the run.
+
+        Raises:
+            OptionError: No episode has ended yet.
+
+        """
+        if not self.run.search.journal.trials:
+            raise OptionError("no episode has ended yet", where="environment", fix="walk to the end of one first")
         return self.run.search.journal.best
 
     def deliver(self, counts: np.ndarray | None = None) -> Result:
-        """Refit, check and measure a plan, the best one unless another is given, as `onnx_amc.compress` does."""
-        return self.run.deliver(self.run.search.within(self.best.counts if counts is None else np.asarray(counts)))
+        """Refit, check and measure a plan, the best one unless another is given, as `onnx_amc.compress` does.
+
+        Args:
+            counts: int (units,), what each keeps.
+
+        Raises:
+            OptionError: They are no counts of these units, or no episode has ended yet.
+            BudgetError: They cost more than the budget allows.
+
+        """
+        run, search = self.run, self.run.search
+        counts = self.best.counts if counts is None else self._checked(np.asarray(counts))
+        with threadpool_limits(limits=1, user_api="blas"):
+            result = run.deliver(search.within(counts))
+        kept = np.array([g["kept"] for g in result.record["groups"]])
+        found = outcome(search.journal, SOURCE, run.units, kept)
+        result.record.update(found | {"policy": SOURCE, "episodes": len(found["rewards"])})
+        return result
+
+    def _checked(self, counts: np.ndarray) -> np.ndarray:
+        full, fix = self.space.full, "take `info['counts']` of an episode"
+        if counts.shape != full.shape or counts.dtype.kind not in "iu" or ((counts < 1) | (counts > full)).any():
+            what = f"{counts.tolist()} are no whole numbers from 1 to {full.tolist()}"
+            raise OptionError(what, where="counts", fix=fix)
+        if not self.space.feasible(counts):
+            what = f"they leave {self.space.price(counts) / self.space.price(full):.1%} of the {self.space.unit}"
+            raise BudgetError(what, where="counts", fix=fix)
+        return counts.astype(np.int64)
 
 
 def pruning(
@@ -72,6 +122,7 @@ def pruning(
     run: Compression | None = None,
     listener: Listener | None = None,
     render_mode: str | None = None,
+    shaping: float = SHAPING,
     **settings: Any,
 ) -> ModelEnv:
     """Build the environment of one model, budget and data set.
@@ -87,15 +138,25 @@ def pruning(
         run: That of another environment, in place of all of these.
         listener: Hears of every evaluation.
         render_mode: None, "ansi" or "rgb_array".
+        shaping: What the error of the outputs counts for in the reward, -(1 - score) - shaping min(loss, 1); 0 is AMC's R_err.
         settings: Any other field of `onnx_amc.config.Settings`, `reward` among them.
+
+    Raises:
+        OptionError: Settings that an environment cannot heed.
 
     """
     if run is None:
         if model is None:
             raise TypeError("give a model, or the run of another environment")
+        unread = [name for name in UNREAD if settings.get(name) is not None]
+        if unread:
+            what = f"an environment does not heed {', '.join(unread)}"
+            raise OptionError(what, where="settings", fix="leave that out, or call onnx_amc.compress")
         budget = choose_budget(flops=flops, params=params, size=size, latency=latency)
         wanted = Settings(**{"budget": budget, "granularity": granularity, "recover": False, **settings})
-        run = Compression(model, data, wanted, listener or Listener())
+        with threadpool_limits(limits=1, user_api="blas"):
+            run = Compression(model, data, wanted, listener or Listener())
+        run.search.journal.rule = replace(run.search.journal.rule, shaping=shaping)
     return ModelEnv(run, render_mode)
 
 

@@ -70,6 +70,8 @@ def pareto(
     resume: bool = False,
 ) -> list[Result]:
     """Compress a model to several budgets of one kind; they share calibration, tables and what plans scored."""
+    if settings.max_drop is not None:
+        raise OptionError("it is a budget of its own", where="max_drop", fix="call compress for it, or leave it out")
     listener = listener or Listener()
     with threadpool_limits(limits=1, user_api="blas"), joined(settings.ray, listener.note) as team:
         first = Compression(
@@ -138,7 +140,7 @@ def replayed(
     if settings.refit or course:
         samples = find_data(analysis.model, model, data, settings.seed, listener, settings.preset, known)
     _compare(plan, samples, where, listener)
-    parts = parts_of(samples, settings)
+    parts = parts_of(samples, settings, analysis.model)
     listener.stage("calibrate", len(parts.calibration) or None)
     with threadpool_limits(limits=1, user_api="blas"):
         make = Thinner if settings.granularity == "weight" else Builder
@@ -205,9 +207,10 @@ def _outputs(model: Model) -> str:
 
 
 def inspect(
-    model: ModelSource, min_keep: float = 0.2, round_to: int | None = None, *, approximate: bool = False
+    model: ModelSource, min_keep: float = 0.2, round_to: int | str | None = None, *, approximate: bool = False
 ) -> dict[str, Any]:
     """Return layers, groups, what is fixed and why, and the smallest reachable price."""
+    round_to = parse_round_to(round_to) if isinstance(round_to, str) else round_to
     check_levels(min_keep, round_to)
     return summary(analyse(load_model(model), approximate=approximate), min_keep, round_to)
 

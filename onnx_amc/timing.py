@@ -51,9 +51,10 @@ def table_of(analysis: Analysis, settings: Settings, levels: Sequence[np.ndarray
             analysis, build, levels, one_feed(analysis.model), threads=settings.threads, provider=settings.provider,
             seed=settings.seed, cache=cache, progress=progress,
         )  # fmt: skip
-    listener.note(
-        f"latency table: on plans that it was not learnt from it is {table.error:.1%} off (median), {table.worst:.1%} at worst"
-    )
+    if np.isfinite(table.error):  # where nothing may change there is no other plan
+        listener.note(
+            f"latency table: on plans that it was not learnt from it is {table.error:.1%} off (median), {table.worst:.1%} at worst"
+        )
     if table.error > DOUBTFUL:
         listener.note(
             "latency table: that is much; a machine that does nothing else, or --threads 1, gives a better one"

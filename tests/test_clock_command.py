@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnx_amc.cli import main
 from onnx_amc.errors import OptionError
 from onnx_amc.graph import light
 from onnx_amc.graph.groups import Analysis, analyse
@@ -102,6 +105,31 @@ def test_a_command_that_fails_says_how(tmp_path: Path, text: str, message: str) 
 def test_a_command_that_is_none_is_refused(command: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         measure_by_command(command, "m.onnx")
+
+
+def test_the_command_of_the_readme_hands_the_model_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell reads it: what stands for the model is not for the shell to fill in."""
+    text = (MODELS.parent / "README.md").read_text(encoding="utf-8")
+    typed = text.partition("--latency-command ")[2].partition("\n")[0]
+    command = subprocess.run(["sh", "-c", f"printf %s {typed}"], capture_output=True, text=True, check=True).stdout
+    for name, does in (("scp", f'cp "$2" {tmp_path}/there.onnx'), ("ssh", "echo took 7.5")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    model = MODELS / "digits_mlp.onnx"
+    assert measure_by_command(command, model) == 7.5
+    assert (tmp_path / "there.onnx").read_bytes() == model.read_bytes()
+
+
+def test_a_table_of_a_network_that_stays_whole_says_nothing_of_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = script(tmp_path, "print(os.path.getsize(sys.argv[-1]))")
+    options = ["--latency", "1", "--keep", "*", "--policy", "uniform", "--no-recover", "--cache", str(tmp_path)]
+    place = ["-o", str(tmp_path / "o.onnx"), "--latency-command", command]
+    assert main(["compress", str(MODELS / "digits_mlp.onnx"), *options, *place]) == 0
+    said = capsys.readouterr()
+    assert "nan" not in said.out + said.err
 
 
 def test_a_table_is_learnt_from_a_command(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from gymnasium.utils.env_checker import check_env as check_gymnasium
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_sb3
 from stable_baselines3.common.vec_env import DummyVecEnv
+from threadpoolctl import threadpool_limits
 
 import onnx_amc
 from onnx_amc.envs import ModelEnv
-from onnx_amc.errors import OptionError
+from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.listener import Listener
 from onnx_amc.search.loop import Tried
 
@@ -134,6 +135,52 @@ def test_an_untouched_ppo_trains_and_its_best_plan_is_delivered(tmp_path: Path) 
     assert result.record["compressed"]["macs"] <= 0.5 * result.record["original"]["macs"]
     assert [g["kept"] for g in result.record["groups"]] == env.best.counts.tolist()
     assert env.best.reward == max(t.reward for t in env.run.search.journal.trials)
+
+
+def test_what_an_environment_delivers_is_replayed_to_the_same_bytes() -> None:
+    """Whatever BLAS does in the caller's process; and the record says whose plan it is."""
+    with threadpool_limits(limits=2, user_api="blas"):
+        env = made("channel", RESNET)
+        for ratio in (0.3, 0.6):
+            walked(env, ratio)
+        result = env.deliver()
+        again = onnx_amc.apply(RESNET, result.plan)
+    assert again.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
+    record, trials = result.record, env.run.search.journal.trials
+    assert (record["policy"], record["delivered"], record["episodes"]) == ("environment", "environment", 2)
+    assert record["rewards"] == [t.reward for t in trials]
+    assert record["rewards"][record["best_episode"]] == env.best.reward
+
+
+def test_what_an_environment_does_not_know_it_says() -> None:
+    env = made("channel")
+    full = env.space.full
+    for wrong in (env.deliver, lambda: env.best):
+        with pytest.raises(OptionError, match="no episode has ended"):
+            wrong()
+    for counts in (full[:1], full + 1, 0 * full, 0.5 * full):
+        with pytest.raises(OptionError, match="no whole numbers from 1"):
+            env.deliver(counts)
+    with pytest.raises(BudgetError, match=r"100\.0% of the MACs"):
+        env.deliver(full)
+    walked(env, 0.4)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(np.array([0.5], dtype=np.float32))
+    for setting in ({"max_drop": 1.0}, {"ray": "auto"}, {"save_agent": "a.npz"}):
+        with pytest.raises(OptionError, match=f"does not heed {next(iter(setting))}"):
+            gym.make(IDS["channel"][0], model=MLP, flops=0.5, **setting)
+    alone = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N,2] x) => (float[N,2] y) '
+        "<float[2,2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }"
+    )
+    with pytest.raises(OptionError, match="nothing to decide"):
+        gym.make(IDS["channel"][0], model=alone, flops=1.0)
+
+
+def test_the_error_of_the_outputs_counts_as_much_as_wanted() -> None:
+    info = walked(made("channel", shaping=0.0), 0.4)
+    assert info["loss"] > 0
+    assert info["reward"] == pytest.approx(info["score"] - 1)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,66 @@ def test_nothing_that_is_given_is_written_over(
     assert {p: p.read_bytes() for p in place.iterdir() if p.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("m-0.5.onnx", ["-o", "m.onnx", "--flops", "0.75,0.5"]),
+        ("m-0.5.int8.onnx", ["-o", "m.onnx", "--flops", "0.75,0.5", "--int8"]),
+        ("m.int8.onnx", ["-o", "m.onnx", "--flops", "0.5", "--int8"]),
+        ("p-0.5.onnx", ["-o", "o.onnx", "--report", "p.onnx", "--flops", "0.75,0.5"]),
+    ],
+)
+def test_what_several_budgets_write_is_not_what_they_read(
+    place: Path, model: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.move("m.onnx", model)
+    before = (place / model).read_bytes()
+    assert main(["compress", model, "--policy", "uniform", "--no-refit", "--quiet", *options]) == 2
+    assert "is MODEL itself" in capsys.readouterr().err
+    assert (place / model).read_bytes() == before
+
+
+@pytest.fixture
+def apart(place: Path) -> Path:
+    """A model whose weights lie in a file beside it, under the name that those of `o.onnx` would have."""
+    onnx.save(onnx.load("m.onnx"), "big.onnx", save_as_external_data=True, location="o.onnx.data", size_threshold=0)
+    return place / "o.onnx.data"
+
+
+def test_weights_beside_a_model_are_not_written_over(apart: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = apart.read_bytes()
+    assert main(["compress", "big.onnx", *PLAIN, "-o", "o.onnx"]) == 2
+    assert "the weights of MODEL" in capsys.readouterr().err
+    assert main(["compress", "big.onnx", *PLAIN, "-o", "p.onnx", "--run-dir", "run"]) == 0
+    assert main(["apply", "big.onnx", "run/plan.json", "-o", "o.onnx"]) == 2
+    assert apart.read_bytes() == before
+    assert main(["compress", "m.onnx", *PLAIN, "-o", "o.onnx"]) == 0, (
+        "what keeps its weights inside writes no such file"
+    )
+    assert apart.read_bytes() == before
+
+
+def test_a_model_is_another_one_when_its_weights_beside_it_are(apart: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "compress",
+        "big.onnx",
+        "--flops",
+        "0.5",
+        "--policy",
+        "uniform",
+        "--no-recover",
+        "-o",
+        "p.onnx",
+        "--data",
+    ]
+    assert main([*command, "m.npz"]) == 0
+    weights = np.frombuffer(apart.read_bytes(), np.float32)
+    apart.write_bytes((2 * weights).tobytes())
+    assert main([*command, "m.npz", "--resume"]) == 2
+    assert main(["apply", "big.onnx", "p.run/plan.json", "--data", "m.npz", "-o", "q.onnx"]) == 2
+    assert "another model" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes of this kind")
 def test_json_goes_into_a_pipe_and_a_model_does_not(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(place / "pipe")
@@ -214,3 +274,27 @@ def test_numbers_of_numpy_and_names_as_the_command_line_has_them() -> None:
     assert one.record["seed"] == 3
     with pytest.raises(OptionError):
         onnx_amc.compress("m.onnx", flops=0.0, max_drop=1.0)
+    assert onnx_amc.inspect("m.onnx", round_to="auto") == onnx_amc.inspect("m.onnx")
+    thin: dict[str, Any] = {"params": 0.6, "granularity": "weight", "policy": "uniform", "refit": False}
+    text, pair = (onnx_amc.compress("m.onnx", pattern=p, **thin) for p in ("2:4", (2, 4)))
+    assert text.model == pair.model
+    assert [r.model for r in onnx_amc.pareto("m.onnx", flops=0.5, **how)] == [one.model]
+    with pytest.raises(OptionError, match="a budget of its own"):
+        onnx_amc.pareto("m.onnx", flops=0.5, max_drop=1.0, **how)
+
+
+@pytest.mark.usefixtures("place")
+def test_so_many_channels_are_kept_as_are_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also fewer than a search would ever keep; nobody has proposed them but the user."""
+    record = onnx_amc.compress("m.onnx", channels=0.1, recover=False, round_to=1).record
+    assert [g["kept"] for g in record["groups"]] == [round(0.1 * g["channels"]) for g in record["groups"]]
+    assert (record["policy"], record["delivered"], record["episodes"]) == ("uniform", "uniform", 0)
+    assert (record["rewards"], record["best_episode"]) == ([], None)
+    assert main(["compress", "m.onnx", "--channels", "0.1", "--min-keep", "0.3"]) == 2
+    assert "fewer than --min-keep" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.usefixtures("place")
+def test_a_policy_in_closed_form_has_no_episodes() -> None:
+    record = onnx_amc.compress("m.onnx", flops=0.5, policy="knapsack", recover=False).record
+    assert (record["episodes"], record["rewards"], record["best_episode"]) == (0, [], None)

@@ -198,8 +198,11 @@ def _read(source: Source) -> tuple[onnx.ModelProto, str, str | None, bool]:
             where=str(path),
             fix="export or download the file again; it must load with onnx.load",
         ) from error
+    digest, outside = hashlib.sha256(payload), scattered(model)
     external = fetch(model, path.parent, str(path))
-    return model, str(path), hashlib.sha256(payload).hexdigest(), external
+    for tensor in outside:
+        digest.update(tensor.raw_data)
+    return model, str(path), digest.hexdigest(), external
 
 
 def _sha256(model: onnx.ModelProto) -> str:

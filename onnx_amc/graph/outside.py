@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from onnx_amc.errors import ModelError
 from onnx_amc.graph import light
@@ -45,6 +46,16 @@ def fetch(model: onnx.ModelProto, folder: Path, where: str) -> bool:
 def scattered(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """The tensors that lie outside, wherever in the model they are named."""
     return [t for t in all_tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL]
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files in which a model keeps weights; none where it cannot be read."""
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except (OSError, DecodeError, ValueError):
+        return []
+    said = {entry.value for t in scattered(model) for entry in t.external_data if entry.key == "location"}
+    return [path.parent / location for location in sorted(said)]
 
 
 AGAIN = 'export it again, or onnx.save(onnx.load(MODEL), NEW, save_as_external_data=True, location="NEW.data")'

@@ -159,7 +159,7 @@ def work(wanted: Mapping[str, str], used: Mapping[str, Any], parcel: Parcel) -> 
         raise ClusterError(f"it has {odd}", where=where, fix="install the same versions on all machines")
     for name, sent in used.items():
         if name not in _held:
-            for old in [n for n in _held if n not in used][: len(_held) + 1 - MOST]:
+            for old in [n for n in _held if n not in used][: max(0, len(_held) + 1 - MOST)]:
                 del _held[old]
             _held[name] = unpacked(ray.get(sent), {})
     with threads(1), threadpool_limits(limits=1, user_api="blas"):

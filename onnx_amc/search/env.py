@@ -76,6 +76,8 @@ class PruningEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Decide one unit."""
+        if self._step == self.steps:
+            raise gym.error.ResetNeeded("the episode has ended: call reset()")
         wanted = float(np.clip(np.asarray(action, dtype=np.float64).reshape(-1)[0], 0.0, 1.0))
         levels = self.space.levels[self._step]
         index = min(self.space.nearest(self._step, wanted), self.space.highest(self.counts, self._step))
