@@ -144,15 +144,29 @@ def errors_json(
 
 
 def times_json(analysis: Analysis, model: onnx.ModelProto, settings: Settings) -> list[dict[str, Any]]:
-    """Microseconds of each layer before and after."""
+    """Microseconds of each layer before and after; what is added and activated behind one alone counts for it."""
     found = layer_times(analysis, model, one_feed(analysis.model), threads=settings.threads, provider=settings.provider)
-    layers = find_layers(analysis)[0]
-    known = {layer.node for layer in layers}
-    served = {t: node for node, t in tensors_behind(analysis, layers).items() if t not in known}
+    served = _served(analysis)
+    sums: dict[str, np.ndarray] = {}
+    for tensor, times in found.items():
+        node = served.get(tensor, tensor)
+        sums[node] = sums.get(node, 0.0) + np.array(times)
     return [
-        _named(analysis, served.get(tensor, tensor)) | {"before": before, "after": after}
-        for tensor, (before, after) in found.items()
+        _named(analysis, node) | {"before": float(before), "after": float(after)}
+        for node, (before, after) in sums.items()
     ]
+
+
+def _served(analysis: Analysis) -> dict[str, str]:
+    """Layers by the tensors behind them, biased, added to, activated: kernels may be named after any of these."""
+    layers = find_layers(analysis)[0]
+    makers = {o: n for n in analysis.model.proto.graph.node for o in n.output}
+    found = {layer.output: layer.node for layer in layers}
+    for node, tensor in tensors_behind(analysis, layers).items():
+        found[tensor] = node
+        if makers[tensor].op_type in {"Relu", "Clip"}:
+            found[makers[tensor].input[0]] = node
+    return found | {layer.node: layer.node for layer in layers}
 
 
 def _named(analysis: Analysis, tensor: str) -> dict[str, str]:

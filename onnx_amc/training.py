@@ -14,6 +14,7 @@ import onnx
 
 from onnx_amc.config import Settings
 from onnx_amc.errors import ModelError, OptionError, PlanError
+from onnx_amc.graph.load import Model
 from onnx_amc.listener import Listener
 from onnx_amc.recover.course import Course, Progress, Replay, Task
 from onnx_amc.run.data import Dataset
@@ -52,30 +53,50 @@ class Parts:
     trained: np.ndarray | None
 
 
-def parts_of(data: Dataset | None, settings: Settings) -> Parts:
+def parts_of(data: Dataset | None, settings: Settings, model: Model | None = None) -> Parts:
     """Split the samples; where most are to be trained on, fewer are left to judge.
 
+    Args:
+        data: Samples.
+        settings: Of the run.
+        model: What they go into; None where its outputs are not to be held against the labels.
+
     Raises:
-        OptionError: Labels are to count in the training, but are no class numbers.
+        OptionError: Labels are to count in the training, but are no class numbers, or none of the model's classes.
 
     """
     if data is None:
         return Parts(np.zeros(0, np.int64), np.zeros(0, np.int64), None)
-    if settings.recover_labels and data.class_numbers is None:
-        there = (
-            "there are no labels" if data.labels is None else f"the labels are {data.labels.dtype} {data.labels.shape}"
-        )
-        raise OptionError(
-            f"it takes class numbers (N,), {there}",
-            where="--recover-labels",
-            fix="leave it out: the training follows the original's outputs",
-        )
+    if settings.recover_labels:
+        _check_labels(data, model)
     held = min(settings.judged, max(JUDGES, int(HELD_OUT * len(data))), len(data) // 2)
     wanted = settings.recover
     if wanted is None:
         wanted = settings.refit and not data.synthetic and len(data) - held >= ENOUGH
     calibration, reward = data.split(settings.seed, settings.calibration, held if wanted else settings.judged)
     return Parts(calibration, reward, np.setdiff1d(np.arange(len(data)), reward) if wanted else None)
+
+
+def _check_labels(data: Dataset, model: Model | None) -> None:
+    """Refuse labels that could not count in the training."""
+    if data.class_numbers is None:
+        there = (
+            "there are no labels" if data.labels is None else f"the labels are {data.labels.dtype} {data.labels.shape}"
+        )
+        raise _no_labels(f"it takes class numbers (N,), {there}")
+    shape = None if model is None else model.shapes.get(model.proto.graph.output[0].name)
+    if shape is None:
+        return
+    classes = shape[2] if len(shape) == 3 and shape[2] > 1 else math.prod(shape[1:])  # as `log_shares` reads them
+    if classes < 2:
+        raise _no_labels(f"the first output is ({', '.join(['N', *map(str, shape[1:])])}): it tells no classes apart")
+    low, high = int(data.class_numbers.min()), int(data.class_numbers.max())
+    if low < 0 or high >= classes:
+        raise _no_labels(f"the labels go from {low} to {high}, the model's {classes} classes from 0 to {classes - 1}")
+
+
+def _no_labels(what: str) -> OptionError:
+    return OptionError(what, where="--recover-labels", fix="leave it out: the training follows the original's outputs")
 
 
 def course_of(settings: Settings, samples: int) -> Course:

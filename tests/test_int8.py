@@ -22,6 +22,7 @@ from onnx_amc.cli import main
 from onnx_amc.delivery import figures, input_specs
 from onnx_amc.errors import ModelError
 from onnx_amc.graph.load import load
+from onnx_amc.prune.sparse import store
 from onnx_amc.report import record, view
 from onnx_amc.run import data as sources
 from onnx_amc.run.metrics import relative
@@ -215,6 +216,22 @@ def test_it_computes_about_the_same(row: Row) -> None:
     assert error(model, eight) < 5e-3
     assert {p.key for p in eight.metadata_props} == {"author"}
     assert {o.domain for o in eight.opset_import} == {""}
+
+
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_weights_that_are_stored_by_their_nonzeros_are_quantised_too(op: str) -> None:
+    weights = np.random.default_rng(0).normal(size=(32, 32))
+    weights[np.abs(weights) < 1] = 0
+    text = f"(float[N,32] x) => (float[N,32] y) <float[32,32] w> {{ y = {op}(x, w) }}"
+    model = Row("sparse", text, 0, weights={"w": weights}).model()
+    expected = stored(in_int8(model))
+    assert store(model, frozenset({"w"})) == 1
+    eight = in_int8(model)
+    assert not eight.graph.sparse_initializer
+    assert len(model.graph.sparse_initializer) == 1
+    found = stored(eight)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in found)
 
 
 def test_nothing_to_quantise_is_said() -> None:

@@ -13,12 +13,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from test_reading import IMAGE, Row, check, ints, network
 
 from onnx_amc.builder import Builder
 from onnx_amc.config import Budget, Settings
-from onnx_amc.delivery import input_specs
+from onnx_amc.delivery import input_specs, params_of
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import load
+from onnx_amc.prune.surgery import finish
 from onnx_amc.recover import distil
 from onnx_amc.recover.course import Course, Progress, Standing, Task, augmented, one_cycle
 from onnx_amc.recover.distil import BELOW, HIGHEST, LOWEST, Distiller
@@ -288,6 +290,78 @@ def test_values_go_where_they_belong(halved: Halved) -> None:
     assert np.array_equal(onnx.numpy_helper.to_array(changed.graph.initializer[0]), array + 1)
     assert changed.graph.initializer[1:] == cut.graph.initializer[1:]
     assert np.array_equal(onnx.numpy_helper.to_array(cut.graph.initializer[0]), array)
+
+
+def test_new_values_take_as_many_bytes_as_the_old_ones(halved: Halved) -> None:
+    """A budget of bytes is held by the untrained model."""
+    cut = halved[0].cut
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in cut.graph.initializer}
+    assert with_values(cut, values).ByteSize() == cut.ByteSize()
+
+
+def normed(mean: str) -> tuple[Task, onnx.ModelProto]:
+    """A network whose three norms share their vectors, half of each group gone, and what is delivered of it untrained."""
+    layers = "  ".join(
+        f"h{i} = Gemm(b{i}, w{i}, c{i})  r{i} = Relu(h{i})  b{i + 1} = BatchNormalization(r{i}, g, z, {mean}, v)"
+        for i in range(3)
+    )
+    text = f"net (float[N,12] x) => (float[N,8] y) {{ b0 = Identity(x)  {layers}  y = Gemm(b3, u) }}"
+    model, rng = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}'), np.random.default_rng(0)
+    vectors = {"g": np.ones(16), "z": np.zeros(16), "m": np.full(16, 0.5), "v": np.full(16, 2.0)}
+    weights = {f"w{i}": rng.normal(size=(16 if i else 12, 16)) / 4 for i in range(3)} | {
+        "u": rng.normal(size=(16, 8)) / 4
+    }
+    for name, value in (vectors | weights | {f"c{i}": rng.normal(size=16) for i in range(3)}).items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value.astype(np.float32), name))
+    analysis = analyse(load(model))
+    (spec,) = input_specs(analysis.model.proto)
+    data = sources.Dataset((spec,), {"x": rng.normal(size=(200, 12)).astype(np.float32)}, None, "noise")
+    builder = Builder(analysis, Settings(Budget("channels", 0.5), refit=False), None, np.arange(100))
+    kept = builder.kept(np.array([g.channels // 2 for g in analysis.groups]))
+    task = Task(analysis, kept, builder.build(kept), data, np.arange(100), SHORT, seed=0)
+    return task, builder.deliverable(kept, builder.build(kept))
+
+
+def test_what_the_file_stores_once_is_trained_as_one() -> None:
+    task, before = normed("m")
+    better = iter(range(100))
+    found, standing = recovered(task, lambda _m: (0.0, next(better)))
+    trained = {t.name: onnx.numpy_helper.to_array(t) for t in found.graph.initializer}
+    gains = [trained[node.input[1]] for node in found.graph.node if node.op_type == "BatchNormalization"]
+    assert np.array_equal(gains[0], gains[1])
+    assert np.array_equal(gains[0], gains[2])
+    assert np.abs(gains[0] - 1).min() > 0
+    assert repeated(task, standing.replay) == found
+    after = finish(task.analysis, found)
+    assert params_of(after) == params_of(before)
+    assert after.ByteSize() == before.ByteSize()
+
+
+def test_a_shift_that_is_stored_as_a_mean_too_stays_as_it_is() -> None:
+    """Means are not trained: moved alone, the shift would be stored beside them."""
+    task, before = normed("z")
+    better = iter(range(100))
+    after = finish(task.analysis, recovered(task, lambda _m: (0.0, next(better)))[0])
+    assert params_of(after) == params_of(before)
+    changed = {t.name for t, old in zip(after.graph.initializer, before.graph.initializer, strict=True) if t != old}
+    assert "g" in changed
+    assert "z" not in changed
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row("ReduceSum", (np.arange(-6, 18, dtype=np.int32).reshape(2, 3, 4), ints(1))),
+        Row("CumSum", (np.arange(-6, 18, dtype=np.int32).reshape(2, 3, 4), ints(1)), {"exclusive": 1}),
+        *(
+            Row(op, (IMAGE,), {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "auto_pad": "VALID"})
+            for op in ("MaxPool", "AveragePool")
+        ),
+    ],
+    ids=str,
+)
+def test_types_of_sums_and_sizes_of_pools_are_those_of_onnxruntime(row: Row) -> None:
+    check(*network(row))
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])

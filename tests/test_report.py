@@ -13,9 +13,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from nets import Row
 from sklearn.metrics import confusion_matrix
 
+from onnx_amc import details
 from onnx_amc.cli import main
+from onnx_amc.config import Budget, Settings
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
 from onnx_amc.prune.layers import find_layers
@@ -335,6 +338,23 @@ def test_layers_are_timed_in_both_networks() -> None:
     found = layer_times(analysis, cut(analysis, halves(analysis)), data.batch(np.arange(1)))
     assert len(found) >= 3
     assert all(before > 0 and after > 0 for before, after in found.values())
+
+
+def test_what_is_added_behind_a_layer_counts_for_it() -> None:
+    """onnxruntime computes a MatMul of three axes and what is behind it by a kernel each."""
+    times = {"h": (7.0, 3.0), "k": (1.0, 1.0), "r": (2.0, 1.0), "u": (5.0, 2.0), "y": (2.0, 3.0)}
+    text = """
+        (float[N,16,64] x) => (float[N,16,64] y) <float[64,128] w, float[128] b, float[128,64] v>
+        { h = MatMul(x, w)  k = Add(h, b)  r = Relu(k)  u = MatMul(r, v)  y = Add(x, u) }
+    """
+    analysis = analyse(load(Row("biased", text, 0).model()))
+    settings = Settings(Budget("flops", 0.5), threads=1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(details, "layer_times", lambda *_a, **_k: times)
+        found = details.times_json(analysis, analysis.model.original, settings)
+    assert [(t["op"], t["before"], t["after"]) for t in found] == [("MatMul", 10.0, 5.0), ("MatMul", 7.0, 5.0)]
+    measured = details.times_json(analysis, analysis.model.original, settings)
+    assert len(measured) == len({t["name"] for t in measured}) == 2
 
 
 def test_confusion_agrees_with_scikit_learn() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_report import EVIL
@@ -36,10 +37,69 @@ def test_the_front_is_what_no_plan_beats() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(325_400_448, "325 M"), (999, "999"), (10_332_884, "10.3 M"), (37_000, "37 k")]
+    ("value", "text"),
+    [
+        (325_400_448, "325 M"),
+        (999, "999"),
+        (10_332_884, "10.3 M"),
+        (37_000, "37 k"),
+        (999_499, "999 k"),
+        (999_700, "1 M"),
+        (999_960_000, "1 G"),
+        (15_500_000_000_000, "15.5 T"),
+    ],
 )
 def test_amounts(value: int, text: str) -> None:
     assert view.amount(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.01234, "0.0123"), (87.65, "87.7"), (999.4, "999"), (999.7, "1,000"), (1234.5, "1,234")]
+)
+def test_a_time_of_seconds_is_no_power_of_ten(value: float, text: str) -> None:
+    assert view.milliseconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("drop", "text"),
+    [
+        (
+            {"points": 0.5, "interval": [-0.2, 1.2], "confidence": 0.95},
+            "\u22120.50 points, \u22121.20 to +0.20 with confidence 95%.",
+        ),
+        ({"points": 0.0, "interval": None}, "+0.00 points."),
+    ],
+)
+def test_a_loss_reads_as_one_wherever_it_was_measured(drop: dict[str, Any], text: str) -> None:
+    told = {"metric": "top1", "original": {"score": 0.9}, "compressed": {"score": 0.895}, "max_drop": drop}
+    found = view.loss(record.Run(Path(), told, {"samples": {"reward": 1000}}))
+    assert found.startswith("\u22120.50 points of top1 (90.00 % \u2192 89.50 %)")
+    assert found.endswith(f"On the samples that decide: {text}")
+
+
+def confused(names: dict[str, str]) -> record.Run:
+    """Of ten samples of class 0 seven are taken for it, two for class 1, and one for class 5, which no sample is of."""
+    delivered = [[0, 0, 7], [0, 1, 2], [0, 5, 1], [1, 1, 10]]
+    return record.Run(
+        Path(), {}, {"confusion": {"names": names, "original": [[0, 0, 10], [1, 1, 10]], "delivered": delivered}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "answers"),
+    [
+        ({"0": "cat", "1": "dog"}, ["cat", "dog", "other"]),
+        ({"0": "cat", "1": "other"}, ["cat", "other", "any other"]),
+        ({"0": "crane", "1": "crane"}, ["crane (0)", "crane (1)", "other"]),
+    ],
+)
+def test_every_class_has_a_cell_of_its_own(names: dict[str, str], answers: list[str]) -> None:
+    run = confused(names)
+    assert [(r["answer"], r["delivered"]) for r in rows.confusion_rows(run)][:3] == list(
+        zip(answers, [7, 2, 1], strict=True)
+    )
+    assert [row[0] for row in view.class_table(run).rows] == answers[:2]
+    assert view.class_table(run).rows[0][-1] == f"{answers[1]} (2)"
 
 
 def test_a_script_cannot_end_early() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from onnx_amc.cli import main
 from onnx_amc.config import Budget, Settings
 from onnx_amc.display import Display
 from onnx_amc.errors import OptionError, PlanError
+from onnx_amc.graph.load import load
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan
 from onnx_amc.recover.course import Course
@@ -218,6 +220,74 @@ def test_an_operator_that_torch_lacks_is_named_and_the_model_delivered_untrained
     assert any("no recovery" in text and "Bernoulli" in text for text in heard.said)
     assert found.record["recover"] is None
     assert found.record["compressed"]["macs"] == found.record["original"]["macs"] // 2
+
+
+def drawn(text: str, shapes: dict[str, tuple[int, ...]], kind: type = np.float32, opset: int = 17) -> onnx.ModelProto:
+    """A network with random weights."""
+    rng, model = np.random.default_rng(0), parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]> {text}')
+    for name, shape in shapes.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(kind), name))
+    return model
+
+
+def untrained(model: onnx.ModelProto, data: dict[str, np.ndarray]) -> str:
+    """Compress a network that cannot be trained, and return what is said of that."""
+    heard = Notes()
+    found = onnx_amc.compress(model, data, channels=0.5, round_to=1, recover=True, listener=heard)
+    assert found.record["recover"] is None
+    assert found.record["compressed"]["macs"] < found.record["original"]["macs"]
+    return next(text for text in heard.said if text.startswith("no recovery"))
+
+
+def test_a_model_of_half_precision_is_delivered_untrained() -> None:
+    model = drawn(
+        "net (float16[N,8] x) => (float16[N,3] y) { h = MatMul(x, a)  r = Relu(h)  y = MatMul(r, b) }",
+        {"a": (8, 16), "b": (16, 3)},
+        np.float16,
+    )
+    data = {"x": np.random.default_rng(0).standard_normal((100, 8)).astype(np.float16)}
+    assert "no float32 weight" in untrained(model, data)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_model_whose_batch_cannot_be_changed_is_delivered_untrained(batch: int) -> None:
+    """As a transformer is exported: with a token for each sample of the batch among its constants."""
+    model = drawn(
+        f"""net (float[{batch},3,8,8] x) => (float[{batch},10] y) {{
+            c = Conv<strides = [4,4]>(x, w)
+            q = Reshape(c, shape)
+            t = Transpose<perm = [0,2,1]>(q)
+            k = Concat<axis = 1>(token, t)
+            p = ReduceMean<axes = [1], keepdims = 0>(k)
+            y = MatMul(p, v)
+        }}""",
+        {"w": (8, 3, 4, 4), "v": (8, 10), "token": (batch, 1, 8)},
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array([batch, 8, -1]), "shape"))
+    data = {"x": np.random.default_rng(0).standard_normal((100, 3, 8, 8)).astype(np.float32)}
+    assert "Concat" in untrained(model, data)
+
+
+@pytest.mark.parametrize(
+    ("output", "labels", "what"),
+    [
+        ("1", 2, r"the first output is \(N, 1\): it tells no classes apart"),
+        ("3", 4, "the labels go from 0 to 3, the model's 3 classes from 0 to 2"),
+        ("3", 3, None),
+    ],
+)
+def test_labels_that_are_none_of_the_model_s_classes_are_refused_before_the_search(
+    output: str, labels: int, what: str | None
+) -> None:
+    model = load(drawn(f"net (float[N,4] x) => (float[N,{output}] y) {{ y = MatMul(x, a) }}", {"a": (4, int(output))}))
+    data = replace(samples(600), labels=np.arange(600) % labels)
+    settings = Settings(Budget("flops", 0.5), recover_labels=True)
+    if what is None:
+        assert parts_of(data, settings, model).trained is not None
+        return
+    with pytest.raises(OptionError, match=what) as caught:
+        parts_of(data, settings, model)
+    assert caught.value.where == "--recover-labels"
 
 
 def test_the_number_of_epochs_suits_the_number_of_samples() -> None:

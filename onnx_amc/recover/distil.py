@@ -41,12 +41,11 @@ from onnx_amc.recover.course import (
 from onnx_amc.recover.dream import log_shares
 from onnx_amc.recover.hints import Hint
 from onnx_amc.recover.layout import MeanSquare, by_pixel, coarse_products, one_thread
-from onnx_amc.recover.reading import Reading
+from onnx_amc.recover.reading import WITHOUT, Reading, in_onnxruntime
 from onnx_amc.run.crew import usable_cores
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.metrics import shown
 from onnx_amc.run.samples import spread
-from onnx_amc.run.session import open_session, run_session
 
 Teacher = Callable[[Mapping[str, np.ndarray]], dict[str, Tensor]]
 """What goes in -> the original's outputs and the tensors inside that are looked at."""
@@ -95,18 +94,22 @@ class Distiller:
         seed: Of order, shifts and flips.
         where: What to call the model in messages.
         thinned: Initializers whose zeros stay zeros.
+        copies: Sets of initializers that stay equal.
 
     Raises:
-        ModelError: torch has no reading of the graph.
+        ModelError: torch has no reading of the graph, or nothing in it to train.
 
     """
 
     def __init__(
         self, student: onnx.ModelProto, teacher: onnx.ModelProto, data: Dataset, index: np.ndarray, course: Course,
         hints: Sequence[Hint] = (), *, seed: int = 0, where: str = "model", thinned: Collection[str] = (),
+        copies: Collection[Collection[str]] = (),
     ) -> None:  # fmt: skip
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.reading = Reading(student, where).to(self.device)
+        self.reading = Reading(student, where, copies).to(self.device)
+        if not self.reading.weights:
+            raise ModelError("it has no float32 weight that torch could train", where=where, fix=WITHOUT)
         for weight in self.reading.parameters():
             weight.data = by_pixel(weight.data)
         self.alive = [(weight, weight.detach() != 0) for name, weight in self.reading.named() if name in thinned]
@@ -123,7 +126,7 @@ class Distiller:
         self.pool = ThreadPoolExecutor(min(cores, SHARDS), "onnx-amc-train")
         facts = [
             student.SerializeToString(deterministic=True),
-            repr((course, seed, index.tolist(), sorted(thinned))).encode(),
+            repr((course, seed, index.tolist(), sorted(thinned), *copies)).encode(),
         ]
         first = data.batch(index[:2])
         self.reading.hold(student, first, self._sent(first))
@@ -322,15 +325,9 @@ class Distiller:
 
     def _in_onnxruntime(self, proto: onnx.ModelProto, where: str) -> Teacher:
         """The original as onnxruntime computes it: the faster one on a CPU."""
-        session, names = open_session(proto, threads=1, where=where), [o.name for o in proto.graph.output]
-
-        def answers(feed: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-            return {
-                n: by_pixel(torch.from_numpy(v))
-                for n, v in zip(names, run_session(session, names, feed, where=where), strict=True)
-            }
-
-        return answers
+        names = [o.name for o in proto.graph.output]
+        computed = in_onnxruntime(proto, names, where, threads=1)
+        return lambda feed: {n: by_pixel(torch.from_numpy(v)) for n, v in zip(names, computed(feed), strict=True)}
 
     def _in_torch(self, proto: onnx.ModelProto, where: str) -> Teacher:
         """The original as torch computes it, where the cut network is trained."""

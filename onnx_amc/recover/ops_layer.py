@@ -71,7 +71,7 @@ def _overhang(c: Call, kernel: Sequence[int]) -> tuple[list[int], list[int], lis
     """Geometry of a pool, and how far its last windows reach beyond the padding where sizes are rounded up."""
     strides, dilations, pads = _geometry(c, kernel)
     d, more = len(kernel), [0] * len(kernel)
-    if c.int("ceil_mode", 0) and c.text("auto_pad", "NOTSET") == "NOTSET":
+    if c.int("ceil_mode", 0) and c.text("auto_pad", "NOTSET") in {"NOTSET", "VALID"}:
         for i, n in enumerate(c.x.shape[2:]):
             left = n + pads[i] + pads[i + d] - (kernel[i] - 1) * dilations[i] - 1
             steps = -(-left // strides[i])

@@ -61,12 +61,11 @@ def _many(c: Call) -> Tensor:
 
 @operator(*REDUCED)
 def _reduced(c: Call) -> Tensor:
-    axes = c.ints(1, "axes")
-    if not axes:
-        if c.int("noop_with_empty_axes", 0):  # each element is reduced by itself
-            return REDUCED[c.kind](c.x[None], [0], False)
-        axes = list(range(c.x.ndim))
-    return REDUCED[c.kind](c.x, axes, bool(c.int("keepdims", 1)))
+    x, axes, keep = c.x, c.ints(1, "axes"), bool(c.int("keepdims", 1))
+    if not axes and c.int("noop_with_empty_axes", 0):  # each element is reduced by itself
+        x, axes, keep = x[None], [0], False
+    found = REDUCED[c.kind](x, axes or list(range(x.ndim)), keep)
+    return found if x.is_floating_point() else found.to(x.dtype)  # torch sums whole numbers in int64
 
 
 @operator("Div")
@@ -162,7 +161,8 @@ def _arg(c: Call) -> Tensor:
 def _cumsum(c: Call) -> Tensor:
     (axis,) = c.ints(1) or [0]
     x = c.x.flip(axis) if c.int("reverse", 0) else c.x
-    found = x.cumsum(axis) - (x if c.int("exclusive", 0) else 0)
+    whole = None if x.is_floating_point() else x.dtype  # torch sums whole numbers in int64
+    found = x.cumsum(axis, dtype=whole) - (x if c.int("exclusive", 0) else 0)
     return found.flip(axis) if c.int("reverse", 0) else found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from onnx_amc.errors import ModelError
+from onnx_amc.errors import DataError, ModelError
 from onnx_amc.graph.proto import attributes, names_read
 from onnx_amc.recover import ops_layer, ops_math, ops_shape
 from onnx_amc.recover.call import TABLE, Call, UnreadableError
@@ -50,13 +50,14 @@ class Reading(nn.Module):
     Args:
         proto: The graph; initializers and Constant nodes hold its constants.
         where: What to call it in messages.
+        copies: Sets of initializers that are to stay equal: each is one weight, or none where one of them is not trained.
 
     Raises:
         ModelError: An operator that is not in the table.
 
     """
 
-    def __init__(self, proto: onnx.ModelProto, where: str = "model") -> None:
+    def __init__(self, proto: onnx.ModelProto, where: str = "model", copies: Collection[Collection[str]] = ()) -> None:
         super().__init__()
         self.where = where
         self._nodes = [(node, attributes(node)) for node in proto.graph.node]
@@ -65,12 +66,21 @@ class Reading(nn.Module):
         if odd:
             raise ModelError(f"torch has no reading of {', '.join(odd)}", where=where, fix=WITHOUT)
         self.outputs = [o.name for o in proto.graph.output]
-        trained = trainable(proto)
+        trained, first = trainable(proto), dict[str, str]()
+        for names in copies:
+            if trained.issuperset(names):
+                first |= dict.fromkeys(names, min(names))
+            else:
+                trained.difference_update(names)
         kernels = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}
         self.weights = nn.ParameterDict()
         self._names: dict[str, str] = {}
         self._host: dict[str, Tensor] = {}
+        keys: dict[str, str] = {}
         for i, tensor in enumerate(proto.graph.initializer):
+            key = self._names[tensor.name] = keys.setdefault(first.get(tensor.name, tensor.name), f"t{i}")
+            if key != f"t{i}":
+                continue
             array = np.array(numpy_helper.to_array(tensor))
             if array.dtype.hasobject:
                 raise ModelError(
@@ -79,7 +89,6 @@ class Reading(nn.Module):
                     fix=WITHOUT,
                 )
             value = torch.from_numpy(array)
-            self._names[tensor.name] = f"t{i}"
             if tensor.name in trained:
                 scale = scale_of(value, by_channel=tensor.name in kernels)
                 self.register_buffer(f"s{i}", scale)
@@ -99,10 +108,10 @@ class Reading(nn.Module):
             sent: The same in torch.
 
         Raises:
-            ModelError: They differ.
+            ModelError: They differ, or onnxruntime cannot compute it for these samples.
 
         """
-        expected = run_session(open_session(proto, once=True, where=self.where), self.outputs, feed, where=self.where)
+        expected = in_onnxruntime(proto, self.outputs, self.where, once=True)(feed)
         with torch.no_grad():
             found = self(sent)
         for name, goal in zip(self.outputs, expected, strict=True):
@@ -122,7 +131,7 @@ class Reading(nn.Module):
         return self.weights[key] * self.get_buffer(f"s{key[1:]}") if key in self.weights else self.get_buffer(key)
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
-        """What training changes: initializers in units of their size, with their names."""
+        """What training changes: initializers in units of their size, with their names; copies share one."""
         return [(name, self.weights[key]) for name, key in self._names.items() if key in self.weights]
 
     def trained(self) -> dict[str, np.ndarray]:
@@ -163,6 +172,22 @@ class Reading(nn.Module):
         if not name:
             return None
         return held[name] if name in held else self.initializer(name)
+
+
+def in_onnxruntime(
+    proto: onnx.ModelProto, names: Sequence[str], where: str, *, threads: int | None = None, once: bool = False
+) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
+    """What onnxruntime computes of a graph; it raises a ModelError where samples do not go through together."""
+    session = open_session(proto, threads=threads, once=once, where=where)
+
+    def answers(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            return run_session(session, names, feed, where=where)
+        except DataError as error:  # of a fixed batch that constants inside the graph insist on
+            count = max(map(len, feed.values()), default=0)
+            raise ModelError(f"with {count} samples at a time, {error.what}", where=where, fix=WITHOUT) from error
+
+    return answers
 
 
 def scale_of(value: Tensor, *, by_channel: bool) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -51,8 +52,19 @@ def _distiller(task: Task) -> Distiller:
     hints = hints_of(task.analysis, task.kept) if task.course.hints else []
     return Distiller(
         student, teacher, task.data, task.index, task.course, hints,
-        seed=task.seed, where=model.source, thinned=task.thinned,
+        seed=task.seed, where=model.source, thinned=task.thinned, copies=copies_of(task),
     )  # fmt: skip
+
+
+def copies_of(task: Task) -> list[list[str]]:
+    """Initializers of the cut model that `finish` stores once: were they trained apart, the file would grow beyond its budget."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for tensor in task.cut.graph.initializer:
+        origin, _ = task.analysis.model.origin.get(tensor.name, (None, None))
+        if origin is not None:
+            contents = numpy_helper.to_array(tensor).tobytes()
+            found.setdefault((origin, tuple(tensor.dims), contents), []).append(tensor.name)
+    return [names for names in found.values() if len(names) > 1]
 
 
 def with_values(proto: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onnx.ModelProto:
@@ -62,6 +74,7 @@ def with_values(proto: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onn
     for tensor in result.graph.initializer:
         if tensor.name in values:
             new = numpy_helper.from_array(values[tensor.name], tensor.name)
-            new.doc_string = tensor.doc_string
+            if tensor.HasField("doc_string"):  # one that is set to nothing takes bytes too
+                new.doc_string = tensor.doc_string
             tensor.CopyFrom(new)
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,7 +122,9 @@ def classes(run: Run) -> tuple[dict[int, str], dict[str, dict[tuple[int, int], i
     found = run.details["confusion"]
     counts = {who: {(a, b): n for a, b, n in found[who]} for who in ("original", "delivered")}
     labels = sorted({a for pairs in counts.values() for a, _ in pairs})
-    return {c: found["names"].get(str(c), f"class {c}") for c in labels}, counts
+    names = {c: found["names"].get(str(c), f"class {c}") for c in labels}
+    often = Counter(names.values())
+    return {c: name if often[name] == 1 else f"{name} ({c})" for c, name in names.items()}, counts
 
 
 def confusion_rows(run: Run) -> list[Row]:
@@ -131,22 +134,25 @@ def confusion_rows(run: Run) -> list[Row]:
     names, counts = classes(run)
     if len(names) > MOST_CLASSES:
         return []
+    rest = "other"  # all classes that no sample is of
+    while rest in names.values():
+        rest = f"any {rest}"
     rows: list[Row] = []
     for label, name in names.items():
         cells: dict[str, dict[str, int]] = {
-            answer: {"original": 0, "delivered": 0} for answer in [*names.values(), "other"]
+            answer: {"original": 0, "delivered": 0} for answer in [*names.values(), rest]
         }
         for who, pairs in counts.items():
             for (truth, answer), n in pairs.items():
                 if truth == label:
-                    cells[names.get(answer, "other")][who] += n
+                    cells[names.get(answer, rest)][who] += n
         total = max(sum(c["delivered"] for c in cells.values()), 1)
         rows += [
             {"label": name, "answer": answer, "share": c["delivered"] / total, "was": c["original"] / total, **c}
             for answer, c in cells.items()
         ]
-    if not any(r["original"] or r["delivered"] for r in rows if r["answer"] == "other"):
-        rows = [r for r in rows if r["answer"] != "other"]
+    if not any(r["original"] or r["delivered"] for r in rows if r["answer"] == rest):
+        rows = [r for r in rows if r["answer"] != rest]
     return rows
 
 

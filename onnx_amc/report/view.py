@@ -14,7 +14,7 @@ SHARES = {"top1", "top5", "agreement", "fidelity", "miou"}
 
 COUNTED = {"flops": "MACs", "params": "parameters", "size": "file size", "latency": "latency", "channels": "channels"}
 
-SUFFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,16 @@ class Tile:
 
 def amount(value: float) -> str:
     """A count with three digits: 325 M."""
+    rounded = float(f"{value:.3g}")  # 999,700 is 1 M
     for size, suffix in SUFFIXES:
-        if value >= size:
-            return f"{value / size:.3g} {suffix}"
+        if rounded >= size:
+            return f"{rounded / size:.3g} {suffix}"
     return f"{value:g}"
+
+
+def milliseconds(value: float) -> str:
+    """A time with three digits, from one second on in whole milliseconds: 1,234."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def percent(share: float) -> str:
@@ -68,8 +74,12 @@ def score_of(metric: str | None) -> Callable[[float | None], str]:
 def lost(metric: str | None, before: float, after: float) -> str:
     """The change of a score, in points where it is a share."""
     change = after - before
-    text = f"{100 * change:+.2f} points" if metric in SHARES else f"{change:+.4g}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return f"{signed(100 * change)} points" if metric in SHARES else signed(change, "+.4g")
+
+
+def signed(change: float, form: str = "+.2f") -> str:
+    """A change with its sign."""
+    return f"{change:{form}}".replace("-", "\N{MINUS SIGN}")
 
 
 # ---- the top ---------------------------------------------------------------------------------------------------------
@@ -114,11 +124,10 @@ def loss(run: Run) -> str:
     text += f"{lost(metric, before, after)} of {metric} ({shown(before)} \N{RIGHTWARDS ARROW} {shown(after)})"
     text += f", on {samples:,} held-out samples." if samples else "."
     if drop := record.get("max_drop"):
-        text += f" On the samples that decide: {drop['points']:+.2f} points"
-        interval = drop["interval"]
-        text += (
-            f", {interval[0]:+.2f} to {interval[1]:+.2f} with confidence {drop['confidence']:.0%}." if interval else "."
-        )
+        # The record counts points lost, this sentence what the score has changed by, as the one before it.
+        points, *ends = (signed(0.0 - points) for points in (drop["points"], *reversed(drop["interval"] or [])))
+        text += f" On the samples that decide: {points} points"
+        text += f", {' to '.join(ends)} with confidence {drop['confidence']:.0%}." if ends else "."
     return text
 
 
@@ -155,7 +164,8 @@ def tiles(run: Run) -> list[Tile]:
         )
         for label, key in counted
     ]
-    times = f"{whole['latency_ms']:.3g} \N{RIGHTWARDS ARROW} {small['latency_ms']:.3g} ms"
+    before, after = (milliseconds(table["latency_ms"]) for table in (whole, small))
+    times = f"{before} \N{RIGHTWARDS ARROW} {after} ms"
     found.append(Tile("latency", f"{small['latency_ratio']:.2f}\N{MULTIPLICATION SIGN}", times))
     if whole["score"] is not None and small["score"] is not None:
         shown = score_of(metric)
@@ -179,7 +189,7 @@ def comparison(run: Run) -> Table:
     timed = [
         ""
         if "latency_ms" not in c
-        else f"{c.get('latency_ratio', 1.0):.2f}\N{MULTIPLICATION SIGN}\n{c['latency_ms']:.3g} ms"
+        else f"{c.get('latency_ratio', 1.0):.2f}\N{MULTIPLICATION SIGN}\n{milliseconds(c['latency_ms'])} ms"
         for c in columns.values()
     ]
     rows.append(["latency, batch 1", *timed])
@@ -295,7 +305,7 @@ def class_table(run: Run) -> Table:
         total = sum(mine.values())
         right = [counts[who].get((label, label), 0) for who in ("original", "delivered")]
         wrong = sorted(((n, b) for b, n in mine.items() if b != label), reverse=True)[:1]
-        taken = [f"{known.get(str(b), f'class {b}')} ({n})" for n, b in wrong]
+        taken = [f"{names.get(b) or known.get(str(b), f'class {b}')} ({n})" for n, b in wrong]
         rows.append(
             (right[1] - right[0], [name, str(total), *map(str, right), f"{right[1] - right[0]:+d}", *(taken or [""])])
         )

@@ -19,6 +19,7 @@ from onnx import version_converter
 from onnx_amc.errors import ModelError
 from onnx_amc.graph import light
 from onnx_amc.graph.fold import QUANTISED
+from onnx_amc.graph.load import densify
 from onnx_amc.graph.proto import names_read
 from onnx_amc.run.capture import batches
 from onnx_amc.run.data import Dataset
@@ -136,9 +137,13 @@ class Reader:
 
 
 def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in a version in which weights have a scale per channel, its initializers not listed as inputs: those could change."""
+    """A copy in a version in which weights have a scale per channel, as the tools take it.
+
+    Its initializers are dense, and not listed as inputs: those could change.
+    """
     found = onnx.ModelProto()
     found.CopyFrom(model)
+    densify(found)
     stored = {t.name for t in found.graph.initializer}
     for i in reversed(range(len(found.graph.input))):
         if found.graph.input[i].name in stored:
