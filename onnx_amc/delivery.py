@@ -87,9 +87,10 @@ def figures(
 
 
 def params_of(model: onnx.ModelProto) -> int:
-    """Elements of the float initializers, those of sparse ones included that are zero."""
-    dense = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in FLOATS)
-    return dense + sum(int(np.prod(t.dims)) for t in model.graph.sparse_initializer)
+    """Elements of the parameters, those of sparse ones included that are zero."""
+    dense = [t for t in model.graph.initializer if t.data_type in FLOATS]
+    held = (*dense, *cost.constants(model), *model.graph.sparse_initializer)
+    return sum(int(np.prod(t.dims)) for t in held)
 
 
 def actual_cost(kind: str, granularity: str) -> Callable[[onnx.ModelProto], float] | None:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_amc.config import Settings
+from onnx_amc.config import Budget, Settings
 from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.inspection import facts_of, matching, protected, shape_facts
 from onnx_amc.prune.layers import Layer, find_layers
-from onnx_amc.prune.sparse import bytes_left
+from onnx_amc.prune.sparse import SPARSE_IR, bytes_left, bytes_now, can_be_sparse
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.search.space import Prices, Space, levels_of
 from onnx_amc.search.state import LayerFacts
@@ -76,6 +76,8 @@ class Units:
         ratio = 1.0 if budget.kind == "channels" else budget.ratio
         limit = int(np.floor(ratio * self.wholes[kind] + 1e-9))
         space = Space(self.names, self.levels, self.prices[kind], limit, UNITS[kind])
+        if kind == "size":
+            self._check_sparse(space, budget)
         space.check(where=budget.option, blocked=self.blocked)
         if not self.names and ratio < 1:
             raise BudgetError(
@@ -83,7 +85,25 @@ class Units:
                 where=budget.option,
                 fix="see `onnx-amc inspect` for what fixes each layer",
             )
+        if not self.wholes[kind] and ratio < 1:
+            raise BudgetError(
+                f"the model has no {UNITS[kind]}, so there is no share of them to keep",
+                where=budget.option,
+                fix=f"ask for a share of something else: {', '.join(f'--{k}' for k in UNITS if k != kind)}",
+            )
         return space
+
+    def _check_sparse(self, space: Space, budget: Budget) -> None:
+        """Refuse what a file of sparse weights cannot be brought to by cutting channels: these are written out then."""
+        whole = self.wholes["size"]
+        if self.parts == "channels" and space.price(space.full) > whole and not space.feasible(space.smallest):
+            reachable = np.ceil(1e4 * space.price(space.smallest) / whole) / 1e4
+            raise BudgetError(
+                f"{budget.ratio:.4g} of the bytes cannot be reached by cutting channels, the smallest is {reachable:.4f}: the file "
+                "holds sparse weights, and what is cut of them is stored dense",
+                where=budget.option,
+                fix="take --granularity weight, which keeps them sparse",
+            )
 
     def described(self, counts: np.ndarray) -> list[dict[str, Any]]:
         """What a plan does, for the record."""
@@ -136,53 +156,104 @@ def weights_of(analysis: Analysis, settings: Settings) -> Units:
             fix="take --params or --size, or --granularity channel",
         )
     layers, refused = thinnable(analysis)
-    names = [layer.weight.name for layer in layers]
-    sizes = np.array([layer.weight.index.size for layer in layers], dtype=np.int64)
-    stored = {t.name: t for t in analysis.model.proto.graph.initializer}
-    widths = np.array([_itemsize(stored[n]) for n in names], dtype=np.int64)
-    full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
-    wholes = {"params": cost.params(analysis)(full), "size": analysis.model.bytes}
-    fixed = {"params": wholes["params"] - int(sizes.sum()), "size": analysis.model.bytes - int((sizes * widths).sum())}
-    prices: dict[str, Prices] = {
-        "params": lambda plans: fixed["params"] + plans.sum(axis=1),
-        "size": lambda plans: fixed["size"] + bytes_left(plans, sizes, widths).sum(axis=1),
-    }
-    uniform = _share(
-        lambda d: int(prices[kind]((d * sizes).astype(np.int64)[None])[0]), settings.budget.ratio * wholes[kind]
-    )
-    kept = matching(analysis, settings.keep, [_labels(analysis, layer) for layer in layers])
+    names = tuple(layer.weight.name for layer in layers)
+    tops = np.array([most_of(analysis, layer, settings) for layer in layers], dtype=np.int64)
+    prices, wholes = _thinned_prices(analysis, names, tops)
+    kept = np.array(matching(analysis, settings.keep, [_labels(analysis, layer) for layer in layers]), dtype=bool)
+
+    def even(density: float) -> int:
+        return int(prices[kind](np.where(kept, tops, density * tops).astype(np.int64)[None])[0])
+
+    uniform = _share(even, settings.budget.ratio * wholes[kind])
     levels = tuple(
-        np.array([size]) if keep else _densities(int(size), uniform, layer, settings)
-        for size, keep, layer in zip(sizes, kept, layers, strict=True)
+        np.array([top]) if keep else _densities(int(top), uniform, layer, settings)
+        for top, keep, layer in zip(tops, kept, layers, strict=True)
     )
     blocked = tuple(f"{analysis.names.get(node, node)} ({why})" for node, why in refused.items())
+    blocked = (*(_dense(analysis, names) if kind == "size" else ()), *blocked)
     facts = tuple(shape_facts(analysis, layer.node, layer.x, layer.weight.name) for layer in layers)
+    full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
     macs = cost.macs(analysis)(full)
-    return Units(tuple(names), levels, facts, prices, wholes, blocked, lambda _counts: macs, parts="weights")
+    return Units(names, levels, facts, prices, wholes, blocked, lambda _counts: macs, parts="weights")
+
+
+def most_of(analysis: Analysis, layer: Layer, settings: Settings) -> int:
+    """How many weights a layer has to lose: those that are not zero; with a pattern all, for it counts by place."""
+    return layer.weight.index.size if settings.pattern is not None else _live(analysis, layer.weight.name)
+
+
+def _dense(analysis: Analysis, names: Sequence[str]) -> list[str]:
+    """Why weights cannot be stored sparse."""
+    original = analysis.model.original
+    if original.ir_version < SPARSE_IR:
+        return [f"the file's format (version {original.ir_version}; sparse weights come with {SPARSE_IR})"]
+    return [f"{n} (it is an input too, and stays dense)" for n in names if not can_be_sparse(original, n)]
+
+
+def _live(analysis: Analysis, name: str) -> int:
+    return int(np.count_nonzero(analysis.model.value(name)))
+
+
+def _thinned_prices(
+    analysis: Analysis, names: Sequence[str], tops: np.ndarray
+) -> tuple[dict[str, Prices], dict[str, int]]:
+    """What plans cost in weights that are not zero and in bytes, and what the original does.
+
+    Args:
+        analysis: Of the network.
+        names: Weights that may be thinned.
+        tops: int (weights,), what each keeps where it is left as it is.
+
+    """
+    original, weights = analysis.model.original, analysis.model.weights
+    known = {name: _live(analysis, name) for name in cost.parameters(analysis.model)}
+    live = np.array([known[n] for n in names], dtype=np.int64)
+    wholes = {"params": sum(known.values()), "size": analysis.model.bytes}
+    tensors = {n: weights[n] for n in names}
+    widths = np.array([_itemsize(t) for t in tensors.values()], dtype=np.int64)
+    sizes = np.array([np.prod(t.dims) for t in tensors.values()], dtype=np.int64)
+    now, sparse = bytes_now(original, tensors), np.array([can_be_sparse(original, n) for n in names], dtype=bool)
+
+    def stored(plans: np.ndarray) -> np.ndarray:
+        smaller = np.minimum(bytes_left(np.minimum(plans, live), sizes, widths), now)
+        return np.asarray(np.where(sparse & (plans < tops), smaller, now).sum(axis=1))
+
+    rest = {"params": wholes["params"] - int(live.sum()), "size": wholes["size"] - int(now.sum())}
+    prices: dict[str, Prices] = {
+        "params": lambda plans: rest["params"] + np.minimum(plans, live).sum(axis=1),
+        "size": lambda plans: rest["size"] + stored(plans),
+    }
+    return prices, wholes
 
 
 def thinnable(analysis: Analysis) -> tuple[list[Layer], dict[str, str]]:
     """The layers whose single weights may go, and why those of the others may not."""
     layers, refused = find_layers(analysis)
     refused = refused | {
-        layer.node: f"its outputs have {layer.width} weights each" for layer in layers if layer.width < NARROW
+        layer.node: f"its outputs have {layer.width} weights each" if layer.width < NARROW else "its weights are zero"
+        for layer in layers
+        if layer.width < NARROW or not analysis.model.value(layer.weight.name).any()
     }
-    return [layer for layer in layers if layer.width >= NARROW], refused
+    return [layer for layer in layers if layer.node not in refused], refused
 
 
-def _densities(size: int, uniform: float, layer: Layer, settings: Settings) -> np.ndarray:
-    """Ascending numbers of weights that a layer may keep; with a pattern N:M that one, and all."""
+def _densities(top: int, uniform: float, layer: Layer, settings: Settings) -> np.ndarray:
+    """Ascending numbers of weights that a layer may keep; with a pattern N:M that one, and all.
+
+    The least stands beside the grid, which is counted from the budget: what can be reached does not depend on what is asked for.
+    """
     if settings.pattern is not None:
         keep, of = settings.pattern
-        return np.array([size * keep // of, size] if layer.weight.index.shape[2] % of == 0 else [size])
-    lowest, highest = np.log(settings.least / uniform) / np.log(GRAIN), np.log(1 / uniform) / np.log(GRAIN)
+        return np.array([top * keep // of, top] if layer.weight.index.shape[2] % of == 0 else [top])
+    least = max(1, int(np.ceil(settings.least * top - 1e-9)))
+    lowest, highest = np.log(least / top / uniform) / np.log(GRAIN), np.log(1 / uniform) / np.log(GRAIN)
     steps = np.arange(np.ceil(lowest - 1e-9), np.floor(highest - 1e-9) + 1)
-    found = np.floor(size * uniform * GRAIN**steps).astype(np.int64)
-    return np.unique(np.append(np.maximum(found, 1), size))
+    found = np.floor(top * uniform * GRAIN**steps).astype(np.int64)
+    return np.unique([least, *found[found > least].tolist(), top])
 
 
 def _share(price: Callable[[float], int], limit: float) -> float:
-    """The largest density that meets a limit when all layers have it."""
+    """The largest density that meets a limit when all layers that may be thinned have it."""
     low, high = 1e-3, 1.0
     for _ in range(50):
         middle = (low + high) / 2

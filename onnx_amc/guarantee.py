@@ -124,8 +124,8 @@ class Guarantee:
         self.judge = _judge(first)
         self.runs: list[Compression] = []
         self.trainings: list[tuple[float, float]] = []
-        space = first.search.space
-        self.least = float(np.nextafter(space.price(space.smallest) / max(space.price(space.full), 1), 2))
+        space, whole = first.search.space, first.units.wholes[first.settings.budget.kind]
+        self.least = min(1.0, float(np.nextafter(space.price(space.smallest) / max(whole, 1), 2)))
         self.best: tuple[float, Compression, np.ndarray, Drop] | None = None
 
     def result(self) -> Result:
@@ -166,26 +166,30 @@ class Guarantee:
         return high
 
     def _closed(self, ratio: float, policy: str) -> bool:
-        return self._holds(ratio, self.first.again(budget=self._budget(ratio), policy=policy, recover=False))
+        return self._holds(ratio, {"policy": policy})
 
     def _searched(self, ratio: float) -> bool:
         episodes = max(1, self.first.settings.episodes // ROUNDS)
         reward = self.first.settings.reward
         reward = self.first.settings.budget.kind if reward == "error" else reward
-        return self._holds(
-            ratio, self.first.again(budget=self._budget(ratio), episodes=episodes, reward=reward, recover=False)
-        )
+        return self._holds(ratio, {"episodes": episodes, "reward": reward})
 
     def _budget(self, ratio: float) -> Budget:
         return Budget(self.first.settings.budget.kind, ratio)
 
-    def _holds(self, ratio: float, run: Compression) -> bool:
-        """Whether the best plan of a run stays within the drop; the smallest that does is kept in mind."""
+    def _run(self, ratio: float, changes: Mapping[str, Any]) -> Compression:
+        run = self.first.again(budget=self._budget(ratio), **changes)
         self.runs.append(run)
+        return run
+
+    def _holds(self, ratio: float, changes: Mapping[str, Any]) -> bool:
+        """Whether the best plan of a run with other settings stays within the drop; the smallest that does is kept in mind."""
         try:
+            run = self._run(ratio, {"recover": False, **changes})
             counts = run.choose()
-        except BudgetError as error:  # in time, what the table promises may not be there
-            self.first.listener.note(f"{ratio:.1%} by {run.settings.policy}: out of reach ({error.what})")
+        except BudgetError as error:  # the levels may not go so far, nor the model's time to where the table says
+            policy = changes.get("policy", self.first.settings.policy)
+            self.first.listener.note(f"{ratio:.1%} by {policy}: out of reach ({error.what})")
             return False
         drop = self._drop(run.search.model_of(counts))
         self.first.listener.note(f"{ratio:.1%} by {run.settings.policy}: {drop}")
@@ -218,9 +222,8 @@ class Guarantee:
         for _ in range(TRAININGS):
             if not missed[0] <= wanted < ratio:
                 break
-            run = self.first.again(budget=self._budget(wanted))
-            self.runs.append(run)
             try:
+                run = self._run(wanted, {})
                 result = run.deliver(run.choose())
             except BudgetError as error:
                 self.first.listener.note(f"{wanted:.1%}, trained: out of reach ({error.what})")

@@ -300,17 +300,29 @@ class Search:
         """
         if self.actual is None:
             return counts
-        limit, space = self.space.limit, self.space
+        space, measured = self.space, []
         for _ in range(TRIES):
-            over = self.spent(counts, lambda c=counts: self.finished(c)) / limit  # type: ignore[misc]
-            if over <= 1.0:
+            spent = self.spent(counts, lambda c=counts: self.finished(c))  # type: ignore[misc]
+            if spent <= self.space.limit:
                 return counts
-            space = replace(space, limit=int(min(space.price(counts) / over, space.price(counts) - 1)))
-            counts = self._best_in(space, counts)
-        raise BudgetError(
-            f"the best plan's model costs {over:.4f} of what is allowed",
-            where=self.settings.budget.option,
-            fix="ask for a larger fraction",
+            measured.append(spent)
+            price = space.price(counts)
+            space = replace(space, limit=int(min(price * self.space.limit / spent, price - 1)))
+            smaller = self._best_in(space, counts) if space.feasible(space.smallest) else space.smallest
+            if np.array_equal(smaller, counts):
+                break
+            counts = smaller
+        raise self._beyond(measured)
+
+    def _beyond(self, measured: Sequence[float]) -> BudgetError:
+        """What to say where no plan's model was measured to be small enough."""
+        budget, whole = self.settings.budget, self.units.wholes[self.settings.budget.kind]
+        first, least = (np.ceil(1e4 * spent / whole) / 1e4 for spent in (measured[0], min(measured)))
+        return BudgetError(
+            f"{budget.ratio:.4g} of the {self.space.unit} was asked for, but the best plan's model costs {first:.4f} as measured, "
+            f"{measured[0] / max(self.space.limit, 1):.4f} of what is allowed; the smallest measured is {least:.4f}",
+            where=budget.option,
+            fix=f"ask for {least:.4f} or more, or lower --min-keep",
         )
 
     def spent(self, counts: np.ndarray, build: Callable[[], onnx.ModelProto]) -> float:
@@ -336,7 +348,6 @@ class Search:
 
     def _best_in(self, space: Space, counts: np.ndarray) -> np.ndarray:
         """The best plan that fits into a smaller budget: of those tried, and of what the table of errors now says."""
-        space.check(where=self.settings.budget.option, blocked=self.units.blocked)
         if self.settings.policy in CLOSED:
             return propose(space, self.settings.policy, self.errors)
         self.listener.stage("smaller plans", SMALLER + 1)

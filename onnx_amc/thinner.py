@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnx_amc.builder import Builder, Kept
+from onnx_amc.errors import PlanError
 from onnx_amc.fit.sparse import Choose, largest, of_each, refit_rows, support
-from onnx_amc.granularity import NARROW, thinnable
+from onnx_amc.granularity import NARROW, most_of, thinnable
 from onnx_amc.prune.layers import Layer
 from onnx_amc.prune.refit import Refitter, Values, read, write
 from onnx_amc.prune.sparse import store
@@ -33,6 +35,8 @@ class Thinner(Builder):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.thinned = {layer.weight.name: layer for layer in thinnable(self.analysis)[0]}
+        self._most = {name: most_of(self.analysis, layer, self.settings) for name, layer in self.thinned.items()}
+        self._sparse = frozenset(t.values.name for t in self.analysis.model.original.graph.sparse_initializer)
         self._masks: dict[tuple[str, int], np.ndarray] = {}
 
     def _losing(self) -> list[Layer]:
@@ -43,8 +47,8 @@ class Thinner(Builder):
 
     def kept(self, counts: np.ndarray) -> dict[str, Any]:
         """How many weights stay, for the layers that lose any."""
-        pairs = zip(self.thinned.items(), counts.tolist(), strict=True)
-        return {name: n for (name, layer), n in pairs if n < layer.weight.index.size}
+        pairs = zip(self._most.items(), counts.tolist(), strict=True)
+        return {name: n for (name, most), n in pairs if n < most}
 
     def masks(self, kept: Kept) -> dict[str, np.ndarray]:
         """By layer which weights stay, bool (groups, outputs, inputs x taps)."""
@@ -102,28 +106,60 @@ class Thinner(Builder):
         elif layer.can_add_bias and shift.any():
             biases[layer.node] = shift.ravel()
 
+    @cached_property
+    def _zeros(self) -> dict[str, tuple[Layer, np.ndarray]]:
+        """By weight the layers that have zeros as they come, and where they have none."""
+        read_by = {layer.weight.name: (layer, read(self.analysis, layer.weight) != 0) for layer in self.layers}
+        return {
+            name: (layer, alive.reshape(*alive.shape[:2], -1))
+            for name, (layer, alive) in read_by.items()
+            if not alive.all()
+        }
+
     def _refit_on_itself(self, sequential: Sequential, fitter: Refitter, kept: Kept) -> onnx.ModelProto:  # noqa: ARG002
-        return cut(self.analysis, {}, *sequential.refine({}, {}, {}, self.masks(kept)))
+        still = {layer.node: alive for name, (layer, alive) in self._zeros.items() if name not in kept}
+        return cut(self.analysis, {}, *sequential.refine({}, {}, {}, still | self.masks(kept)))
 
     def task(self, kept: Kept, start: onnx.ModelProto, index: np.ndarray, course: Course) -> Task:
         """What is to be trained; the zeros stay."""
-        return replace(super().task({}, start, index, course), thinned=frozenset(kept))
+        thinned = frozenset({*self._sparse, *self._zeros, *kept})
+        return replace(super().task({}, start, index, course), thinned=thinned)
 
     def checked(self, kept: Kept, feed: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Hold the network with sparse weights against the same one with dense weights.
 
         Raises:
+            PlanError: A weight that cannot be thinned so.
             SelfCheckError: They differ.
 
         """
+        for name, count in kept.items():
+            self._check(name, count)
         dense = finish(self.analysis, self.build(kept))
         stored = onnx.ModelProto()
         stored.CopyFrom(dense)
-        store(stored, frozenset(kept))
+        store(stored, frozenset({*self._sparse, *kept}))
         return {"masked_equals_cut": same(dense, stored, feed, self.analysis.model.source), "checker": True}
+
+    def _check(self, name: str, count: int) -> None:
+        """Refuse what a plan that somebody has written by hand asks of a weight."""
+        fix, pattern = "give the plan.json of a run on this model, as it was written", self.settings.pattern
+        if name not in self.thinned:
+            raise PlanError(f"the elements of {name!r} cannot go one by one", where="plan", fix=fix)
+        index = self.thinned[name].weight.index
+        if pattern is None:
+            return
+        keep, of = pattern
+        if index.shape[2] % of:
+            what = f"weight {name!r} has {index.shape[2]} inputs, which are not a whole number of times {of} as {keep}:{of} asks"
+            raise PlanError(what, where="plan", fix=fix)
+        if count != index.size * keep // of:
+            what = f"{keep}:{of} leaves {index.size * keep // of} elements of {name!r}, but the plan keeps {count}"
+            raise PlanError(what, where="plan", fix=fix)
 
     def deliverable(self, kept: Kept, ready: onnx.ModelProto | None = None) -> onnx.ModelProto:
         """Return the finished model, each of its thinned weights in the form that takes fewer bytes."""
         model = super().deliverable(kept, ready)
-        store(model, frozenset(kept))
+        if kept:  # else it is the original, to the byte
+            store(model, frozenset({*self._sparse, *kept}))
         return model

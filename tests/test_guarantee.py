@@ -201,6 +201,34 @@ def test_a_ratio_that_cannot_be_had_in_time_does_not_hold(monkeypatch: pytest.Mo
     assert result.record["max_drop"]["points"] <= 1.5
 
 
+def test_a_ratio_that_no_plan_of_its_run_can_meet_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The levels of a run may not go as far as its budget, which is found when the run is made."""
+    run = Compression(MLP, None, Settings(Budget("flops", 1.0), max_drop=1.5, policy="uniform"), Listener())
+    plain = Compression.again
+
+    def again(self: Compression, **changes: Any) -> Compression:
+        if changes["budget"].ratio < 0.7:
+            raise BudgetError("0.5 of the MACs cannot be reached", where="--flops", fix="ask for more")
+        return plain(self, **changes)
+
+    monkeypatch.setattr(Compression, "again", again)
+    result = guarantee.Guarantee(run, 1.5).result()
+    assert 0.5 < result.record["compressed"]["macs"] / result.record["original"]["macs"] < 1
+
+
+@pytest.mark.parametrize("reduce", ["params", "size"])
+def test_the_smallest_network_of_single_weights_beside_one_that_is_kept(reduce: str) -> None:
+    """What is trained first is the smallest there is."""
+    how: dict[str, Any] = {"granularity": "weight", "keep": ("3.weight",), "policy": "uniform", "recover_epochs": 1}
+    told = onnx_amc.compress(MLP, max_drop=20, reduce=reduce, recover=True, **how).record["max_drop"]
+    assert told["trained"]
+    settings = Settings(Budget(reduce, 1.0), max_drop=20.0, refit=False, **how | {"recover": False})
+    run = Compression(MLP, None, settings, Listener())
+    least = guarantee.Guarantee(run, 20.0).least
+    space = run.again(budget=Budget(reduce, least)).search.space
+    assert space.price(space.smallest) <= space.limit < space.price(space.smallest) + 2
+
+
 def test_the_whole_network_meets_any_budget_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured against itself it may seem a little slower."""
     monkeypatch.setattr("onnx_amc.compression.ratio_of", lambda *_: lambda _model: 1.002)

@@ -73,6 +73,32 @@ def test_settings_that_no_run_has_had(damage: dict[str, Any], tmp_path: Path) ->
         onnx_amc.apply(MLP, json.loads(plan.read_text()) | damage)
 
 
+@pytest.mark.parametrize(
+    ("first", "changes", "said"),
+    [
+        ({"tensor": "1.bias", "kept": 5}, {}, "'1.bias' cannot go one by one"),
+        ({}, {"pattern": [2, 7]}, "'1.weight' has 64 inputs, which are not a whole number of times 7"),
+        ({}, {"pattern": [2, 4]}, "2:4 leaves 5120 elements of '1.weight', but the plan keeps 2999"),
+    ],
+    ids=["no weight of a layer", "a pattern that does not fit", "a number that is not the pattern's"],
+)  # fmt: skip
+def test_a_plan_of_single_weights_that_somebody_has_edited(
+    first: dict[str, Any], changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    result = onnx_amc.compress(MLP, policy="uniform", refit=False, recover=False, **WEIGHTS)
+    plan = json.loads(written(result, tmp_path).read_text())
+    plan["weights"][0] |= first
+    with pytest.raises(PlanError, match=said):
+        onnx_amc.apply(MLP, plan | changes)
+
+
+def test_a_plan_with_a_pattern_is_replayed(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"granularity": "weight", "params": 0.6, "pattern": (2, 4)}
+    result = onnx_amc.compress(MLP, policy="uniform", refit=False, recover=False, **how)
+    again = onnx_amc.apply(MLP, written(result, tmp_path))
+    assert again.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
+
+
 def test_a_replay_gives_a_session_as_many_threads_as_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels sum in another order where they are shared out otherwise."""
     seen: list[int] = []

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from onnx_amc.graph import light
+from onnx_amc.graph.functions import inlined
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Tokens
-from onnx_amc.graph.load import FLOATS
+from onnx_amc.graph.load import FLOATS, WEIGHTED, Model, densify
+
+MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+"""Operators behind which a weight is a weight still."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +69,51 @@ def macs(analysis: Analysis) -> Price:
 
 
 def params(analysis: Analysis) -> Price:
-    """Elements of the float initializers (constants that are nodes do not count)."""
+    """Elements of the parameters."""
     axes = _axes(analysis)
     entries: list[tuple[str, int, Sequence[Tokens]]] = []
-    for name, tensor in analysis.model.weights.items():
-        if tensor.data_type in FLOATS and name not in analysis.model.lifted:
-            mine = axes.get(name, {})
-            rest = int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
-            entries.append((name, rest, list(mine.values())))
+    for name, tensor in parameters(analysis.model).items():
+        mine = axes.get(name, {})
+        rest = int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
+        entries.append((name, rest, list(mine.values())))
     return _price(analysis, entries)
+
+
+def parameters(model: Model) -> dict[str, onnx.TensorProto]:
+    """What counts as parameters: float initializers, and of the constants that were nodes those that weigh an input."""
+    weighing = _operands(model.proto.graph)
+    return {
+        name: tensor
+        for name, tensor in model.weights.items()
+        if tensor.data_type in FLOATS and (name not in model.lifted or name in weighing)
+    }
+
+
+def constants(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """The float tensors of Constant nodes that count as parameters, in a model as it is written.
+
+    A few exporters write all weights so. Other constants that are nodes (bounds, scales, sizes) are no parameters.
+    """
+    graph = inlined(proto, proto.graph.name or "model").graph
+    weighing = _operands(graph)
+    for node in graph.node:
+        if node.op_type != "Constant" or weighing.isdisjoint(node.output):
+            continue
+        for attribute in node.attribute:
+            if attribute.name == "value" and attribute.t.data_type in FLOATS:
+                yield attribute.t
+            elif attribute.name in {"value_float", "value_floats"}:  # they are delivered as `value`
+                array = np.asarray(onnx.helper.get_attribute_value(attribute), dtype=np.float32)
+                yield numpy_helper.from_array(array)
+
+
+def _operands(graph: onnx.GraphProto) -> set[str]:
+    """What convolutions and matrix products read, moved about or not."""
+    names: set[str] = set()
+    for node in reversed(graph.node):
+        if node.op_type in WEIGHTED or (node.op_type in MOVES and not names.isdisjoint(node.output)):
+            names.update(node.input)
+    return names
 
 
 def size(analysis: Analysis) -> Price:
@@ -88,7 +129,17 @@ def size(analysis: Analysis) -> Price:
         rest = width * int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
         entries.append((name, rest, list(mine.values())))
         counted += width * int(np.prod(tensor.dims))
-    return _price(analysis, [*entries, ("the rest", analysis.model.bytes - counted, [])])
+    return _price(analysis, [*entries, ("the rest", _dense_bytes(analysis.model) - counted, [])])
+
+
+def _dense_bytes(model: Model) -> int:
+    """Bytes of the file, its sparse initializers written out: a cut leaves them so."""
+    if not len(model.original.graph.sparse_initializer):
+        return model.bytes
+    dense = onnx.ModelProto()
+    dense.CopyFrom(model.original)
+    densify(dense)
+    return light.size(dense)
 
 
 def _axes(analysis: Analysis) -> dict[str, dict[int, Tokens]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
+
+from onnx_amc.graph import cost, light
 
 SPARSE_IR = 6
 """Version of the file format from which a graph may hold sparse initializers."""
@@ -77,13 +79,31 @@ def _sparse(tensor: onnx.TensorProto, name: str) -> onnx.SparseTensorProto | Non
     return sparse if sparse.ByteSize() < tensor.ByteSize() else None
 
 
+def can_be_sparse(model: onnx.ModelProto, name: str) -> bool:
+    """Whether `store` may make an initializer sparse: the format knows that, and the caller cannot give another in its place."""
+    return model.ir_version >= SPARSE_IR and all(i.name != name for i in model.graph.input)
+
+
+def bytes_now(model: onnx.ModelProto, tensors: Mapping[str, onnx.TensorProto]) -> np.ndarray:
+    """Bytes that tensors take in a model as it came, int (tensors,), counted as by `bytes_left`.
+
+    Args:
+        model: The model, where some may be sparse.
+        tensors: The same ones written out, by name.
+
+    """
+    sparse = {s.values.name: s for s in model.graph.sparse_initializer}
+    dense = {name: light.data_length(tensor) for name, tensor in tensors.items()}
+    return np.array([_bytes(sparse[n]) if n in sparse else dense[n] for n in tensors], dtype=np.int64)
+
+
+def _bytes(sparse: onnx.SparseTensorProto) -> int:
+    """Of a sparse tensor, less what a dense one takes besides its numbers too."""
+    return int(sparse.ByteSize() - sparse.values.ByteSize() + light.data_length(sparse.values))
+
+
 def nonzeros(model: onnx.ModelProto, kinds: Collection[int]) -> int:
-    """How many elements of the initializers of some types are not zero."""
-    dense = sum(
-        int(np.count_nonzero(numpy_helper.to_array(t))) for t in model.graph.initializer if t.data_type in kinds
-    )
-    return dense + sum(
-        int(np.count_nonzero(numpy_helper.to_array(s.values)))
-        for s in model.graph.sparse_initializer
-        if s.values.data_type in kinds
-    )
+    """How many of the parameters that are of some types are not zero."""
+    held = [t for t in (*model.graph.initializer, *cost.constants(model)) if t.data_type in kinds]
+    held += [s.values for s in model.graph.sparse_initializer if s.values.data_type in kinds]
+    return sum(int(np.count_nonzero(numpy_helper.to_array(t))) for t in held)

@@ -1,0 +1,249 @@
+"""What counts as a parameter and as a byte: weights in Constant nodes, weights that come sparse, files that know no sparse ones."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from nets import Row
+from onnx import helper, numpy_helper
+
+import onnx_amc
+from onnx_amc.compression import Compression
+from onnx_amc.config import Budget, Settings
+from onnx_amc.delivery import figures
+from onnx_amc.errors import BudgetError
+from onnx_amc.granularity import channels_of, units_of, weights_of
+from onnx_amc.graph import cost, light
+from onnx_amc.graph.groups import analyse
+from onnx_amc.intake import load_model
+from onnx_amc.listener import Listener
+from onnx_amc.training import course_of
+
+MODELS = Path(__file__).parents[1] / "models"
+MLP, DATA = MODELS / "digits_mlp.onnx", MODELS / "digits_mlp.npz"
+WEIGHTS = ("1.weight", "3.weight", "5.weight", "7.weight")
+CUT: dict[str, Any] = {"policy": "uniform", "refit": False, "recover": False}
+
+
+def in_nodes(names: Collection[str]) -> onnx.ModelProto:
+    """The MLP, some of its weights in Constant nodes."""
+    model = onnx.load(MLP)
+    graph = model.graph
+    moved = [t for t in graph.initializer if t.name in names]
+    left = [t for t in graph.initializer if t.name not in names]
+    nodes = [helper.make_node("Constant", [], [t.name], value=t) for t in moved]
+    return helper.make_model(
+        helper.make_graph([*nodes, *graph.node], graph.name, graph.input, graph.output, left),
+        ir_version=model.ir_version,
+        opset_imports=model.opset_import,
+    )
+
+
+@cache
+def sparse(share: float = 0.2) -> onnx.ModelProto:
+    """The MLP with a fifth of its parameters, stored sparse."""
+    model = onnx_amc.compress(MLP, params=share, granularity="weight", **CUT).model
+    assert len(model.graph.sparse_initializer) == len(WEIGHTS)
+    return model
+
+
+def alive(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Where each weight is not zero."""
+    loaded = load_model(model)
+    return {name: loaded.value(name) != 0 for name in WEIGHTS}
+
+
+# ---- weights in Constant nodes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("1.weight",), (*WEIGHTS, "1.bias", "7.bias")], ids=["one", "many"])
+def test_weights_in_constant_nodes_count_as_those_in_initializers(names: tuple[str, ...]) -> None:
+    model, plain = in_nodes(names), load_model(MLP)
+    analysis = analyse(load_model(model))
+    for key in ("params", "nonzeros"):
+        assert figures(model)[key] == figures(model, analysis)[key] == figures(plain.original)[key]
+    for granularity in ("channel", "weight"):
+        settings = Settings(Budget("params", 0.5), granularity=granularity)
+        ours, theirs = units_of(analysis, settings), units_of(analyse(plain), settings)
+        assert ours.wholes["params"] == theirs.wholes["params"]
+        assert ours.space(settings).price(ours.sizes) == ours.wholes["params"]
+
+
+@pytest.mark.parametrize("names", [("1.weight",), WEIGHTS], ids=["one", "all"])
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
+def test_a_budget_of_parameters_holds_where_weights_are_constant_nodes(
+    granularity: str, names: tuple[str, ...]
+) -> None:
+    record = onnx_amc.compress(in_nodes(names), params=0.3, granularity=granularity, **CUT).record
+    small, whole = record["compressed"], record["original"]
+    assert 0.25 * whole["params"] < small["nonzeros"] <= 0.3 * whole["params"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "counted"),
+    [
+        ("k = Constant <value = float[8] {1,2,3,4,5,6,7,8}> () y = Mul (h, k)", 0),
+        ("k = Constant <value_floats = [1.0,2.0,3.0,4.0,5.0,6.0,7.0,8.0]> () y = MatMul (h, k)", 8),
+        ("k = Constant <value = float[2,8] {1,2,3,4,5,6,7,8,9,0,1,2,3,4,5,6}> () t = Transpose (k) y = MatMul (h, t)", 16),
+    ],
+    ids=["a factor", "plain floats", "behind a Transpose"],
+)  # fmt: skip
+def test_only_what_weighs_an_input_counts_of_constant_nodes(nodes: str, counted: int) -> None:
+    shape = "float[N]" if "value_floats" in nodes else "float[N,2]" if counted else "float[N,8]"
+    model = Row("", f"(float[N,6] x) => ({shape} y) <float[6,8] w> {{ h = MatMul (x, w) {nodes} }}", 8).model()
+    analysis = analyse(load_model(model))
+    full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
+    assert figures(model)["params"] == cost.params(analysis)(full) == 48 + counted
+
+
+def test_constants_inside_functions_count_as_they_do_once_those_are_written_out() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+        g (float[N,2] x) => (float[N,2] y) { h = own.turn (x) y = own.turn (h) }
+        <domain: "own", opset_import: ["" : 17]>
+        turn (x) => (y) { w = Constant <value = float[2,2] {1,2,3,4}> () y = MatMul (x, w) }"""
+    model = onnx.parser.parse_model(text)
+    analysis = analyse(load_model(model))
+    assert figures(model)["params"] == figures(model)["nonzeros"] == 8
+    assert cost.params(analysis)(np.array([g.channels for g in analysis.groups], dtype=np.int64)) == 8
+
+
+def test_a_share_of_nothing_is_refused() -> None:
+    row = Row("", """(float[7,N,3] x) => (float[7,1,N,2] y) <float[1,16,3] w, float[1,16,4] q, float[1,8,4] u, float[1,8,2] v> {
+        h = LSTM <hidden_size = 4> (x, w, q) a = Constant <value_ints = [1]> () s = Squeeze (h, a)
+        y = LSTM <hidden_size = 2> (s, u, v) }""", 4)  # fmt: skip
+    with pytest.raises(BudgetError, match="has no MACs"):
+        onnx_amc.compress(row.model(), flops=0.5, **CUT)
+
+
+# ---- weights that come sparse ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["params", "size"])
+@pytest.mark.parametrize("ratio", [0.9, 0.5, 0.3])
+def test_what_is_left_of_sparse_weights_is_of_those_that_are_not_zero(kind: str, ratio: float) -> None:
+    budget: dict[str, Any] = {kind: ratio}
+    result = onnx_amc.compress(sparse(), granularity="weight", **CUT, **budget)
+    key = "nonzeros" if kind == "params" else "bytes"
+    assert 0.97 * ratio < result.record["compressed"][key] / result.record["original"][key] <= ratio
+    assert len(result.model.graph.sparse_initializer) == len(WEIGHTS)
+    before, after = alive(sparse()), alive(result.model)
+    assert all((before[n] >= after[n]).all() for n in WEIGHTS), "the largest stay"
+
+
+def test_the_whole_of_a_sparse_file_is_the_file() -> None:
+    for kind in ("params", "size"):
+        settings = Settings(Budget(kind, 1.0), granularity="weight")
+        units = weights_of(analyse(load_model(sparse())), settings)
+        assert units.space(settings).price(units.sizes) == units.wholes[kind]
+        assert units.wholes == {"params": figures(sparse())["nonzeros"], "size": light.size(sparse())}
+        assert units.sizes.tolist() == [int(a.sum()) for a in alive(sparse()).values()]
+
+
+def test_sparse_weights_that_are_left_alone_stay_sparse_through_refit_and_training() -> None:
+    how: dict[str, Any] = {"policy": "uniform", "recover": True, "recover_epochs": 1, "keep": ("3.weight", "5.weight")}
+    result = onnx_amc.compress(sparse(), DATA, size=0.7, granularity="weight", **how)
+    assert result.record["recover"]["epochs"] == 1
+    assert result.record["compressed"]["bytes"] <= 0.7 * result.record["original"]["bytes"]
+    before, after = alive(sparse()), alive(result.model)
+    for name in how["keep"]:
+        assert np.array_equal(before[name], after[name])
+    run = Compression(sparse(), DATA, Settings(Budget("size", 0.7), granularity="weight"), Listener())
+    task = run.builder.task({"1.weight": 100}, sparse(), np.arange(2), course_of(run.settings, 2))
+    assert task.thinned == set(WEIGHTS), "whether a training is kept or not"
+
+
+def test_zeros_that_are_stored_dense_are_not_counted_either() -> None:
+    dense = load_model(sparse()).proto
+    result = onnx_amc.compress(dense, params=0.5, granularity="weight", **CUT)
+    assert result.record["original"]["nonzeros"] == figures(sparse())["nonzeros"]
+    assert 0.48 < result.record["compressed"]["nonzeros"] / result.record["original"]["nonzeros"] <= 0.5
+
+
+def test_a_layer_of_zeros_has_nothing_to_lose() -> None:
+    model = onnx.load(MLP)
+    empty = next(t for t in model.graph.initializer if t.name == "5.weight")
+    empty.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(empty)), empty.name))
+    settings = Settings(Budget("params", 0.5), granularity="weight")
+    units = weights_of(analyse(load_model(model)), settings)
+    assert units.names == tuple(n for n in WEIGHTS if n != "5.weight")
+    assert any("its weights are zero" in why for why in units.blocked)
+
+
+def test_a_pattern_counts_places_and_not_what_lies_there() -> None:
+    result = onnx_amc.compress(sparse(0.6), params=0.6, granularity="weight", pattern=(1, 4), **CUT)
+    assert result.record["compressed"]["nonzeros"] <= 0.6 * result.record["original"]["nonzeros"]
+    cut = [g for g in result.record["groups"] if g["kept"] < g["weights"]]
+    assert cut
+    for group in cut:
+        rows = load_model(result.model).value(group["name"])
+        assert np.count_nonzero(rows.reshape(len(rows), -1, 4), axis=2).max() <= 1
+
+
+def test_channels_of_sparse_weights_are_priced_as_they_are_delivered() -> None:
+    analysis = analyse(load_model(sparse()))
+    units = channels_of(analysis, Settings(Budget("size", 0.5)))
+    assert units.wholes["size"] == light.size(sparse())
+    assert units.prices["size"](units.sizes[None])[0] == pytest.approx(light.size(analysis.model.proto), rel=0.001)
+    record = onnx_amc.compress(sparse(), size=0.5, **CUT).record
+    assert record["compressed"]["bytes"] <= 0.5 * record["original"]["bytes"]
+    with pytest.raises(BudgetError, match=r"0\.1 of the bytes cannot be reached by cutting channels.*stored dense"):
+        onnx_amc.compress(sparse(), size=0.1, **CUT)
+
+
+# ---- files that know no sparse weights, and what is said of the smallest ----------------------------------------------
+
+
+@pytest.mark.parametrize(("ir", "listed"), [(5, False), (8, True)], ids=["below version 6", "weights are inputs"])
+def test_what_cannot_be_stored_sparse_is_priced_dense(ir: int, listed: bool) -> None:
+    model = onnx.load(MLP)
+    model.ir_version = ir
+    if listed:
+        known = [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in model.graph.initializer]
+        model.graph.input.extend(known)
+    with pytest.raises(
+        BudgetError, match=r"^\S+ 0\.5: 0\.5 of the bytes cannot be reached; the smallest is 1\.0000. In"
+    ) as found:
+        onnx_amc.compress(model, size=0.5, granularity="weight", **CUT)
+    assert ("stays dense" if listed else "version 5") in str(found.value)
+    record = onnx_amc.compress(model, params=0.5, granularity="weight", **CUT).record
+    assert record["compressed"]["nonzeros"] <= 0.5 * record["original"]["params"]
+
+
+def test_a_plan_that_turns_out_too_large_is_told_of_by_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx_amc.compression.actual_cost", lambda *_: lambda model: 3 * light.size(model))
+    with pytest.raises(BudgetError, match=r"0\.08 of the bytes was asked for") as found:
+        onnx_amc.compress(MLP, size=0.08, granularity="weight", **CUT)
+    least = float(str(found.value.fix).split()[2])
+    assert 0.1 < least < 0.24, "of the smallest plan, three times what it takes"
+    assert f"the smallest measured is {least:.4f}" in found.value.what
+    enough = onnx_amc.compress(MLP, size=least, granularity="weight", **CUT)
+    assert 3 * light.size(enough.model) <= least * MLP.stat().st_size
+
+
+@pytest.mark.parametrize("keep", [(), ("3.weight",), ("1.weight", "3.weight")], ids=len)
+@pytest.mark.parametrize("least", [0.03, 0.2])
+def test_what_can_be_reached_does_not_depend_on_what_is_asked_for(keep: tuple[str, ...], least: float) -> None:
+    analysis = analyse(load_model(MLP))
+    found = set()
+    for ratio in (0.01, 0.15, 0.3, 0.7, 1.0):
+        settings = Settings(Budget("params", ratio), granularity="weight", keep=keep, min_keep=least)
+        units = weights_of(analysis, settings)
+        found.add(int(units.prices["params"](np.array([lv[0] for lv in units.levels])[None])[0]))
+    sizes = dict(zip(units.names, units.sizes.tolist(), strict=True))
+    rest = units.wholes["params"] - sum(sizes.values())
+    assert found == {rest + sum(n if name in keep else int(np.ceil(least * n)) for name, n in sizes.items())}
+
+
+def test_uniform_pruning_spends_the_budget_on_what_is_not_kept() -> None:
+    settings = Settings(Budget("params", 0.6), granularity="weight", keep=("3.weight",), **CUT)
+    run = Compression(MLP, None, settings, Listener())
+    counts, space = run.choose(), run.search.space
+    assert 0.995 * space.limit < space.price(counts) <= space.limit
+    shares = (counts / space.full)[[n != "3.weight" for n in run.units.names]]
+    assert np.ptp(shares) < 0.02
