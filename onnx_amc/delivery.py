@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from onnx_amc import files
 from onnx_amc.granularity import Units
 from onnx_amc.graph import cost, light
+from onnx_amc.graph.functions import inlined
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import FLOATS, Model, load, true_inputs
 from onnx_amc.graph.shapes import sample_feed
@@ -78,19 +80,25 @@ def figures(
     """
     analysis = known or analyse(load(model, sizes))
     full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
+    others = _in_nodes(model, analysis)
     return {
         "macs": cost.macs(analysis)(full),
-        "params": params_of(model),
-        "nonzeros": nonzeros(model, FLOATS),
+        "params": params_of(model) + sum(int(np.prod(t.dims)) for t in others),
+        "nonzeros": nonzeros(model, FLOATS) + sum(int(np.count_nonzero(numpy_helper.to_array(t))) for t in others),
         "bytes": analysis.model.bytes,
     }
 
 
 def params_of(model: onnx.ModelProto) -> int:
-    """Elements of the parameters, those of sparse ones included that are zero."""
-    dense = [t for t in model.graph.initializer if t.data_type in FLOATS]
-    held = (*dense, *cost.constants(model), *model.graph.sparse_initializer)
-    return sum(int(np.prod(t.dims)) for t in held)
+    """Elements of the float initializers, those of sparse ones included that are zero."""
+    dense = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in FLOATS)
+    return dense + sum(int(np.prod(t.dims)) for t in model.graph.sparse_initializer)
+
+
+def _in_nodes(model: onnx.ModelProto, analysis: Analysis) -> list[onnx.TensorProto]:
+    """Parameters that the file has in Constant nodes."""
+    counted, nodes = cost.parameters(analysis.model), inlined(model, analysis.model.source).graph.node
+    return [counted[o] for n in nodes if n.op_type == "Constant" for o in n.output if o in counted]
 
 
 def actual_cost(kind: str, granularity: str) -> Callable[[onnx.ModelProto], float] | None:

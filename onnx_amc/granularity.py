@@ -229,12 +229,18 @@ def _thinned_prices(
 def thinnable(analysis: Analysis) -> tuple[list[Layer], dict[str, str]]:
     """The layers whose single weights may go, and why those of the others may not."""
     layers, refused = find_layers(analysis)
-    refused = refused | {
-        layer.node: f"its outputs have {layer.width} weights each" if layer.width < NARROW else "its weights are zero"
-        for layer in layers
-        if layer.width < NARROW or not analysis.model.value(layer.weight.name).any()
-    }
+    why = {layer.node: _unthinned(analysis, layer) for layer in layers}
+    refused = refused | {node: reason for node, reason in why.items() if reason}
     return [layer for layer in layers if layer.node not in refused], refused
+
+
+def _unthinned(analysis: Analysis, layer: Layer) -> str:
+    """Why a layer's single weights stay; nothing where they may go."""
+    if layer.width < NARROW:
+        return f"its outputs have {layer.width} weights each"
+    if layer.weight.name in analysis.model.lifted:
+        return "its weights are a constant in the graph, where others are initializers"
+    return "" if analysis.model.value(layer.weight.name).any() else "its weights are zero"
 
 
 def _densities(top: int, uniform: float, layer: Layer, settings: Settings) -> np.ndarray:

@@ -133,15 +133,8 @@ def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def parameters(model: onnx.ModelProto) -> int:
-    """Elements of the float initializers, and of the float Constant nodes that a product reads, moved about or not."""
-    moves = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
-    behind = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type in moves}
-    counted = {t.name for t in model.graph.initializer}
-    for _, kind, _, name in uses(model):
-        while kind in {"Conv", "ConvTranspose", "Gemm", "MatMul"} and name not in counted:
-            counted.add(name)
-            name = behind.get(name, name)  # noqa: PLW2901
-    return sum(a.size for name, a in constants(model).items() if a.dtype.kind == "f" and name in counted)
+    """Elements of the float initializers."""
+    return sum(a.size for a in (numpy_helper.to_array(t) for t in model.graph.initializer) if a.dtype.kind == "f")
 
 
 def uses(model: onnx.ModelProto) -> list[tuple[str, str, int, str]]:

@@ -62,9 +62,10 @@ def alive(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 # ---- weights in Constant nodes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names", [("1.weight",), (*WEIGHTS, "1.bias", "7.bias")], ids=["one", "many"])
-def test_weights_in_constant_nodes_count_as_those_in_initializers(names: tuple[str, ...]) -> None:
-    model, plain = in_nodes(names), load_model(MLP)
+@pytest.mark.parametrize("more", [(), ("1.bias", "7.bias")], ids=["weights", "biases too"])
+def test_weights_in_constant_nodes_count_as_those_in_initializers(more: tuple[str, ...]) -> None:
+    """Where all of them are."""
+    model, plain = in_nodes((*WEIGHTS, *more)), load_model(MLP)
     analysis = analyse(load_model(model))
     for key in ("params", "nonzeros"):
         assert figures(model)[key] == figures(model, analysis)[key] == figures(plain.original)[key]
@@ -73,6 +74,15 @@ def test_weights_in_constant_nodes_count_as_those_in_initializers(names: tuple[s
         ours, theirs = units_of(analysis, settings), units_of(analyse(plain), settings)
         assert ours.wholes["params"] == theirs.wholes["params"]
         assert ours.space(settings).price(ours.sizes) == ours.wholes["params"]
+
+
+def test_a_constant_beside_weights_is_no_parameter() -> None:
+    model, plain = in_nodes(("3.weight",)), load_model(MLP)
+    analysis = analyse(load_model(model))
+    assert figures(model)["params"] == figures(plain.original)["params"] - plain.value("3.weight").size
+    assert weights_of(analysis, Settings(Budget("params", 0.5), granularity="weight")).names == tuple(
+        name for name in WEIGHTS if name != "3.weight"
+    )
 
 
 @pytest.mark.parametrize("names", [("1.weight",), WEIGHTS], ids=["one", "all"])
@@ -89,17 +99,17 @@ def test_a_budget_of_parameters_holds_where_weights_are_constant_nodes(
     ("nodes", "counted"),
     [
         ("k = Constant <value = float[8] {1,2,3,4,5,6,7,8}> () y = Mul (h, k)", 0),
-        ("k = Constant <value_floats = [1.0,2.0,3.0,4.0,5.0,6.0,7.0,8.0]> () y = MatMul (h, k)", 8),
-        ("k = Constant <value = float[2,8] {1,2,3,4,5,6,7,8,9,0,1,2,3,4,5,6}> () t = Transpose (k) y = MatMul (h, t)", 16),
+        ("k = Constant <value_floats = [1.0,2.0,3.0,4.0,5.0,6.0,7.0,8.0]> () y = MatMul (x, k)", 8),
+        ("k = Constant <value = float[2,8] {1,2,3,4,5,6,7,8,9,0,1,2,3,4,5,6}> () t = Transpose (k) y = MatMul (x, t)", 16),
     ],
     ids=["a factor", "plain floats", "behind a Transpose"],
 )  # fmt: skip
 def test_only_what_weighs_an_input_counts_of_constant_nodes(nodes: str, counted: int) -> None:
     shape = "float[N]" if "value_floats" in nodes else "float[N,2]" if counted else "float[N,8]"
-    model = Row("", f"(float[N,6] x) => ({shape} y) <float[6,8] w> {{ h = MatMul (x, w) {nodes} }}", 8).model()
+    model = Row("", f"(float[N,8] x) => ({shape} y) <float[8] w> {{ h = Add (x, w) {nodes} }}", 8).model()
     analysis = analyse(load_model(model))
     full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
-    assert figures(model)["params"] == cost.params(analysis)(full) == 48 + counted
+    assert figures(model)["params"] == cost.params(analysis)(full) == 8 + counted
 
 
 def test_constants_inside_functions_count_as_they_do_once_those_are_written_out() -> None:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from onnx_amc.graph import light
-from onnx_amc.graph.functions import inlined
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Tokens
-from onnx_amc.graph.load import FLOATS, WEIGHTED, Model, densify
-
-MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-"""Operators behind which a weight is a weight still."""
+from onnx_amc.graph.load import FLOATS, Model, densify
 
 
 @dataclass(frozen=True)
@@ -80,40 +75,8 @@ def params(analysis: Analysis) -> Price:
 
 
 def parameters(model: Model) -> dict[str, onnx.TensorProto]:
-    """What counts as parameters: float initializers, and of the constants that were nodes those that weigh an input."""
-    weighing = _operands(model.proto.graph)
-    return {
-        name: tensor
-        for name, tensor in model.weights.items()
-        if tensor.data_type in FLOATS and (name not in model.lifted or name in weighing)
-    }
-
-
-def constants(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """The float tensors of Constant nodes that count as parameters, in a model as it is written.
-
-    A few exporters write all weights so. Other constants that are nodes (bounds, scales, sizes) are no parameters.
-    """
-    graph = inlined(proto, proto.graph.name or "model").graph
-    weighing = _operands(graph)
-    for node in graph.node:
-        if node.op_type != "Constant" or weighing.isdisjoint(node.output):
-            continue
-        for attribute in node.attribute:
-            if attribute.name == "value" and attribute.t.data_type in FLOATS:
-                yield attribute.t
-            elif attribute.name in {"value_float", "value_floats"}:  # they are delivered as `value`
-                array = np.asarray(onnx.helper.get_attribute_value(attribute), dtype=np.float32)
-                yield numpy_helper.from_array(array)
-
-
-def _operands(graph: onnx.GraphProto) -> set[str]:
-    """What convolutions and matrix products read, moved about or not."""
-    names: set[str] = set()
-    for node in reversed(graph.node):
-        if node.op_type in WEIGHTED or (node.op_type in MOVES and not names.isdisjoint(node.output)):
-            names.update(node.input)
-    return names
+    """What counts as parameters: the float initializers, as they are before any is stored sparse or shared."""
+    return {n: t for n, t in model.weights.items() if t.data_type in FLOATS and n not in model.lifted}
 
 
 def size(analysis: Analysis) -> Price:

@@ -33,6 +33,9 @@ from onnx_amc.graph.shapes import concrete_shapes, other_shapes
 FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
 )
+MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+"""Operators behind which a weight is a weight still."""
+
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 Source = str | Path | onnx.ModelProto
@@ -53,7 +56,8 @@ class Model:
         shapes: Every tensor's shape for one sample (batch 1).
         others: Shapes at another batch and length, of those tensors for which inference tells them.
         origin: For each initializer that was split off a shared one: the original's name and the user it serves.
-        lifted: Constant nodes that became initializers, by output; they are nodes again in what is delivered.
+        lifted: Constant nodes that became initializers, by output; they are nodes again in what is delivered. Not among them are
+            the weights of a model that has none in initializers.
         made: Initializers of `proto` that the original has under no name: folded, or from inside a function.
         weights: The initializers of `proto` by name.
 
@@ -132,6 +136,7 @@ def read(source: Source) -> Model:
     proto = inlined(proto, where)
     densify(proto)
     lifted = _lift_constants(proto)
+    _adopt(proto, lifted)
     fold(proto, where)
     origin = _unshare(proto, original)
     _drop_unused(proto)
@@ -214,6 +219,22 @@ def _sha256(model: onnx.ModelProto) -> str:
     for tensor in heavy:
         digest.update(tensor.raw_data)
     return digest.hexdigest()
+
+
+def _adopt(proto: onnx.ModelProto, lifted: dict[str, onnx.NodeProto]) -> None:
+    """Let constants be initializers for good where an exporter has written all weights so: as parameters they count.
+
+    Other constants that are nodes, such as bounds, scales and sizes, are none.
+    """
+    floats = {t.name for t in proto.graph.initializer if t.data_type in FLOATS}
+    weights, biases = set[str](), set[str]()
+    for node in reversed(proto.graph.node):
+        if node.op_type in WEIGHTED or (node.op_type in MOVES and not weights.isdisjoint(node.output)):
+            weights.update(node.input[:2])
+            biases.update(node.input[2:])
+    if floats & weights <= lifted.keys():
+        for name in floats & (weights | biases) & lifted.keys():
+            del lifted[name]
 
 
 def _lift_constants(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnx_amc.graph import cost, light
+from onnx_amc.graph import light
 
 SPARSE_IR = 6
 """Version of the file format from which a graph may hold sparse initializers."""
@@ -103,7 +103,7 @@ def _bytes(sparse: onnx.SparseTensorProto) -> int:
 
 
 def nonzeros(model: onnx.ModelProto, kinds: Collection[int]) -> int:
-    """How many of the parameters that are of some types are not zero."""
-    held = [t for t in (*model.graph.initializer, *cost.constants(model)) if t.data_type in kinds]
+    """How many elements of the initializers of some types are not zero."""
+    held = [t for t in model.graph.initializer if t.data_type in kinds]
     held += [s.values for s in model.graph.sparse_initializer if s.values.data_type in kinds]
     return sum(int(np.count_nonzero(numpy_helper.to_array(t))) for t in held)
