@@ -17,7 +17,7 @@ import onnx
 from onnx_amc.config import Settings
 from onnx_amc.delivery import one_feed
 from onnx_amc.errors import DataError, ModelError
-from onnx_amc.granularity import thinnable
+from onnx_amc.granularity import most_of, thinnable
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.inspection import matching, protected
@@ -114,7 +114,7 @@ def _of_weights(analysis: Analysis, settings: Settings) -> list[dict[str, Any]]:
     labels = [{layer.weight.name, layer.node, analysis.nodes[layer.node].name} for layer in layers]
     kept = matching(analysis, settings.keep, labels) if settings.keep else [False] * len(layers)
     found = [
-        (layer.node, layer.weight.name, dims[layer.weight.name], "protected by --keep" if keep else None)
+        (layer.node, layer.weight.name, most_of(analysis, layer, settings), "protected by --keep" if keep else None)
         for layer, keep in zip(layers, kept, strict=True)
     ]
     for node, why in refused.items():

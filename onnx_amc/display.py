@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from onnx_amc.listener import Listener
+from onnx_amc.report.view import milliseconds
 from onnx_amc.run.metrics import shown
 
 WIDE = 1_000
@@ -129,7 +130,8 @@ class Display(Listener):
         for label, key in rows:
             table.add_row(label, *(_share(c[key], original[key]) for c in columns))
         table.add_row(
-            "latency, batch 1", *(f"{c['latency_ms']:.3g} ms ({c.get('latency_ratio', 1.0):.2f}x)" for c in columns)
+            "latency, batch 1",
+            *(f"{milliseconds(c['latency_ms'])} ms ({c.get('latency_ratio', 1.0):.2f}x)" for c in columns),
         )
         if record["metric"]:
             table.add_row(f"score ({record['metric']})", *(shown(c["score"]) for c in columns))
