@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from onnx_amc import files
 from onnx_amc.granularity import Units
 from onnx_amc.graph import cost, light
-from onnx_amc.graph.functions import inlined
 from onnx_amc.graph.groups import Analysis, analyse
-from onnx_amc.graph.load import FLOATS, Model, load, true_inputs
+from onnx_amc.graph.load import Model, load, true_inputs
 from onnx_amc.graph.shapes import sample_feed
 from onnx_amc.prune.plan import Plan
-from onnx_amc.prune.sparse import nonzeros
+from onnx_amc.prune.sparse import elements, nonzeros, parameters_of
 from onnx_amc.run.capture import fixed_batch
 from onnx_amc.run.samples import Dataset, InputSpec
 from onnx_amc.run.session import open_session
@@ -80,25 +78,13 @@ def figures(
     """
     analysis = known or analyse(load(model, sizes))
     full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
-    others = _in_nodes(model, analysis)
+    params, live = parameters_of(model, analysis)
     return {
         "macs": cost.macs(analysis)(full),
-        "params": params_of(model) + sum(int(np.prod(t.dims)) for t in others),
-        "nonzeros": nonzeros(model, FLOATS) + sum(int(np.count_nonzero(numpy_helper.to_array(t))) for t in others),
+        "params": params,
+        "nonzeros": live,
         "bytes": analysis.model.bytes,
     }
-
-
-def params_of(model: onnx.ModelProto) -> int:
-    """Elements of the float initializers, those of sparse ones included that are zero."""
-    dense = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in FLOATS)
-    return dense + sum(int(np.prod(t.dims)) for t in model.graph.sparse_initializer)
-
-
-def _in_nodes(model: onnx.ModelProto, analysis: Analysis) -> list[onnx.TensorProto]:
-    """Parameters that the file has in Constant nodes."""
-    counted, nodes = cost.parameters(analysis.model), inlined(model, analysis.model.source).graph.node
-    return [counted[o] for n in nodes if n.op_type == "Constant" for o in n.output if o in counted]
 
 
 def actual_cost(kind: str, granularity: str) -> Callable[[onnx.ModelProto], float] | None:
@@ -107,7 +93,7 @@ def actual_cost(kind: str, granularity: str) -> Callable[[onnx.ModelProto], floa
     A refit may give biases to layers that had none, and the file has more in it than weights.
     """
     if kind == "params":
-        return params_of if granularity == "channel" else lambda model: nonzeros(model, FLOATS)
+        return elements if granularity == "channel" else nonzeros
     return light.size if kind == "size" else None
 
 

@@ -15,7 +15,7 @@ from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.inspection import facts_of, matching, protected, shape_facts
 from onnx_amc.prune.layers import Layer, find_layers
-from onnx_amc.prune.sparse import SPARSE_IR, bytes_left, bytes_now, can_be_sparse
+from onnx_amc.prune.sparse import SPARSE_IR, bytes_left, bytes_now, can_be_sparse, parameters_of
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.search.space import Prices, Space, levels_of
 from onnx_amc.search.state import LayerFacts
@@ -75,6 +75,8 @@ class Units:
         kind = "flops" if budget.kind == "channels" else budget.kind
         ratio = 1.0 if budget.kind == "channels" else budget.ratio
         limit = int(np.floor(ratio * self.wholes[kind] + 1e-9))
+        if kind == "params" and ratio == 1:  # what the file stores once is priced for each layer that reads it
+            limit = max(limit, int(self.prices[kind](self.sizes[None])[0]))
         space = Space(self.names, self.levels, self.prices[kind], limit, UNITS[kind])
         if kind == "size":
             self._check_sparse(space, budget)
@@ -125,7 +127,8 @@ def channels_of(analysis: Analysis, settings: Settings, clock: Clock | None = No
     full = np.array([g.channels for g in groups], dtype=np.int64)
     known = {"flops": cost.macs(analysis), "params": cost.params(analysis), "size": cost.size(analysis)}
     prices: dict[str, Prices] = {kind: price.many for kind, price in known.items()}
-    wholes = {kind: price(full) for kind, price in known.items()} | {"size": analysis.model.bytes}
+    wholes = {"flops": known["flops"](full), "params": parameters_of(analysis.model.original, analysis)[0]}
+    wholes["size"] = analysis.model.bytes
     if clock is not None:
         prices["latency"] = clock(levels).nanoseconds
         wholes["latency"] = int(prices["latency"](full[None])[0])
@@ -206,9 +209,8 @@ def _thinned_prices(
 
     """
     original, weights = analysis.model.original, analysis.model.weights
-    known = {name: _live(analysis, name) for name in cost.parameters(analysis.model)}
-    live = np.array([known[n] for n in names], dtype=np.int64)
-    wholes = {"params": sum(known.values()), "size": analysis.model.bytes}
+    live = np.array([_live(analysis, n) for n in names], dtype=np.int64)
+    wholes = {"params": parameters_of(original, analysis)[1], "size": analysis.model.bytes}
     tensors = {n: weights[n] for n in names}
     widths = np.array([_itemsize(t) for t in tensors.values()], dtype=np.int64)
     sizes = np.array([np.prod(t.dims) for t in tensors.values()], dtype=np.int64)

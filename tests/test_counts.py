@@ -123,6 +123,22 @@ def test_constants_inside_functions_count_as_they_do_once_those_are_written_out(
     assert cost.params(analysis)(np.array([g.channels for g in analysis.groups], dtype=np.int64)) == 8
 
 
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
+def test_vectors_that_are_stored_once_count_once(granularity: str) -> None:
+    layers = "".join(
+        f"h{i} = MatMul (y{i}, w{i}) r{i} = Relu (h{i}) y{i + 1} = BatchNormalization (r{i}, g, z, m, v) "
+        for i in range(4)
+    )
+    weights = "float[16] g, float[16] z, float[16] m, float[16] v, " + ", ".join(f"float[16,16] w{i}" for i in range(4))
+    row = Row(
+        "", f"(float[N,16] y0) => (float[N,2] y) <{weights}, float[16,2] u> {{ {layers} y = MatMul (y4, u) }}", 16
+    )
+    for share in (1.0, 0.6, 0.5):
+        record = onnx_amc.compress(row.model(), params=share, granularity=granularity, round_to=1, **CUT).record
+        assert record["original"]["params"] == 4 * 16 + 4 * 256 + 32
+        assert (share - 0.1) * 1120 < record["compressed"]["nonzeros"] <= share * 1120
+
+
 def test_a_share_of_nothing_is_refused() -> None:
     row = Row("", """(float[7,N,3] x) => (float[7,1,N,2] y) <float[1,16,3] w, float[1,16,4] q, float[1,8,4] u, float[1,8,2] v> {
         h = LSTM <hidden_size = 4> (x, w, q) a = Constant <value_ints = [1]> () s = Squeeze (h, a)

@@ -17,9 +17,10 @@ from test_reading import IMAGE, Row, check, ints, network
 
 from onnx_amc.builder import Builder
 from onnx_amc.config import Budget, Settings
-from onnx_amc.delivery import input_specs, params_of
+from onnx_amc.delivery import input_specs
 from onnx_amc.graph.groups import analyse
 from onnx_amc.graph.load import load
+from onnx_amc.prune.sparse import elements
 from onnx_amc.prune.surgery import finish
 from onnx_amc.recover import distil
 from onnx_amc.recover.course import Course, Progress, Standing, Task, augmented, one_cycle
@@ -333,7 +334,7 @@ def test_what_the_file_stores_once_is_trained_as_one() -> None:
     assert np.abs(gains[0] - 1).min() > 0
     assert repeated(task, standing.replay) == found
     after = finish(task.analysis, found)
-    assert params_of(after) == params_of(before)
+    assert elements(after) == elements(before)
     assert after.ByteSize() == before.ByteSize()
 
 
@@ -342,7 +343,7 @@ def test_a_shift_that_is_stored_as_a_mean_too_stays_as_it_is() -> None:
     task, before = normed("z")
     better = iter(range(100))
     after = finish(task.analysis, recovered(task, lambda _m: (0.0, next(better)))[0])
-    assert params_of(after) == params_of(before)
+    assert elements(after) == elements(before)
     changed = {t.name for t, old in zip(after.graph.initializer, before.graph.initializer, strict=True) if t != old}
     assert "g" in changed
     assert "z" not in changed

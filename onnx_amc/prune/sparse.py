@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnx_amc.graph import light
+from onnx_amc.graph import cost, light
+from onnx_amc.graph.functions import inlined
+from onnx_amc.graph.groups import Analysis
+from onnx_amc.graph.load import FLOATS
 
 SPARSE_IR = 6
 """Version of the file format from which a graph may hold sparse initializers."""
@@ -102,8 +105,21 @@ def _bytes(sparse: onnx.SparseTensorProto) -> int:
     return int(sparse.ByteSize() - sparse.values.ByteSize() + light.data_length(sparse.values))
 
 
-def nonzeros(model: onnx.ModelProto, kinds: Collection[int]) -> int:
-    """How many elements of the initializers of some types are not zero."""
-    held = [t for t in model.graph.initializer if t.data_type in kinds]
-    held += [s.values for s in model.graph.sparse_initializer if s.values.data_type in kinds]
-    return sum(int(np.count_nonzero(numpy_helper.to_array(t))) for t in held)
+def elements(model: onnx.ModelProto) -> int:
+    """Elements of the float initializers, those of sparse ones included that are zero."""
+    dense = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in FLOATS)
+    return dense + sum(int(np.prod(t.dims)) for t in model.graph.sparse_initializer)
+
+
+def nonzeros(model: onnx.ModelProto) -> int:
+    """How many elements of the float initializers are not zero."""
+    held = [*model.graph.initializer, *(s.values for s in model.graph.sparse_initializer)]
+    return sum(int(np.count_nonzero(numpy_helper.to_array(t))) for t in held if t.data_type in FLOATS)
+
+
+def parameters_of(model: onnx.ModelProto, analysis: Analysis) -> tuple[int, int]:
+    """Parameters of a model as it is written, and how many of them are not zero; those in Constant nodes too, where they count."""
+    counted, nodes = cost.parameters(analysis.model), inlined(model, analysis.model.source).graph.node
+    others = [counted[o] for n in nodes if n.op_type == "Constant" for o in n.output if o in counted]
+    live = sum(int(np.count_nonzero(numpy_helper.to_array(t))) for t in others)
+    return elements(model) + sum(int(np.prod(t.dims)) for t in others), nonzeros(model) + live
