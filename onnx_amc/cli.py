@@ -316,9 +316,11 @@ def _claim(given: Mapping[str, str | None], wanted: Mapping[str, str | Path | No
 
     """
     models = {f"the weights of {n}": Path(f"{p}.data") for n, p in wanted.items() if n.startswith(("-o", "--int8"))}
-    if model is not None and any(path.exists() for path in models.values()):
-        from onnx_amc.graph.outside import files_of  # noqa: PLC0415
+    if model is not None:
+        from onnx_amc.graph.outside import files_of  # noqa: PLC0415  keeps --help light
 
+        for option, path in models.items():
+            _nameable(path, option.removeprefix("the weights of "))
         outside = files_of(Path(model))
         given = {**given, **{f"the weights of MODEL ({path})": str(path) for path in outside}}
         wanted = {**wanted, **(models if outside else {})}
@@ -343,13 +345,17 @@ def _display(json_to: str | None = None, *, quiet: bool = False) -> Display:
     return Display(quiet=quiet, results=sys.stderr if json_to == STDOUT else sys.stdout)
 
 
-def _writable(path: Path, option: str) -> None:
-    """Refuse early what could not be written late."""
-    parent = path.parent
+def _nameable(path: Path, option: str) -> None:
+    """Refuse early what onnxruntime could not open late."""
     shown = str(path).encode(errors="backslashreplace")
     if os.fsencode(path) != shown:
         what, fix = "its name is not UTF-8, which onnxruntime needs", "choose another name or folder"
         raise OptionError(what, where=f"{option} {shown.decode()}", fix=fix)
+
+
+def _writable(path: Path, option: str) -> None:
+    """Refuse early what could not be written late."""
+    parent = path.parent
     if path.exists() and not path.is_file():
         what = "is a folder" if path.is_dir() else "is no file"
         raise OptionError(what, where=f"{option} {path}", fix="name a file in it" if path.is_dir() else "name a file")

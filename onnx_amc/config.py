@@ -227,8 +227,10 @@ class Settings:
             raise OptionError("fpgm compares whole filters", where="--criterion", fix="take obs, wanda or magnitude")
         for name in ("agent", "save_agent", "tensorboard"):
             if getattr(self, name) is not None and self.policy not in AGENTS:
-                what = f"the policy {self.policy} has no agent"
-                raise OptionError(what, where=f"--{name.replace('_', '-')}", fix=f"choose --policy {', '.join(AGENTS)}")
+                where, fix = f"--{name.replace('_', '-')}", f"choose --policy {', '.join(AGENTS)}"
+                if self.budget.kind == "channels":
+                    raise OptionError("--channels searches nothing", where=where, fix="give a budget, such as --flops")
+                raise OptionError(f"the policy {self.policy} has no agent", where=where, fix=fix)
 
     @property
     def least(self) -> float:

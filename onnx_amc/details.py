@@ -53,11 +53,10 @@ def details_of(search: Search, counts: np.ndarray) -> dict[str, Any]:
 
 def tried_json(search: Search, trials: Sequence[Tried]) -> list[dict[str, Any]]:
     """Evaluated plans, their prices relative to the original's."""
-    whole = search.space.price(search.space.full)
     return [
         {
             "source": t.source,
-            "ratio": search.space.price(t.counts) / max(whole, 1),
+            "ratio": search.space.ratio(t.counts),
             "score": t.score,
             "loss": t.loss,
             "reward": t.reward,

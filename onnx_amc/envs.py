@@ -24,12 +24,11 @@ from onnx_amc.intake import DataSource, ModelSource
 from onnx_amc.listener import Listener
 from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.loop import Tried
-from onnx_amc.search.shaping import SHAPING
 
 SOURCE = "environment"
 """Who proposes the plans, for the record: whatever agent walks, the environment does not know it."""
 
-UNREAD = ("max_drop", "ray", "agent", "save_agent", "tensorboard")
+UNREAD = ("max_drop", "ray", "agent", "save_agent", "tensorboard", "policy", "episodes", "ahead", "workers")
 """Settings that only a search by `onnx_amc.compress` looks at."""
 
 
@@ -100,12 +99,12 @@ class ModelEnv(PruningEnv):
         return result
 
     def _checked(self, counts: np.ndarray) -> np.ndarray:
-        full, fix = self.space.full, "take `info['counts']` of an episode"
-        if counts.shape != full.shape or counts.dtype.kind not in "iu" or ((counts < 1) | (counts > full)).any():
-            what = f"{counts.tolist()} are no whole numbers from 1 to {full.tolist()}"
+        least, full, fix = self.space.smallest, self.space.full, "take `info['counts']` of an episode"
+        if counts.shape != full.shape or counts.dtype.kind not in "iu" or ((counts < least) | (counts > full)).any():
+            what = f"{counts.tolist()} are no whole numbers from {least.tolist()} to {full.tolist()}"
             raise OptionError(what, where="counts", fix=fix)
         if not self.space.feasible(counts):
-            what = f"they leave {self.space.price(counts) / self.space.price(full):.1%} of the {self.space.unit}"
+            what = f"they leave {self.space.ratio(counts):.1%} of the {self.space.unit}"
             raise BudgetError(what, where="counts", fix=fix)
         return counts.astype(np.int64)
 
@@ -122,7 +121,7 @@ def pruning(
     run: Compression | None = None,
     listener: Listener | None = None,
     render_mode: str | None = None,
-    shaping: float = SHAPING,
+    shaping: float | None = None,
     **settings: Any,
 ) -> ModelEnv:
     """Build the environment of one model, budget and data set.
@@ -135,28 +134,36 @@ def pruning(
         params: Fraction of the parameters to be left.
         size: Fraction of the file's bytes to be left.
         latency: Fraction of the measured latency to be left.
-        run: That of another environment, in place of all of these.
+        run: That of another environment, in place of all else but the render mode.
         listener: Hears of every evaluation.
         render_mode: None, "ansi" or "rgb_array".
-        shaping: What the error of the outputs counts for in the reward, -(1 - score) - shaping min(loss, 1); 0 is AMC's R_err.
+        shaping: What the error of the outputs counts for in the reward, -(1 - score) - shaping min(loss, 1), 4 unless given; 0 is
+            AMC's R_err.
         settings: Any other field of `onnx_amc.config.Settings`, `reward` among them.
 
     Raises:
         OptionError: Settings that an environment cannot heed.
 
     """
-    if run is None:
+    budgets = {"flops": flops, "params": params, "size": size, "latency": latency}
+    if run is not None:
+        given = {"model": model, "data": data, "listener": listener, "shaping": shaping, **budgets, **settings}
+        if wrong := [name for name, value in given.items() if value is not None]:
+            what = f"{', '.join(wrong)} beside the run of another environment, which has its own"
+            raise OptionError(what, where="settings", fix="leave that out, or give a model in place of the run")
+    else:
         if model is None:
             raise TypeError("give a model, or the run of another environment")
         unread = [name for name in UNREAD if settings.get(name) is not None]
         if unread:
             what = f"an environment does not heed {', '.join(unread)}"
             raise OptionError(what, where="settings", fix="leave that out, or call onnx_amc.compress")
-        budget = choose_budget(flops=flops, params=params, size=size, latency=latency)
+        budget = choose_budget(**budgets)
         wanted = Settings(**{"budget": budget, "granularity": granularity, "recover": False, **settings})
         with threadpool_limits(limits=1, user_api="blas"):
             run = Compression(model, data, wanted, listener or Listener())
-        run.search.journal.rule = replace(run.search.journal.rule, shaping=shaping)
+        if shaping is not None:
+            run.search.journal.rule = replace(run.search.journal.rule, shaping=shaping)
     return ModelEnv(run, render_mode)
 
 

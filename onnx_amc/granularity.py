@@ -75,9 +75,11 @@ class Units:
         kind = "flops" if budget.kind == "channels" else budget.kind
         ratio = 1.0 if budget.kind == "channels" else budget.ratio
         limit = int(np.floor(ratio * self.wholes[kind] + 1e-9))
-        if kind == "params" and ratio == 1:  # what the file stores once is priced for each layer that reads it
+        if (
+            kind == "params" and ratio == 1
+        ):  # priced dearer: what layers share for each of them, what is zero as if it were not
             limit = max(limit, int(self.prices[kind](self.sizes[None])[0]))
-        space = Space(self.names, self.levels, self.prices[kind], limit, UNITS[kind])
+        space = Space(self.names, self.levels, self.prices[kind], limit, UNITS[kind], self.wholes[kind])
         if kind == "size":
             self._check_sparse(space, budget)
         space.check(where=budget.option, blocked=self.blocked)
@@ -210,7 +212,8 @@ def _thinned_prices(
     """
     original, weights = analysis.model.original, analysis.model.weights
     live = np.array([_live(analysis, n) for n in names], dtype=np.int64)
-    wholes = {"params": parameters_of(original, analysis)[1], "size": analysis.model.bytes}
+    elements, alive = parameters_of(original, analysis)
+    wholes = {"params": alive, "size": analysis.model.bytes}
     tensors = {n: weights[n] for n in names}
     widths = np.array([_itemsize(t) for t in tensors.values()], dtype=np.int64)
     sizes = np.array([np.prod(t.dims) for t in tensors.values()], dtype=np.int64)
@@ -220,7 +223,8 @@ def _thinned_prices(
         smaller = np.minimum(bytes_left(np.minimum(plans, live), sizes, widths), now)
         return np.asarray(np.where(sparse & (plans < tops), smaller, now).sum(axis=1))
 
-    rest = {"params": wholes["params"] - int(live.sum()), "size": wholes["size"] - int(now.sum())}
+    # What is zero there may be so no longer when it is trained: biases begin so.
+    rest = {"params": elements - int(sizes.sum()), "size": wholes["size"] - int(now.sum())}
     prices: dict[str, Prices] = {
         "params": lambda plans: rest["params"] + np.minimum(plans, live).sum(axis=1),
         "size": lambda plans: rest["size"] + stored(plans),

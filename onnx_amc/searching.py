@@ -168,7 +168,7 @@ class Search:
 
     def _tell(self, tried: Tried) -> None:
         done = sum(t.source == tried.source for t in self.journal.trials)
-        ratio = self.space.price(tried.counts) / self.space.price(self.space.full)
+        ratio = self.space.ratio(tried.counts)
         best = self.journal.best.score
         self.listener.tried(tried)
         self.listener.advance(done, f"{tried.source}: {shown(tried.score)} at {ratio:.1%}, best {shown(best)}")
@@ -322,7 +322,7 @@ class Search:
             f"{budget.ratio:.4g} of the {self.space.unit} was asked for, but the best plan's model costs {first:.4f} as measured, "
             f"{measured[0] / max(self.space.limit, 1):.4f} of what is allowed; the smallest measured is {least:.4f}",
             where=budget.option,
-            fix=f"ask for {least:.4f} or more, or lower --min-keep",
+            fix=(f"ask for {least:.4f} or more, or " if least <= 1 else "") + "lower --min-keep, or --keep what grows",
         )
 
     def spent(self, counts: np.ndarray, build: Callable[[], onnx.ModelProto]) -> float:

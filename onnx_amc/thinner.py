@@ -14,7 +14,7 @@ from onnx_amc.builder import Builder, Kept
 from onnx_amc.errors import PlanError
 from onnx_amc.fit.sparse import Choose, largest, of_each, refit_rows, support
 from onnx_amc.granularity import NARROW, most_of, thinnable
-from onnx_amc.prune.layers import Layer
+from onnx_amc.prune.layers import Layer, find_layers
 from onnx_amc.prune.refit import Refitter, Values, read, write
 from onnx_amc.prune.sparse import store
 from onnx_amc.prune.surgery import cut, finish
@@ -60,7 +60,8 @@ class Thinner(Builder):
             groups, outputs, _, _ = layer.weight.index.shape
             w = read(self.analysis, layer.weight).reshape(groups, outputs, -1)
             shares = np.full(groups, count // groups) + (np.arange(groups) < count % groups)
-            self._masks[key] = np.stack([self._chosen(layer, g, w[g], int(n)) for g, n in enumerate(shares)])
+            mask = np.stack([self._chosen(layer, g, w[g], int(n)) for g, n in enumerate(shares)])
+            self._masks[key] = mask & (w != 0)  # a pattern may have more room than there are weights
         return self._masks[key]
 
     def _chosen(self, layer: Layer, group: int, w: np.ndarray, count: int) -> np.ndarray:
@@ -109,7 +110,8 @@ class Thinner(Builder):
     @cached_property
     def _zeros(self) -> dict[str, tuple[Layer, np.ndarray]]:
         """By weight the layers that have zeros as they come, and where they have none."""
-        read_by = {layer.weight.name: (layer, read(self.analysis, layer.weight) != 0) for layer in self.layers}
+        layers = find_layers(self.analysis)[0]
+        read_by = {layer.weight.name: (layer, read(self.analysis, layer.weight) != 0) for layer in layers}
         return {
             name: (layer, alive.reshape(*alive.shape[:2], -1))
             for name, (layer, alive) in read_by.items()

@@ -14,6 +14,7 @@ from nets import Row
 from onnx import helper, numpy_helper
 
 import onnx_amc
+from onnx_amc import pipeline
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
 from onnx_amc.delivery import figures
@@ -209,6 +210,32 @@ def test_a_pattern_counts_places_and_not_what_lies_there() -> None:
     for group in cut:
         rows = load_model(result.model).value(group["name"])
         assert np.count_nonzero(rows.reshape(len(rows), -1, 4), axis=2).max() <= 1
+
+
+def test_a_pattern_with_more_room_than_weights_fills_nothing() -> None:
+    thin: dict[str, Any] = {"granularity": "weight", "policy": "uniform", "recover": False}
+    model = onnx_amc.compress(MLP, params=0.6, keep=("1.weight", "5.weight", "7.weight"), refit=False, **thin).model
+    record = onnx_amc.compress(model, DATA, params=0.75, pattern=(2, 4), **thin).record
+    assert 0.5 < record["compressed"]["nonzeros"] / record["original"]["nonzeros"] <= 0.75
+
+
+def test_shifts_of_zero_are_priced_as_what_training_makes_of_them() -> None:
+    model, shifts = onnx.load(MLP), 0
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(".bias"):
+            tensor.CopyFrom(numpy_helper.from_array(0 * numpy_helper.to_array(tensor), tensor.name))
+            shifts += int(np.prod(tensor.dims))
+    settings = Settings(Budget("params", 1.0), granularity="weight")
+    units = weights_of(analyse(load_model(model)), settings)
+    assert units.prices["params"](units.sizes[None])[0] == units.wholes["params"] + shifts
+    assert units.space(settings).feasible(units.sizes), "all of it is all of it"
+
+
+@pytest.mark.parametrize("ratio", [0.8, 0.5])
+def test_shares_of_a_sparse_file_are_of_the_file(ratio: float) -> None:
+    (result,) = onnx_amc.pareto(sparse(), DATA, size=ratio, policy="uniform", recover=False)
+    left = result.record["compressed"]["bytes"] / result.record["original"]["bytes"]
+    assert pipeline.front([result])[0]["ratio"] == pytest.approx(left, abs=0.05)
 
 
 def test_channels_of_sparse_weights_are_priced_as_they_are_delivered() -> None:

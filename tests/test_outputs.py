@@ -97,6 +97,10 @@ def test_weights_beside_a_model_are_not_written_over(apart: Path, capsys: pytest
     assert "the weights of MODEL" in capsys.readouterr().err
     assert main(["compress", "big.onnx", *PLAIN, "-o", "p.onnx", "--run-dir", "run"]) == 0
     assert main(["apply", "big.onnx", "run/plan.json", "-o", "o.onnx"]) == 2
+    assert main(["compress", "big.onnx", *PLAIN, "-o", "p.onnx", "--json", apart.name]) == 2
+    assert main(["compress", "big.onnx", *PLAIN, "-o", apart.name]) == 2
+    assert main(["compress", "big.onnx", *PLAIN, "-o", "q.onnx", "--json", "q.onnx.data"]) == 2
+    assert "the weights of -o q.onnx.data: is --json itself" in " ".join(capsys.readouterr().err.split())
     assert apart.read_bytes() == before
     assert main(["compress", "m.onnx", *PLAIN, "-o", "o.onnx"]) == 0, (
         "what keeps its weights inside writes no such file"
@@ -197,6 +201,7 @@ def test_a_folder_whose_name_is_not_utf8_is_refused_before_the_run(
     assert main(["compress", "m.onnx", *PLAIN, "-o", str(odd / "o.onnx")]) == 2
     assert "not UTF-8" in " ".join(capsys.readouterr().err.split())
     assert list(odd.iterdir()) == []
+    assert main(["inspect", "m.onnx", "--json", str(odd / "r.json")]) == 0, "no matter to onnxruntime"
     shutil.move("m.onnx", odd)
     assert (
         main(["compress", str(odd / "m.onnx"), *PLAIN, "-o", "o.onnx", "--report", "o.html", "--json", "o.json"]) == 0
@@ -292,6 +297,8 @@ def test_so_many_channels_are_kept_as_are_wanted(capsys: pytest.CaptureFixture[s
     assert (record["rewards"], record["best_episode"]) == ([], None)
     assert main(["compress", "m.onnx", "--channels", "0.1", "--min-keep", "0.3"]) == 2
     assert "fewer than --min-keep" in " ".join(capsys.readouterr().err.split())
+    assert main(["compress", "m.onnx", "--channels", "0.5", "--save-agent", "a.npz"]) == 2
+    assert "--channels searches nothing" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.usefixtures("place")

@@ -79,7 +79,7 @@ class Model:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the original's bytes."""
+        """Of the original's file, and then of the weights that it keeps beside it."""
         return self.digest or _sha256(self.original)
 
     def value(self, name: str) -> np.ndarray:
@@ -179,7 +179,7 @@ def true_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def _read(source: Source) -> tuple[onnx.ModelProto, str, str | None, bool]:
-    """The model, what to call it, its file's sha256 if it has one, and whether weights lie in other files."""
+    """The model, what to call it, the sha256 of its files if it has any, and whether weights lie in other files."""
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
         model.CopyFrom(source)

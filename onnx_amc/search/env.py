@@ -89,7 +89,7 @@ class PruningEnv(gym.Env[np.ndarray, np.ndarray]):
         reward = 0.0
         if done:
             info["counts"] = self.counts.copy()
-            info["ratio"] = self.space.price(self.counts) / self.space.price(self.space.full)
+            info["ratio"] = self.space.ratio(self.counts)
             reward = float(self._reward(self.counts.copy()))
         return self._observe(), reward, done, False, info
 
@@ -106,8 +106,7 @@ class PruningEnv(gym.Env[np.ndarray, np.ndarray]):
             filled = round(BAR * n / whole)
             bar = "█" * filled + "·" * (BAR - filled) if i < self._step else "?" * BAR
             lines.append(f"{name:<{width}} {bar} {n}/{whole}")
-        ratio = self.space.price(self.counts) / self.space.price(self.space.full)
-        return [*lines, f"{ratio:.1%} of the {self.space.unit}"]
+        return [*lines, f"{self.space.ratio(self.counts):.1%} of the {self.space.unit}"]
 
     def _picture(self) -> np.ndarray:
         picture = np.full(((ROW + GAP) * max(len(self.space), 1), WIDE, 3), 255, dtype=np.uint8)

@@ -63,6 +63,7 @@ class Space:
         prices: Of plans, exact.
         limit: What a plan may cost at most.
         unit: What the price counts, for messages.
+        whole: What the original costs; None for what the price of everything kept is.
 
     """
 
@@ -71,6 +72,7 @@ class Space:
     prices: Prices
     limit: int
     unit: str = "MACs"
+    whole: int | None = None
 
     @cached_property
     def full(self) -> np.ndarray:
@@ -99,6 +101,10 @@ class Space:
         """Return what one plan costs."""
         return int(self.prices(counts[None])[0])
 
+    def ratio(self, counts: np.ndarray) -> float:
+        """Return what one plan costs relative to the original."""
+        return self.price(counts) / max(self.price(self.full) if self.whole is None else self.whole, 1)
+
     def feasible(self, counts: np.ndarray) -> bool:
         """Whether a plan meets the budget."""
         return self.price(counts) <= self.limit
@@ -112,8 +118,8 @@ class Space:
         """
         if self.feasible(self.smallest):
             return
-        whole, least = self.price(self.full), self.price(self.smallest)
-        reachable = np.ceil(1e4 * least / whole) / 1e4
+        reachable = np.ceil(1e4 * self.ratio(self.smallest)) / 1e4
+        whole = max(self.price(self.full) if self.whole is None else self.whole, 1)
         raise BudgetError(
             f"{self.limit / whole:.4g} of the {self.unit} cannot be reached; the smallest is {reachable:.4f}"
             + (f". In the way: {'; '.join(blocked[:3])}" if blocked else ""),
