@@ -191,18 +191,16 @@ def _budgets(args: argparse.Namespace) -> list[Budget]:
 
 
 def _settings(args: argparse.Namespace, budget: Budget) -> Settings:
-    from onnx_amc.config import Settings, parse_pattern, parse_round_to  # noqa: PLC0415
+    from onnx_amc.config import Settings  # noqa: PLC0415
 
     same = (
         "max_drop", "granularity", "policy", "episodes", "seed", "min_keep", "approximate", "refit", "criterion", "metric",
         "preset", "reward", "agent", "save_agent", "tensorboard", "provider", "recover", "recover_epochs", "recover_minutes",
         "recover_labels", "recover_flip", "latency_command", "cache", "threads", "workers",
-        "ahead", "int8", "ray", "memory",
+        "ahead", "int8", "ray", "memory", "pattern", "round_to",
     )  # fmt: skip
     return Settings(
         budget=budget,
-        pattern=parse_pattern(args.pattern),
-        round_to=parse_round_to(args.round_to),
         keep=tuple(args.keep),
         **{name: getattr(args, name) for name in same},
     )
@@ -211,11 +209,9 @@ def _settings(args: argparse.Namespace, budget: Budget) -> Settings:
 def inspect(args: argparse.Namespace) -> None:
     """`onnx-amc inspect`."""
     from onnx_amc import inspect as look  # noqa: PLC0415
-    from onnx_amc.config import parse_round_to  # noqa: PLC0415
 
     _claim({"MODEL": args.model}, {"--json": args.json})
-    rounding = parse_round_to(args.round_to)
-    found = look(args.model, min_keep=args.min_keep, round_to=rounding, approximate=args.approximate)
+    found = look(args.model, min_keep=args.min_keep, round_to=args.round_to, approximate=args.approximate)
     _save(found, args.json)
     _display(args.json).inspection(found)
 
@@ -315,10 +311,10 @@ def _claim(given: Mapping[str, str | None], wanted: Mapping[str, str | Path | No
         model: What is read and may keep weights in files beside it, as then what is written will.
 
     """
-    models = {f"the weights of {n}": Path(f"{p}.data") for n, p in wanted.items() if n.startswith(("-o", "--int8"))}
     if model is not None:
         from onnx_amc.graph.outside import files_of  # noqa: PLC0415  keeps --help light
 
+        models = {f"the weights of {n}": Path(f"{p}.data") for n, p in wanted.items() if n.startswith(("-o", "--int8"))}
         for option, path in models.items():
             _nameable(path, option.removeprefix("the weights of "))
         outside = files_of(Path(model))

@@ -162,6 +162,8 @@ class Settings:
     def __post_init__(self) -> None:
         self._normalise()
         self._check_names()
+        if self.budget.kind == "channels":  # that is the plan: nobody proposes another
+            object.__setattr__(self, "policy", "uniform")
         _fraction(self.budget.ratio, f"--{self.budget.kind}")
         check_levels(self.least, self.round_to)
         self._check_combinations()
@@ -215,8 +217,6 @@ class Settings:
                 )
 
     def _check_combinations(self) -> None:
-        if self.budget.kind == "channels":  # that is the plan: nobody proposes another
-            object.__setattr__(self, "policy", "uniform")
         if self.pattern is not None and (self.granularity != "weight" or not 0 < self.pattern[0] < self.pattern[1]):
             what = f"{self.pattern[0]}:{self.pattern[1]} with --granularity {self.granularity}"
             raise OptionError(what, where="--pattern", fix="give N:M with 0 < N < M, and --granularity weight")
@@ -319,10 +319,8 @@ def parse_round_to(text: str) -> int | None:
         ) from error
 
 
-def parse_pattern(text: str | None) -> tuple[int, int] | None:
+def parse_pattern(text: str) -> tuple[int, int]:
     """`N:M` as two whole numbers."""
-    if text is None:
-        return None
     keep, _, of = text.partition(":")
     if not (keep.isdecimal() and of.isdecimal()):
         raise OptionError(f"'{text}' is not N:M", where="--pattern", fix="give for example 2:4")

@@ -19,7 +19,7 @@ from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import Model, load, true_inputs
 from onnx_amc.graph.shapes import sample_feed
 from onnx_amc.prune.plan import Plan
-from onnx_amc.prune.sparse import elements, nonzeros, parameters_of
+from onnx_amc.prune.sparse import elements, in_nodes, nonzeros
 from onnx_amc.run.capture import fixed_batch
 from onnx_amc.run.samples import Dataset, InputSpec
 from onnx_amc.run.session import open_session
@@ -78,11 +78,11 @@ def figures(
     """
     analysis = known or analyse(load(model, sizes))
     full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
-    params, live = parameters_of(model, analysis)
+    beside = in_nodes(model, analysis)
     return {
         "macs": cost.macs(analysis)(full),
-        "params": params,
-        "nonzeros": live,
+        "params": elements(model, beside),
+        "nonzeros": nonzeros(model, beside),
         "bytes": analysis.model.bytes,
     }
 

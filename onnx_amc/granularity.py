@@ -15,7 +15,7 @@ from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.inspection import facts_of, matching, protected, shape_facts
 from onnx_amc.prune.layers import Layer, find_layers
-from onnx_amc.prune.sparse import SPARSE_IR, bytes_left, bytes_now, can_be_sparse, parameters_of
+from onnx_amc.prune.sparse import SPARSE_IR, bytes_left, bytes_now, can_be_sparse, elements, in_nodes, nonzeros
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.search.space import Prices, Space, levels_of
 from onnx_amc.search.state import LayerFacts
@@ -101,7 +101,7 @@ class Units:
         """Refuse what a file of sparse weights cannot be brought to by cutting channels: these are written out then."""
         whole = self.wholes["size"]
         if self.parts == "channels" and space.price(space.full) > whole and not space.feasible(space.smallest):
-            reachable = np.ceil(1e4 * space.price(space.smallest) / whole) / 1e4
+            reachable = np.ceil(1e4 * space.ratio(space.smallest)) / 1e4
             raise BudgetError(
                 f"{budget.ratio:.4g} of the bytes cannot be reached by cutting channels, the smallest is {reachable:.4f}: the file "
                 "holds sparse weights, and what is cut of them is stored dense",
@@ -129,7 +129,8 @@ def channels_of(analysis: Analysis, settings: Settings, clock: Clock | None = No
     full = np.array([g.channels for g in groups], dtype=np.int64)
     known = {"flops": cost.macs(analysis), "params": cost.params(analysis), "size": cost.size(analysis)}
     prices: dict[str, Prices] = {kind: price.many for kind, price in known.items()}
-    wholes = {"flops": known["flops"](full), "params": parameters_of(analysis.model.original, analysis)[0]}
+    original = analysis.model.original
+    wholes = {"flops": known["flops"](full), "params": elements(original, in_nodes(original, analysis))}
     wholes["size"] = analysis.model.bytes
     if clock is not None:
         prices["latency"] = clock(levels).nanoseconds
@@ -212,8 +213,8 @@ def _thinned_prices(
     """
     original, weights = analysis.model.original, analysis.model.weights
     live = np.array([_live(analysis, n) for n in names], dtype=np.int64)
-    elements, alive = parameters_of(original, analysis)
-    wholes = {"params": alive, "size": analysis.model.bytes}
+    beside = in_nodes(original, analysis)
+    wholes = {"params": nonzeros(original, beside), "size": analysis.model.bytes}
     tensors = {n: weights[n] for n in names}
     widths = np.array([_itemsize(t) for t in tensors.values()], dtype=np.int64)
     sizes = np.array([np.prod(t.dims) for t in tensors.values()], dtype=np.int64)
@@ -224,7 +225,7 @@ def _thinned_prices(
         return np.asarray(np.where(sparse & (plans < tops), smaller, now).sum(axis=1))
 
     # What is zero there may be so no longer when it is trained: biases begin so.
-    rest = {"params": elements - int(sizes.sum()), "size": wholes["size"] - int(now.sum())}
+    rest = {"params": elements(original, beside) - int(sizes.sum()), "size": wholes["size"] - int(now.sum())}
     prices: dict[str, Prices] = {
         "params": lambda plans: rest["params"] + np.minimum(plans, live).sum(axis=1),
         "size": lambda plans: rest["size"] + stored(plans),

@@ -89,6 +89,8 @@ ROWS = [
     *(Row(op, positive=True) for op in ("Log", "Sqrt")),
     *(Row(op, (floats(-0.9, 0.1, 0.7),)) for op in ("Acos", "Asin", "Atanh")),
     Row("Acosh", (floats(1.1, 2.0, 3.0),)),
+    Row("ReduceSum", (np.arange(-6, 18, dtype=np.int32).reshape(2, 3, 4), ints(1))),
+    Row("CumSum", (np.arange(-6, 18, dtype=np.int32).reshape(2, 3, 4), ints(1)), {"exclusive": 1}),
     *(Row(op, (X, Y)) for op in ("Add", "Sub", "Mul", "Div", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "PRelu")),
     Row("Div", (ints(7, -7, 5), ints(2, 2, -3))),
     Row("Equal", (ints(1, 2, 3), ints(1, 5, 3))),
@@ -138,6 +140,7 @@ ROWS = [
     Row("MaxPool", (IMAGE,), {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
     Row("MaxPool", (IMAGE,), {"kernel_shape": [2, 2], "strides": [3, 3], "ceil_mode": 1, "pads": [0, 0, 1, 1]}),
     Row("MaxPool", (IMAGE,), {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    Row("MaxPool", (IMAGE,), {"kernel_shape": [3, 3], "auto_pad": "VALID", "strides": [2, 2], "ceil_mode": 1}),
     Row("MaxPool", ((2, 4, 9),), {"kernel_shape": [3], "dilations": [2]}),
     Row("MaxPool", ((1, 2, 5, 6, 7),), {"kernel_shape": [2, 2, 2]}),
     *(
@@ -146,6 +149,7 @@ ROWS = [
         for include in (0, 1) for ceil in (0, 1)
     ),
     Row("AveragePool", (IMAGE,), {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    Row("AveragePool", (IMAGE,), {"kernel_shape": [3, 3], "auto_pad": "VALID", "strides": [2, 2], "ceil_mode": 1}),
     Row("AveragePool", ((2, 4, 9),), {"kernel_shape": [3]}),
     Row("GlobalAveragePool", (IMAGE,)),
     Row("GlobalMaxPool", (IMAGE,)),

@@ -13,7 +13,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from test_reading import IMAGE, Row, check, ints, network
 
 from onnx_amc.builder import Builder
 from onnx_amc.config import Budget, Settings
@@ -347,22 +346,6 @@ def test_a_shift_that_is_stored_as_a_mean_too_stays_as_it_is() -> None:
     changed = {t.name for t, old in zip(after.graph.initializer, before.graph.initializer, strict=True) if t != old}
     assert "g" in changed
     assert "z" not in changed
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        Row("ReduceSum", (np.arange(-6, 18, dtype=np.int32).reshape(2, 3, 4), ints(1))),
-        Row("CumSum", (np.arange(-6, 18, dtype=np.int32).reshape(2, 3, 4), ints(1)), {"exclusive": 1}),
-        *(
-            Row(op, (IMAGE,), {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "auto_pad": "VALID"})
-            for op in ("MaxPool", "AveragePool")
-        ),
-    ],
-    ids=str,
-)
-def test_types_of_sums_and_sizes_of_pools_are_those_of_onnxruntime(row: Row) -> None:
-    check(*network(row))
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -105,21 +105,19 @@ def _bytes(sparse: onnx.SparseTensorProto) -> int:
     return int(sparse.ByteSize() - sparse.values.ByteSize() + light.data_length(sparse.values))
 
 
-def elements(model: onnx.ModelProto) -> int:
-    """Elements of the float initializers, those of sparse ones included that are zero."""
-    dense = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in FLOATS)
-    return dense + sum(int(np.prod(t.dims)) for t in model.graph.sparse_initializer)
+def elements(model: onnx.ModelProto, beside: Sequence[onnx.TensorProto] = ()) -> int:
+    """Elements of the float initializers, those of sparse ones included that are zero, and of the tensors beside them."""
+    held = [t for t in model.graph.initializer if t.data_type in FLOATS]
+    return sum(int(np.prod(t.dims)) for t in (*held, *model.graph.sparse_initializer, *beside))
 
 
-def nonzeros(model: onnx.ModelProto) -> int:
-    """How many elements of the float initializers are not zero."""
-    held = [*model.graph.initializer, *(s.values for s in model.graph.sparse_initializer)]
+def nonzeros(model: onnx.ModelProto, beside: Sequence[onnx.TensorProto] = ()) -> int:
+    """How many of them are not zero."""
+    held = [*model.graph.initializer, *(s.values for s in model.graph.sparse_initializer), *beside]
     return sum(int(np.count_nonzero(numpy_helper.to_array(t))) for t in held if t.data_type in FLOATS)
 
 
-def parameters_of(model: onnx.ModelProto, analysis: Analysis) -> tuple[int, int]:
-    """Parameters of a model as it is written, and how many of them are not zero; those in Constant nodes too, where they count."""
+def in_nodes(model: onnx.ModelProto, analysis: Analysis) -> list[onnx.TensorProto]:
+    """Parameters that a model, as it is written, has in Constant nodes."""
     counted, nodes = cost.parameters(analysis.model), inlined(model, analysis.model.source).graph.node
-    others = [counted[o] for n in nodes if n.op_type == "Constant" for o in n.output if o in counted]
-    live = sum(int(np.count_nonzero(numpy_helper.to_array(t))) for t in others)
-    return elements(model) + sum(int(np.prod(t.dims)) for t in others), nonzeros(model) + live
+    return [counted[o] for n in nodes if n.op_type == "Constant" for o in n.output if o in counted]

@@ -101,9 +101,13 @@ class Space:
         """Return what one plan costs."""
         return int(self.prices(counts[None])[0])
 
+    @cached_property
+    def _original(self) -> int:
+        return max(self.price(self.full) if self.whole is None else self.whole, 1)
+
     def ratio(self, counts: np.ndarray) -> float:
         """Return what one plan costs relative to the original."""
-        return self.price(counts) / max(self.price(self.full) if self.whole is None else self.whole, 1)
+        return self.price(counts) / self._original
 
     def feasible(self, counts: np.ndarray) -> bool:
         """Whether a plan meets the budget."""
@@ -119,9 +123,8 @@ class Space:
         if self.feasible(self.smallest):
             return
         reachable = np.ceil(1e4 * self.ratio(self.smallest)) / 1e4
-        whole = max(self.price(self.full) if self.whole is None else self.whole, 1)
         raise BudgetError(
-            f"{self.limit / whole:.4g} of the {self.unit} cannot be reached; the smallest is {reachable:.4f}"
+            f"{self.limit / self._original:.4g} of the {self.unit} cannot be reached; the smallest is {reachable:.4f}"
             + (f". In the way: {'; '.join(blocked[:3])}" if blocked else ""),
             where=where,
             fix=f"ask for {reachable:.4f} or more, or lower --min-keep, or take a finer --round-to",

@@ -1,0 +1,114 @@
+"""What the search makes of scores and losses: what the loss counts for, which plans are hopeless early, what costs do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_search import BEST, FULL, SPACE
+
+from onnx_amc.search import baselines
+from onnx_amc.search.loop import Journal
+from onnx_amc.search.racing import bar_of
+from onnx_amc.search.reward import Rule
+from onnx_amc.search.shaping import SHAPING, weight_of
+
+# ---- what the loss counts for ---------------------------------------------------------------------------------------
+
+
+def told(harm: float, noise: float, seed: int = 0, plans: int = 20, parts: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and losses of plans whose true score falls by `harm` per unit of loss; scores are noisy, losses are not."""
+    rng = np.random.default_rng(seed)
+    loss = np.linspace(0.1, 0.3, plans)
+    score = 0.8 - harm * loss
+    return score[:, None] + noise * rng.standard_normal((plans, parts)), np.repeat(loss[:, None], parts, axis=1)
+
+
+def test_the_loss_counts_most_where_it_tells_the_score_and_scores_are_noisy() -> None:
+    assert weight_of(*told(harm=1.0, noise=0.1)) == SHAPING
+
+
+def test_the_loss_counts_nothing_where_it_misleads() -> None:
+    scores, losses = told(harm=-0.5, noise=0.02)
+    assert weight_of(scores, losses) == 0.0
+
+
+def test_without_trials_or_parts_the_weight_is_the_usual_one() -> None:
+    scores, losses = told(harm=-0.5, noise=0.02)
+    assert weight_of(scores[:5], losses[:5]) == SHAPING
+    assert weight_of(scores[:, :1], losses[:, :1]) == SHAPING
+    assert weight_of(np.full((10, 8), 0.5), losses[:10]) == SHAPING
+
+
+def test_a_journal_weighs_by_what_it_has_seen_and_rewards_it_anew() -> None:
+    """The loss of this network says nothing good of its score: plans of high loss are better."""
+
+    def misled(counts: np.ndarray) -> list[float]:
+        gap = float(np.mean(np.abs(counts - BEST) / FULL))
+        return [0.5 + gap, gap] + [0.5 + gap, gap] * 8
+
+    journal = Journal(misled)
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        journal.ask(baselines.random(SPACE, rng), "random")
+    before = journal.best
+    journal.weigh()
+    assert 0 <= journal.rule.shaping < 1
+    assert [t.reward for t in journal.trials] == pytest.approx(
+        [t.score - 1 - journal.rule.shaping * t.loss for t in journal.trials]
+    )
+    assert journal.best.loss > before.loss
+    assert journal.ask(BEST, "asked later").reward == pytest.approx(-0.5)
+
+
+# ---- racing ---------------------------------------------------------------------------------------------------------
+
+
+def halves(score: float, more: float) -> tuple[float, ...]:
+    """Score and loss on two parts, the first of which says so much more of both."""
+    return score + more, 1 - score + more, score - more, 1 - score - more
+
+
+def test_a_plan_that_is_hopeless_on_the_first_samples_is_told_what_it_is_likely_worth() -> None:
+    rule, noise = Rule(), np.random.default_rng(0).normal(0.0, 0.002, 20)
+    scores = [(0.7 + 0.01 * i, 0.3 - 0.01 * i) for i in range(20)]
+    parts = [halves(score, 0.05 + off) for (score, _), off in zip(scores, noise, strict=True)]
+    bar = bar_of(rule, scores, parts, first=1, level=rule.short(0.87, 0.13))
+    assert bar is not None
+    assert bar(0.6 + 0.05, 0.4 + 0.05) == pytest.approx((0.6, 0.4), abs=0.002), "without what the first samples add"
+    assert bar(0.87 + 0.05, 0.13 + 0.05) is None
+    assert bar(0.868 + 0.05, 0.132 + 0.05) is None, "the doubt is in its favour"
+    unsure = bar_of(rule, scores, [halves(s, m) for (s, _), m in zip(scores, 50 * noise, strict=True)], 1, bar.level)
+    assert unsure is not None
+    assert unsure.margin > 10 * bar.margin
+
+
+def test_nothing_is_stopped_where_too_little_is_known() -> None:
+    scores, parts = [(0.5, 0.5)] * 7, [halves(0.5, 0.0)] * 7
+    assert bar_of(Rule(), scores, parts, 1, 0.0) is None
+    assert bar_of(Rule(cost=lambda _: 3.0), scores * 2, parts * 2, 1, 0.0) is None, "the reward is no score alone"
+    assert bar_of(Rule(), scores * 2, parts * 2, 1, 0.0) is not None
+
+
+def test_a_journal_sets_its_bar_by_the_plans_that_were_scored_on_all_samples() -> None:
+    journal = Journal(
+        lambda counts: [counts[0] / 16, 0.0, *halves(counts[0] / 16, 0.0)] if counts[0] > 4 else [0.9, 0.0]
+    )
+    for first in range(2, 17):
+        journal.ask(np.array([first, 24, 7, 40]), "test")
+    bar = journal.bars(3, [1])[1]
+    assert bar.level == pytest.approx(14 / 16 - 1), "the third best; an estimate of 0.9 is none of them"
+
+
+def test_no_plan_counts_without_bound() -> None:
+    """One network that explodes would outweigh all others in what an agent and the weights learn from."""
+    assert Rule().short(1 - 1e6, 1e6) == Rule().short(-9.0, 1.0) == -10.0 - SHAPING
+    assert Rule(scale=(100.0, 100.0)).short(-1e9, 0.0) == -10.0
+
+
+@pytest.mark.parametrize("score", [0.7, 1.3])
+def test_a_reward_that_counts_costs_prefers_the_cheap(score: float) -> None:
+    """Also where a plan is better than the best that was known."""
+    rule = Rule(cost=lambda counts: float(counts.sum()))
+    cheap, dear = np.array([10**6]), np.array([2 * 10**6])
+    assert rule(score, 0.0, cheap) > rule(score, 0.0, dear)
+    assert rule(score + 0.1, 0.0, cheap) > rule(score, 0.0, cheap)
