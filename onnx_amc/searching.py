@@ -181,11 +181,8 @@ class Search:
             self.errors = self.builder.errors(space.levels, lambda n, _: self.listener.advance(n), self.memo, crew)
             if settings.budget.kind == "latency":
                 space = self._paced()
-        names = [
-            "uniform",
-            *([] if settings.policy in CLOSED else ["shallow", "deep"]),
-            *(["knapsack"] if self.errors else []),
-        ]
+        names = ["uniform", *([] if settings.policy in CLOSED else ["shallow", "deep"])]
+        names += ["knapsack"] if self.errors else []
         self.listener.stage("baselines", len(names))
         asked = {name: self.journal.put(propose(space, name, self.errors), name) for name in names}
         self.baselines |= {name: self.journal.result(one) for name, one in asked.items()}
@@ -194,7 +191,7 @@ class Search:
             self.baselines["knapsack"], self.errors = second_pass(
                 space, self.journal, self.errors, self.baselines["knapsack"]
             )
-            self.baselines = {n: replace(t, rule=self.journal.rule) for n, t in self.baselines.items()}
+            self._reweigh()
         if settings.policy in CLOSED:
             if settings.policy not in self.baselines:
                 self.baselines[settings.policy] = self.journal.ask(
@@ -215,6 +212,11 @@ class Search:
             luggage=Luggage(settings.agent, settings.save_agent, settings.tensorboard),
             ahead=settings.ahead,
         )
+        self._reweigh()
+
+    def _reweigh(self) -> None:
+        """Reward the baselines by what the loss counts for now."""
+        self.baselines = {n: replace(t, rule=self.journal.rule) for n, t in self.baselines.items()}
 
     def _paced(self) -> Space:
         """The space, its budget moved to where the knapsack's plan really takes what is allowed: a table errs alike on like plans.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_search import BEST, FULL, SPACE
+from test_search import BEST, FACTS, FULL, SPACE
 
 from onnx_amc.search import baselines
-from onnx_amc.search.loop import Journal
+from onnx_amc.search.loop import Journal, search
 from onnx_amc.search.racing import bar_of
 from onnx_amc.search.reward import Rule
 from onnx_amc.search.shaping import SHAPING, weight_of
@@ -39,13 +39,13 @@ def test_without_trials_or_parts_the_weight_is_the_usual_one() -> None:
     assert weight_of(np.full((10, 8), 0.5), losses[:10]) == SHAPING
 
 
-def test_a_journal_weighs_by_what_it_has_seen_and_rewards_it_anew() -> None:
+def misled(counts: np.ndarray) -> list[float]:
     """The loss of this network says nothing good of its score: plans of high loss are better."""
+    gap = float(np.mean(np.abs(counts - BEST) / FULL))
+    return [0.5 + gap, gap] + [0.5 + gap, gap] * 8
 
-    def misled(counts: np.ndarray) -> list[float]:
-        gap = float(np.mean(np.abs(counts - BEST) / FULL))
-        return [0.5 + gap, gap] + [0.5 + gap, gap] * 8
 
+def test_a_journal_weighs_by_what_it_has_seen_and_rewards_it_anew() -> None:
     journal = Journal(misled)
     rng = np.random.default_rng(0)
     for _ in range(10):
@@ -58,6 +58,18 @@ def test_a_journal_weighs_by_what_it_has_seen_and_rewards_it_anew() -> None:
     )
     assert journal.best.loss > before.loss
     assert journal.ask(BEST, "asked later").reward == pytest.approx(-0.5)
+
+
+def test_an_agents_walks_tell_too_what_the_loss_counts_for_around_the_best_plan() -> None:
+    journal = Journal(misled)
+    assert journal.ask(BEST, "start").reward == pytest.approx(-0.5)
+    search(SPACE, FACTS, journal, policy="ddpg", episodes=20, seed=0, starts=journal.trials, errors=())
+    assert journal.rule.shaping < 1
+    assert [t.reward for t in journal.trials] == pytest.approx(
+        [t.score - 1 - journal.rule.shaping * t.loss for t in journal.trials]
+    )
+    walks, near = journal.trials[1:13], journal.trials[13:]
+    assert np.mean([t.loss for t in near]) > np.mean([t.loss for t in walks])
 
 
 # ---- racing ---------------------------------------------------------------------------------------------------------

@@ -299,6 +299,9 @@ def search(
 
         with generators_kept():
             _learn(space, facts, journal, policy, walks, seed, starts, luggage, ahead)
+        journal.settle()
+        # The first trials were mostly neighbours of one plan, which tell the weights apart but poorly.
+        journal.weigh()
         for step in range(episodes - walks):
             journal.put(_near(space, journal, errors if step % 4 < 3 else (), rng), policy)
             journal.settle(ahead)
