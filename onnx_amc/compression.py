@@ -329,8 +329,7 @@ class Compression:
         uniform = self.search.baselines.get("uniform")
         delivered = np.array_equal(uniform.counts, counts) if uniform else self.settings.policy == "uniform"
         if uniform is not None and not delivered:
-            kept = self.builder.kept(uniform.counts)
-            candidates.append(self.builder.deliverable(kept, self.builder.build(kept, correct=False)))
+            candidates.append(self.builder.unrefitted(uniform.counts))
             found["uniform"] |= figures(candidates[-1], sizes=self.model.sizes)
             tables.append(found["uniform"])
         self.listener.stage("latency", None)

@@ -227,9 +227,8 @@ class Search:
         fast, slow = (0, 0.0), (0, 0.0)
         for _ in range(PACES):
             counts = propose(replace(self.space, limit=limit), "knapsack", self.errors)
-            kept = self.builder.kept(counts)
-            model = self.builder.deliverable(kept, self.builder.build(kept, correct=False))
-            price, spent = self.space.price(counts), self.spent(counts, lambda m=model: m)  # type: ignore[misc]
+            price = self.space.price(counts)
+            spent = self.spent(counts, lambda c=counts: self.builder.unrefitted(c))  # type: ignore[misc]
             self.pace = spent / price
             if abs(spent / goal - 1) <= SLACK:
                 return replace(self.space, limit=price)

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import onnx_amc
-from onnx_amc.builder import Builder
 from onnx_amc.cli import main
 from onnx_amc.config import Budget, Settings
 from onnx_amc.delivery import figures
@@ -322,15 +321,6 @@ def test_a_criterion_is_what_weights_go_by(criterion: str) -> None:
     }
     same = np.mean([np.array_equal(found[n], large[n]) for n in found])
     assert same == (1.0 if criterion == "magnitude" else 0.0)
-
-
-def test_builders_share_one_interface() -> None:
-    """What a run calls of the one it must find on the other: a method less would only be missed at the end of a search."""
-    from onnx_amc.thinner import Thinner
-
-    assert {"kept", "drafted", "refined", "deliverable", "checked", "task", "errors"} <= set(dir(Builder)) & set(
-        dir(Thinner)
-    )
 
 
 def test_a_network_with_sparse_weights_can_be_cut(thinned: tuple[Path, dict[str, Any]]) -> None:
