@@ -351,13 +351,13 @@ class Search:
         """The best plan that fits into a smaller budget: of those tried, and of what the table of errors now says."""
         if self.settings.policy in CLOSED:
             return propose(space, self.settings.policy, self.errors)
-        self.listener.stage("smaller plans", SMALLER + 1)
+        self.listener.stage("smaller plans", SMALLER + 3)
+        share, policy = counts / space.full, self.settings.policy
+        self.journal.ask(space.largest(lambda s: s * share), policy)
         if self.errors:
             self.journal.ask(baselines.knapsack(space, explained(space, self.journal, self.errors)), "knapsack")
+            self.journal.ask(baselines.lowered(space, self.errors, counts, reach=1), policy)
         fitting = [t for t in self.journal.distinct if space.feasible(t.counts)]
-        if not fitting:
-            share = counts / space.full
-            return space.largest(lambda s: s * share)
         self.ready = None
         self._refine(sorted(fitting, key=lambda t: -t.reward)[:SMALLER])
         return max((t for t in self.finals if space.feasible(t.counts)), key=lambda t: t.reward).counts

@@ -82,22 +82,36 @@ def knapsack(space: Space, errors: Sequence[np.ndarray]) -> np.ndarray:
         errors: For each group the error at each of its levels.
 
     """
+    moves, at = _Moves(space, errors), space.indices(lowered(space, errors, space.full))
+    while True:
+        gain, better = min(moves.exchanges(at), key=lambda found: found[0], default=(0.0, at))
+        if gain > -NOTHING:
+            return space.counts(at)
+        at = better
+
+
+def lowered(space: Space, errors: Sequence[np.ndarray], counts: np.ndarray, reach: float = np.inf) -> np.ndarray:
+    """Return a plan within the budget below a given one, by the cuts that cost least error per unit of price saved.
+
+    Args:
+        space: Levels, price and budget.
+        errors: For each group the error at each of its levels.
+        counts: int (groups,), where to begin.
+        reach: Levels that a group is lowered by at once, at most.
+
+    """
     moves = _Moves(space, errors)
     groups, level = moves.groups, moves.level
-    at = space.indices(space.full)
+    at = space.indices(counts)
     while not space.feasible(space.counts(at)):
-        lower = np.flatnonzero(level < at[groups])
+        lower = np.flatnonzero((level < at[groups]) & (level >= at[groups] - reach))
         saved = space.price(space.counts(at)) - moves.prices(at, lower)
         lower, saved = lower[saved > 0], saved[saved > 0]
         if not len(lower):
             return space.smallest
         best = lower[np.argmin(moves.gained(at, lower) / saved)]
         at[groups[best]] = level[best]
-    while True:
-        gain, better = min(moves.exchanges(at), key=lambda found: found[0], default=(0.0, at))
-        if gain > -NOTHING:
-            return space.counts(at)
-        at = better
+    return space.counts(at)
 
 
 def exchanged(
