@@ -217,6 +217,24 @@ def test_knapsack_is_exact_where_every_level_costs_the_same_and_errors_are_conve
     assert error(baselines.knapsack(space, errors)) == pytest.approx(min(error(p) for p in everything(space)))
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 200), st.floats(0.5, 0.99))
+def test_a_lowered_plan_is_the_one_given_less_what_the_budget_asks_for(seed: int, share: float) -> None:
+    space = chain(seed, groups=3, most=9)
+    errors = falling(space, seed)
+    start = space.largest(lambda s: np.full(len(space), s))
+    smaller = replace(space, limit=int(share * space.price(start)))
+    found = baselines.lowered(smaller, errors, start, reach=1)
+    if not smaller.feasible(smaller.smallest):
+        assert found.tolist() == space.smallest.tolist()
+        return
+    assert smaller.feasible(found)
+    assert (found <= start).all()
+    raised = space.indices(found)[None] + np.eye(len(space), dtype=np.int64)
+    undone = [space.counts(at) for at in raised if (at <= space.indices(start)).all()]
+    assert any(not smaller.feasible(plan) for plan in undone), "the last cut was needed"
+
+
 # ---- curves -------------------------------------------------------------------------------------------------------
 
 

@@ -96,6 +96,29 @@ def test_a_search_has_the_budget_that_plans_really_take(
     assert foretold == pytest.approx(took(space.price(chosen) / whole), rel=0.02)
 
 
+def test_what_is_a_little_too_slow_is_replaced_by_what_lies_a_little_below_it(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the table thinks of it: the search may have found it far from where the table's best plan lies."""
+    settings = Settings(Budget("latency", 0.6), latency_command=device, cache=str(tmp_path), recover=False, episodes=4)
+    search = Compression(RESNET, None, settings, Listener()).search
+    space, refused = search.space, list[np.ndarray]()
+
+    def spent(counts: np.ndarray, _build: object) -> float:
+        final = bool(search.finals) and not refused
+        if final:
+            refused.append(counts)
+        return 1.02 * space.limit if final else space.price(counts)
+
+    monkeypatch.setattr(search, "spent", spent)
+    chosen, slow = search.choose(), refused[0]
+    assert space.price(chosen) <= space.price(slow) / 1.02
+    tried = [t.counts for t in search.journal.trials if t.source == settings.policy][settings.episodes :]
+    assert len(tried) == 2
+    assert all((counts <= slow).all() and (counts < slow).any() for counts in tried)
+    assert all(0.9 * space.price(slow) < space.price(counts) <= space.price(slow) / 1.02 for counts in tried)
+
+
 def test_a_device_that_is_faster_with_nothing_cannot_be_pleased(tmp_path: Path) -> None:
     script = tmp_path / "stubborn.py"
     script.write_text("print(5.0)\n")
