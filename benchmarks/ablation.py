@@ -28,7 +28,8 @@ from onnx_amc.prune.surgery import cut
 from onnx_amc.run.crew import Crew
 from onnx_amc.rundir import Memo
 from onnx_amc.search import baselines
-from onnx_amc.search.loop import AHEAD, REFINING, Journal, search, second_pass
+from onnx_amc.search.journal import Journal
+from onnx_amc.search.loop import AHEAD, REFINING, search, second_pass
 
 
 def steps(run: Compression, episodes: int, seed: int) -> Iterator[tuple[str, onnx.ModelProto]]:

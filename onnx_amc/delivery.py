@@ -23,7 +23,8 @@ from onnx_amc.prune.sparse import elements, in_nodes, nonzeros
 from onnx_amc.run.capture import fixed_batch
 from onnx_amc.run.samples import Dataset, InputSpec
 from onnx_amc.run.session import open_session
-from onnx_amc.search.loop import CLOSED, Journal, Tried
+from onnx_amc.search.journal import Journal, Tried
+from onnx_amc.search.loop import CLOSED
 
 
 @dataclass(frozen=True)

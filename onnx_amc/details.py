@@ -26,7 +26,7 @@ from onnx_amc.run.layerwise import layer_errors, layer_times, tensors_behind
 from onnx_amc.run.metrics import confusion
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.session import VERSION
-from onnx_amc.search.loop import Tried
+from onnx_amc.search.journal import Tried
 from onnx_amc.searching import Search
 
 FORMAT = 1

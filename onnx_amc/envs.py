@@ -23,7 +23,7 @@ from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.intake import DataSource, ModelSource
 from onnx_amc.listener import Listener
 from onnx_amc.search.env import PruningEnv
-from onnx_amc.search.loop import Tried
+from onnx_amc.search.journal import Tried
 
 SOURCE = "environment"
 """Who proposes the plans, for the record: whatever agent walks, the environment does not know it."""

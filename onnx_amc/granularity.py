@@ -64,6 +64,10 @@ class Units:
         """What each has when nothing is cut, int."""
         return np.array([lv[-1] for lv in self.levels], dtype=np.int64)
 
+    def shares(self, counts: np.ndarray) -> dict[str, float]:
+        """What a plan costs of each kind, as shares of the original."""
+        return {kind: float(prices(counts[None])[0] / self.wholes[kind]) for kind, prices in self.prices.items()}
+
     def space(self, settings: Settings) -> Space:
         """Levels and budget.
 

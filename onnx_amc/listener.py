@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnx_amc.search.loop import Tried
+    from onnx_amc.search.journal import Tried
 
 
 class Listener:

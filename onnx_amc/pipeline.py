@@ -33,7 +33,7 @@ from onnx_amc.run.cluster import joined
 from onnx_amc.run.metrics import find_metric
 from onnx_amc.run.providers import provider_of
 from onnx_amc.run.score import Scorer
-from onnx_amc.search.loop import Tried
+from onnx_amc.search.journal import Tried
 from onnx_amc.thinner import Thinner
 from onnx_amc.training import parts_of, replay_of, train_again
 

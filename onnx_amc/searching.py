@@ -22,22 +22,11 @@ from onnx_amc.run.metrics import imported, shown
 from onnx_amc.run.score import RACED, Scorer
 from onnx_amc.run.session import RUNNING
 from onnx_amc.rundir import Memo
-from onnx_amc.search import baselines
+from onnx_amc.search import baselines, local
 from onnx_amc.search.env import PruningEnv
-from onnx_amc.search.loop import (
-    AGENTS,
-    CLOSED,
-    Journal,
-    Later,
-    Luggage,
-    Tried,
-    explained,
-    key_of,
-    propose,
-    search,
-    second_pass,
-)  # fmt: skip
-from onnx_amc.search.reward import REWARDS, Rule
+from onnx_amc.search.journal import Journal, Later, Tried, key_of
+from onnx_amc.search.loop import AGENTS, CLOSED, Luggage, explained, propose, search, second_pass
+from onnx_amc.search.reward import REWARDS, Rule, users
 from onnx_amc.search.space import Space
 
 FINAL_BASELINES = 2
@@ -77,7 +66,8 @@ class Search:
         journal: Every plan tried.
         baselines: Plans in closed form, by name.
         finals: What the plans scored that were refitted in full.
-        pace: What a model took, before the search, of what the table of times had foretold.
+        pace: What the model of the last plan that the budget was moved by took of what the table of times had foretold.
+        aimed: The space with the budget that finalists must meet.
         seconds: Of ordering the channels, the import of the agent's library included; of the search; of its part in which
             onnxruntime was running; of the full refit of the best few.
 
@@ -94,7 +84,7 @@ class Search:
         self.baselines: dict[str, Tried] = {}
         self.finals: list[Tried] = []
         self.errors: list[np.ndarray] = []
-        self.pace = 1.0
+        self.pace, self.aimed = 1.0, space
         self.ready: tuple[Tried, onnx.ModelProto] | None = None
         self.seconds = {"ranking": 0.0, "search": 0.0, "search_onnxruntime": 0.0, "refit": 0.0}
 
@@ -109,7 +99,7 @@ class Search:
                 raise OptionError(what, where="--reward", fix=f"choose error, {', '.join(self.units.prices)}")
             price = self.units.prices[name]
             return replace(plain, cost=lambda counts: float(price(counts[None])[0]))
-        return replace(plain, own=partial(_own, imported(name, "--reward"), name, self.units))
+        return replace(plain, own=partial(users, imported(name, "--reward"), name, self.units.shares))
 
     @cached_property
     def _race(self) -> str:
@@ -180,7 +170,7 @@ class Search:
             self.listener.stage("sensitivity", len(space))
             self.errors = self.builder.errors(space.levels, lambda n, _: self.listener.advance(n), self.memo, crew)
             if settings.budget.kind == "latency":
-                space = self._paced()
+                space = self.aimed = self._paced()
         names = ["uniform", *([] if settings.policy in CLOSED else ["shallow", "deep"])]
         names += ["knapsack"] if self.errors else []
         self.listener.stage("baselines", len(names))
@@ -211,6 +201,7 @@ class Search:
             errors=self.errors,
             luggage=Luggage(settings.agent, settings.save_agent, settings.tensorboard),
             ahead=settings.ahead,
+            pace=self._moved,
         )
         self._reweigh()
 
@@ -240,6 +231,16 @@ class Search:
                 break
         return replace(self.space, limit=fast[0] or limit)
 
+    def _moved(self, space: Space, counts: np.ndarray) -> Space:
+        """The space, its budget moved to what plans like this one, the best that was found, may cost by the table."""
+        if self.settings.budget.kind == "latency":
+            price = self.space.price(counts)
+            self.pace = self.spent(counts, lambda: self.builder.unrefitted(counts)) / price
+            limit = max(int((1 - SLACK) * self.space.limit / self.pace), self.space.price(self.space.smallest))
+            self.aimed = replace(self.space, limit=limit)
+            return self.aimed
+        return space
+
     def _final(self) -> np.ndarray:
         """Refit the best few plans as they would be delivered, those of the baselines too, and return the one that is best then.
 
@@ -252,7 +253,8 @@ class Search:
             {t.key: t for t in self.baselines.values()}.values(), key=lambda t: (-t.reward, t.source != "uniform")
         )
         keys = {t.key for t in plain}
-        others = sorted((t for t in self.journal.distinct if t.key not in keys), key=lambda t: -t.reward)
+        others = [t for t in self.journal.distinct if t.key not in keys and self.aimed.feasible(t.counts)]
+        others.sort(key=lambda t: -t.reward)
         few = [t for i, t in enumerate(plain) if i < FINAL_BASELINES or t.source == "uniform"]
         chosen = [*others[: self.settings.finalists], *few]
         self.listener.stage("finals", len(chosen))
@@ -352,37 +354,14 @@ class Search:
         if self.settings.policy in CLOSED:
             return propose(space, self.settings.policy, self.errors)
         self.listener.stage("smaller plans", SMALLER + 3)
-        share, policy = counts / space.full, self.settings.policy
-        self.journal.ask(space.largest(lambda s: s * share), policy)
+        self.journal.ask(local.below(space, [], counts), self.settings.policy)
         if self.errors:
             self.journal.ask(baselines.knapsack(space, explained(space, self.journal, self.errors)), "knapsack")
-            self.journal.ask(baselines.lowered(space, self.errors, counts, reach=1), policy)
+            self.journal.ask(local.below(space, self.errors, counts), self.settings.policy)
         fitting = [t for t in self.journal.distinct if space.feasible(t.counts)]
         self.ready = None
         self._refine(sorted(fitting, key=lambda t: -t.reward)[:SMALLER])
         return max((t for t in self.finals if space.feasible(t.counts)), key=lambda t: t.reward).counts
-
-
-def _own(
-    function: Callable[..., float], name: str, units: Units, score: float, loss: float, counts: np.ndarray
-) -> float:
-    """The user's reward.
-
-    Raises:
-        OptionError: It fails, or returns no finite number.
-
-    """
-    costs = {kind: float(price(counts[None])[0] / units.wholes[kind]) for kind, price in units.prices.items()}
-    try:
-        found = float(function(score, loss, costs))
-    except Exception as error:  # the user's own code may raise anything
-        what = f"'{name}' failed: {type(error).__name__}: {error}"
-        raise OptionError(
-            what, where="--reward", fix="call it with (score, loss, {'flops': 0.5, ...}) to see why"
-        ) from error
-    if not np.isfinite(found):
-        raise OptionError(f"'{name}' returned {found}", where="--reward", fix="return a finite number")
-    return found
 
 
 def _warm(policy: str) -> None:

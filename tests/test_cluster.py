@@ -25,7 +25,7 @@ from onnx_amc.errors import AmcError, BudgetError, ClusterError, DataError
 from onnx_amc.listener import Listener
 from onnx_amc.run import cluster as module
 from onnx_amc.run.cluster import joined, place_of
-from onnx_amc.search.loop import Tried
+from onnx_amc.search.journal import Tried
 
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "onnx-amc[ray]"')
 pytestmark = pytest.mark.filterwarnings(  # Ray's own

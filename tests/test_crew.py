@@ -15,7 +15,7 @@ import onnx_amc
 from onnx_amc.cli import main
 from onnx_amc.run.crew import Crew
 from onnx_amc.run.session import Meter, open_session, threads
-from onnx_amc.search.loop import Journal, Later
+from onnx_amc.search.journal import Journal, Later
 
 RESNET = Path(__file__).parents[1] / "models" / "digits_resnet.onnx"
 EMPTY = onnx.ModelProto()

@@ -24,7 +24,7 @@ import onnx_amc
 from onnx_amc.envs import ModelEnv
 from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.listener import Listener
-from onnx_amc.search.loop import Tried
+from onnx_amc.search.journal import Tried
 
 ROOT = Path(__file__).parents[1]
 RESNET, MLP = (ROOT / "models" / f"digits_{name}.onnx" for name in ("resnet", "mlp"))

@@ -7,7 +7,8 @@ import pytest
 from test_search import BEST, FACTS, FULL, SPACE
 
 from onnx_amc.search import baselines
-from onnx_amc.search.loop import Journal, search
+from onnx_amc.search.journal import Journal
+from onnx_amc.search.loop import search
 from onnx_amc.search.racing import bar_of
 from onnx_amc.search.reward import Rule
 from onnx_amc.search.shaping import SHAPING, weight_of

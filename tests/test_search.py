@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_amc.search import baselines, local
-from onnx_amc.search.loop import AGENTS, REFINING, Journal, Luggage, Tried, search, second_pass, walk
+from onnx_amc.search.journal import Journal, Tried
+from onnx_amc.search.loop import AGENTS, REFINING, Luggage, search, second_pass, walk
 from onnx_amc.search.reward import Rule
 from onnx_amc.search.shaping import SHAPING
 from onnx_amc.search.space import Space, levels_of
@@ -180,6 +182,27 @@ def test_an_agent_ends_around_the_best_plan() -> None:
     walks, near = journal.trials[: 50 - int(REFINING * 50)], journal.trials[50 - int(REFINING * 50) :]
     assert np.mean([t.reward for t in near]) > np.mean([t.reward for t in walks])
     assert max(t.reward for t in near) >= max(t.reward for t in walks)
+
+
+@pytest.mark.parametrize("move", [0.8, 1.2])
+def test_an_agent_refines_within_the_budget_that_its_best_walk_has_shown(move: float) -> None:
+    asked: list[list[int]] = []
+
+    def pace(space: Space, counts: np.ndarray) -> Space:
+        asked.append(counts.tolist())
+        return replace(space, limit=int(move * price(counts)))
+
+    journal = Journal(Fake())
+    search(SPACE, FACTS, journal, policy="ddpg", episodes=20, seed=0, starts=(), errors=ERRORS, pace=pace)
+    walks, near = journal.trials[:12], journal.trials[12:]
+    best = max(walks, key=lambda t: t.reward)
+    assert asked == [best.counts.tolist()]
+    assert all(price(t.counts) <= move * price(best.counts) for t in near)
+    if move < 1:
+        assert (near[0].counts <= best.counts).all(), "what is like the best walk comes first"
+        assert len(near) == 8
+    else:
+        assert max(price(t.counts) for t in near) > price(best.counts), "what may be spent is"
 
 
 def test_evolution_is_better_than_chance() -> None:

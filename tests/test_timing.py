@@ -119,6 +119,30 @@ def test_what_is_a_little_too_slow_is_replaced_by_what_lies_a_little_below_it(
     assert all(0.9 * space.price(slow) < space.price(counts) <= space.price(slow) / 1.02 for counts in tried)
 
 
+@pytest.mark.parametrize("slower", [1.06, 0.94])
+def test_the_best_walk_moves_the_budget_for_the_plans_around_it(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slower: float
+) -> None:
+    """The table errs alike on like plans: on what the agent finds otherwise than on the knapsack's."""
+    settings = Settings(Budget("latency", 0.6), latency_command=device, cache=str(tmp_path), recover=False, episodes=20)
+    search = Compression(RESNET, None, settings, Listener()).search
+    space = search.space
+
+    def spent(counts: np.ndarray, _build: object) -> float:
+        walked = any(t.source == settings.policy for t in search.journal.trials)
+        return (slower if walked else 1.0) * space.price(counts)
+
+    monkeypatch.setattr(search, "spent", spent)
+    chosen = search.choose()
+    tried = [t for t in search.journal.trials if t.source == settings.policy]
+    walks, near = tried[:12], tried[12:20]
+    assert max(slower * space.price(t.counts) for t in near) <= space.limit
+    assert slower * space.price(chosen) <= space.limit
+    assert search.pace == pytest.approx(slower)
+    dearest = max(space.price(t.counts) for t in near) / max(space.price(t.counts) for t in walks)
+    assert dearest > 1 if slower < 1 else dearest < 1
+
+
 def test_a_device_that_is_faster_with_nothing_cannot_be_pleased(tmp_path: Path) -> None:
     script = tmp_path / "stubborn.py"
     script.write_text("print(5.0)\n")

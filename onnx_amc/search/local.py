@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnx_amc.search import baselines
 from onnx_amc.search.space import Space
 
 PRIOR = 0.3
@@ -38,6 +39,14 @@ def repaired(space: Space, counts: np.ndarray, rng: np.random.Generator) -> np.n
 def crossed(space: Space, one: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return a plan that takes each group's count from one of two plans."""
     return repaired(space, np.where(rng.random(len(one)) < 0.5, one, other), rng)
+
+
+def below(space: Space, errors: Sequence[np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """Return a plan within the budget like a given one: lowered by the table of errors, or without one in proportion."""
+    if len(errors):
+        return baselines.lowered(space, errors, counts, reach=1)
+    share = counts / space.full
+    return space.largest(lambda s: s * share)
 
 
 def relearned(space: Space, errors: Sequence[np.ndarray], tried: np.ndarray, losses: np.ndarray) -> list[np.ndarray]:

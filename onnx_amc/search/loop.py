@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnx_amc.search import baselines, local
 from onnx_amc.search.env import LaterEnv, PruningEnv
-from onnx_amc.search.racing import Bar, bar_of
-from onnx_amc.search.reward import Rule
-from onnx_amc.search.shaping import weight_of
+from onnx_amc.search.journal import Asked, Journal, Tried
 from onnx_amc.search.space import Space
 from onnx_amc.search.state import LayerFacts
 
@@ -23,12 +20,8 @@ if TYPE_CHECKING:
 MOVED_SIGMA = 0.15
 """Noise of an agent that was trained before: it is to use what it knows."""
 
-Evaluate = Callable[[np.ndarray], Sequence[float]]
-"""Counts -> score, higher is better, and loss against the original, lower is better; then, if it can tell, the same two for each of
-several parts of the samples."""
-
-Later = Callable[[], Sequence[float]]
-"""Waits for what an evaluation finds."""
+Pace = Callable[[Space, np.ndarray], Space]
+"""A space and a plan -> the same space with its budget moved to where such plans really cost what is allowed."""
 
 AHEAD = 4
 """Evaluations that are under way while the next plan is chosen: so many workers are kept busy, and what a plan teaches is known so
@@ -38,163 +31,11 @@ AGENTS = ("ddpg", "td3", "sac")
 CLOSED = ("uniform", "shallow", "deep", "knapsack")
 POLICIES = (*AGENTS, "random", "evolution", *CLOSED)
 
-PLAIN = Rule()
-
 REFINING = 0.4
 """Share of an agent's evaluations that are spent around the best plan at the end."""
 
 DEPTH = 2
 """Levels that a group is lowered by to see what it is worth."""
-
-PATIENCE = 20
-"""Draws in which a plan that nobody has tried is looked for."""
-
-
-def key_of(counts: np.ndarray) -> bytes:
-    """A plan as a dictionary's key."""
-    return counts.astype(np.int64).tobytes()
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One evaluated plan.
-
-    Args:
-        counts: int (groups,).
-        score: Higher is better.
-        loss: Of the outputs against the original's, relative; lower is better.
-        source: Who proposed it: a baseline's name or the policy's.
-        parts: Score and loss on each of several parts of the samples, in turn.
-        rule: How good that is.
-
-    """
-
-    counts: np.ndarray
-    score: float
-    loss: float
-    source: str
-    parts: tuple[float, ...] = ()
-    rule: Rule = PLAIN
-
-    @property
-    def key(self) -> bytes:
-        """The plan's counts, to be told from others by."""
-        return key_of(self.counts)
-
-    @property
-    def reward(self) -> float:
-        """What the search makes of it."""
-        return self.rule(self.score, self.loss, self.counts)
-
-    @property
-    def error(self) -> float:
-        """What is missing to a perfect score, and the weighted loss; lower is better, whatever the plan costs."""
-        return -self.rule.short(self.score, self.loss)
-
-
-@dataclass(eq=False)
-class Asked:
-    """A plan that is being evaluated, and what came of it once that is written down."""
-
-    counts: np.ndarray
-    source: str
-    tried: Tried | None = None
-
-
-@dataclass
-class Journal:
-    """Everything evaluated so far, in the order in which it was asked for; a plan seen before is not evaluated again.
-
-    Args:
-        evaluate: What to ask.
-        on_trial: Told of every trial.
-        rule: How good a plan is that is tried from now on.
-        begin: Begins an evaluation, where several can be under way.
-
-    """
-
-    evaluate: Evaluate
-    on_trial: Callable[[Tried], None] = lambda _tried: None
-    trials: list[Tried] = field(default_factory=list)
-    seen: dict[bytes, Later] = field(default_factory=dict)
-    rule: Rule = PLAIN
-    begin: Callable[[np.ndarray], Later] | None = None
-    waiting: deque[Asked] = field(default_factory=deque)
-
-    def put(self, counts: np.ndarray, source: str) -> Asked:
-        """Begin to score a plan."""
-        key, asked = key_of(counts), Asked(counts.copy(), source)
-        if key not in self.seen:
-            self.seen[key] = self._known(asked.counts) if self.begin is None else self.begin(asked.counts)
-        self.waiting.append(asked)
-        return asked
-
-    def _known(self, counts: np.ndarray) -> Later:
-        found = self.evaluate(counts)
-        return lambda: found
-
-    def settle(self, most: int = 0) -> None:
-        """Wait until no more than so many plans are being scored, and write down the others, the first asked for first."""
-        while len(self.waiting) > most:
-            asked = self.waiting.popleft()
-            score, loss, *parts = self.seen[key_of(asked.counts)]()
-            asked.tried = Tried(asked.counts, score, loss, asked.source, tuple(parts), self.rule)
-            self.trials.append(asked.tried)
-            self.on_trial(asked.tried)
-
-    def result(self, asked: Asked) -> Tried:
-        """Wait for what came of a plan."""
-        while asked.tried is None:
-            self.settle(len(self.waiting) - 1)
-        return asked.tried
-
-    def ask(self, counts: np.ndarray, source: str) -> Tried:
-        """Score a plan and write it down."""
-        return self.result(self.put(counts, source))
-
-    def knows(self, counts: np.ndarray) -> bool:
-        """Whether a plan was evaluated, or is being so."""
-        return key_of(counts) in self.seen
-
-    def unseen(self, draw: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return the first plan drawn that was not evaluated; the last one drawn where all were."""
-        counts = draw()
-        for _ in range(PATIENCE):
-            if not self.knows(counts):
-                break
-            counts = draw()
-        return counts
-
-    def bars(self, rank: int, looks: Sequence[int]) -> dict[int, Bar]:
-        """What a plan must reach on the first so many parts of the samples, if it is to be among so many best ones."""
-        whole = [t for t in self.distinct if t.parts]
-        level = sorted((t.reward for t in whole), reverse=True)[:rank]
-        scores, parts = [(t.score, t.loss) for t in whole], [t.parts for t in whole]
-        bars = {first: bar_of(self.rule, scores, parts, first, level[-1]) for first in looks if level}
-        return {first: bar for first, bar in bars.items() if bar is not None}
-
-    def weigh(self) -> None:
-        """Choose what the loss counts for by what was tried so far, and reward all of that anew."""
-        told = [t for t in self.distinct if t.parts]
-        if told:
-            parts = np.array([t.parts for t in told])
-            self.rule = replace(self.rule, shaping=weight_of(self.rule.missing(parts[:, ::2]), parts[:, 1::2]))
-            self.trials = [replace(t, rule=self.rule) for t in self.trials]
-
-    @property
-    def distinct(self) -> list[Tried]:
-        """Each plan once, first seen first."""
-        found: dict[bytes, Tried] = {}
-        for tried in self.trials:
-            found.setdefault(tried.key, tried)
-        return list(found.values())
-
-    @property
-    def best(self) -> Tried:
-        """Highest reward, then first seen."""
-        if not self.trials:
-            self.settle()
-        return max(self.trials, key=lambda t: t.reward)
 
 
 def propose(space: Space, name: str, errors: Sequence[np.ndarray]) -> np.ndarray:
@@ -266,6 +107,7 @@ def search(
     refining: float = REFINING,
     luggage: Luggage = NOTHING,
     ahead: int = AHEAD,
+    pace: Pace = lambda space, _counts: space,
 ) -> None:
     """Spend `episodes` evaluations on finding a better plan; everything tried is in the journal.
 
@@ -281,6 +123,7 @@ def search(
         refining: Share of an agent's evaluations that are spent around the best plan at the end.
         luggage: A trained agent to begin with, where to keep this one, and its log.
         ahead: Evaluations under way while the next plan is chosen.
+        pace: Corrects the budget by the best plan that the agent has walked to, before that is refined.
 
     Raises:
         OptionError: The trained agent cannot be read, or this one not be kept.
@@ -302,7 +145,11 @@ def search(
         journal.settle()
         # The first trials were mostly neighbours of one plan, which tell the weights apart but poorly.
         journal.weigh()
+        space, found = pace(space, journal.best.counts), journal.best.counts
         for step in range(episodes - walks):
+            if step == 0 and not space.feasible(found):
+                journal.ask(local.below(space, errors, found), policy)
+                continue
             journal.put(_near(space, journal, errors if step % 4 < 3 else (), rng), policy)
             journal.settle(ahead)
     journal.settle()
@@ -353,14 +200,15 @@ def _near(space: Space, journal: Journal, errors: Sequence[np.ndarray], rng: np.
 
     Without a table, or where it knows no other, a random neighbour of the best.
     """
+    best = journal.best_in(space).counts
     if len(errors):
         table = explained(space, journal, errors)
         found: np.ndarray | None = baselines.knapsack(space, table)
         if found is None or journal.knows(found):
-            found = baselines.exchanged(space, table, journal.best.counts, journal.knows)
+            found = baselines.exchanged(space, table, best, journal.knows)
         if found is not None:
             return found
-    return journal.unseen(lambda: local.neighbour(space, journal.best.counts, rng))
+    return journal.unseen(lambda: local.neighbour(space, best, rng))
 
 
 def _evolve(space: Space, journal: Journal, episodes: int, rng: np.random.Generator, ahead: int) -> None:

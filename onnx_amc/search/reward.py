@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_amc.errors import OptionError
 from onnx_amc.search.shaping import SHAPING, SHARE, WORST, Scale
 
 REWARDS = ("error", "flops", "params", "size", "latency")
@@ -54,3 +55,34 @@ class Rule:
         dear = math.log(max(self.cost(counts), math.e))
         # Above the best score that was known, what is cheap is better still.
         return short * dear if short <= 0 else short / dear
+
+
+def users(
+    function: Callable[..., float], name: str, shares: Callable[[np.ndarray], dict[str, float]], score: float, loss: float,
+    counts: np.ndarray,
+) -> float:  # fmt: skip
+    """The user's reward of a plan.
+
+    Args:
+        function: What the user has written.
+        name: As the user has named it.
+        shares: What a plan costs, by kind, as shares of the original.
+        score: Of the plan.
+        loss: Of its outputs.
+        counts: int (groups,).
+
+    Raises:
+        OptionError: It fails, or returns no finite number.
+
+    """
+    costs = shares(counts)
+    try:
+        found = float(function(score, loss, costs))
+    except Exception as error:  # the user's own code may raise anything
+        what = f"'{name}' failed: {type(error).__name__}: {error}"
+        raise OptionError(
+            what, where="--reward", fix="call it with (score, loss, {'flops': 0.5, ...}) to see why"
+        ) from error
+    if not np.isfinite(found):
+        raise OptionError(f"'{name}' returned {found}", where="--reward", fix="return a finite number")
+    return found
