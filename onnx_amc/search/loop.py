@@ -145,11 +145,12 @@ def search(
         journal.settle()
         # The first trials were mostly neighbours of one plan, which tell the weights apart but poorly.
         journal.weigh()
-        space, found = pace(space, journal.best.counts), journal.best.counts
-        for step in range(episodes - walks):
-            if step == 0 and not space.feasible(found):
-                journal.ask(local.below(space, errors, found), policy)
-                continue
+        found = journal.best.counts
+        space = pace(space, found)
+        slow = int(episodes > walks and not space.feasible(found))
+        if slow:
+            journal.ask(local.below(space, errors, found), policy)
+        for step in range(slow, episodes - walks):
             journal.put(_near(space, journal, errors if step % 4 < 3 else (), rng), policy)
             journal.settle(ahead)
     journal.settle()
@@ -203,11 +204,12 @@ def _near(space: Space, journal: Journal, errors: Sequence[np.ndarray], rng: np.
     best = journal.best_in(space).counts
     if len(errors):
         table = explained(space, journal, errors)
-        found: np.ndarray | None = baselines.knapsack(space, table)
-        if found is None or journal.knows(found):
-            found = baselines.exchanged(space, table, best, journal.knows)
-        if found is not None:
+        found = baselines.knapsack(space, table)
+        if not journal.knows(found):
             return found
+        near = baselines.exchanged(space, table, best, journal.knows)
+        if near is not None:
+            return near
     return journal.unseen(lambda: local.neighbour(space, best, rng))
 
 
