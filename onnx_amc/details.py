@@ -20,6 +20,7 @@ from onnx_amc.errors import DataError, ModelError
 from onnx_amc.granularity import most_of, thinnable
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis
+from onnx_amc.graph.outside import files_of
 from onnx_amc.inspection import matching, protected
 from onnx_amc.prune.layers import find_layers
 from onnx_amc.run.layerwise import layer_errors, layer_times, tensors_behind
@@ -191,6 +192,7 @@ def provenance(command: str, record: Mapping[str, Any], model_sha256: str, out: 
     files = {"model": model_sha256, "delivered": _hashed(out)}
     if beside := record.get("int8", {}).get("out"):
         files["int8"] = _hashed(Path(beside))
+    files |= {weights.name: _hashed(weights) for weights in files_of(out)}
     data = Path(record["data"] or "")
     if data.is_file() and data.stat().st_size <= CHEAP:
         files["data"] = _hashed(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -70,6 +71,8 @@ def test_external_data_stays_external(tmp_path: Path) -> None:
     ]
     plan = tmp_path / "small.run" / "plan.json"
     before = [(tmp_path / n).read_bytes() for n in ("small.onnx", "small.onnx.data")]
+    hashes = json.loads((tmp_path / "small.run" / "details.json").read_text())["sha256"]
+    assert [hashes[n] for n in ("delivered", "small.onnx.data")] == [hashlib.sha256(b).hexdigest() for b in before]
     assert main(["apply", str(source), str(plan), "-o", str(out)]) == 0
     assert before == [(tmp_path / n).read_bytes() for n in ("small.onnx", "small.onnx.data")]
     whole = onnx.load(out)
