@@ -51,7 +51,7 @@ def team(nodes: int) -> Iterator[Team]:
     for _ in range(nodes - 1):
         found.add_node(**node)
     try:
-        with joined(found.address, lambda note: print(note, file=sys.stderr)) as cluster:
+        with joined(found.address, 1, lambda note: print(note, file=sys.stderr)) as cluster:
             if cluster is not None:
                 yield cluster
     finally:

@@ -9,7 +9,6 @@ Several environments of one network can share its calibration and what plans sco
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -163,7 +162,7 @@ def pruning(
         with threadpool_limits(limits=1, user_api="blas"):
             run = Compression(model, data, wanted, listener or Listener())
         if shaping is not None:
-            run.search.journal.rule = replace(run.search.journal.rule, shaping=shaping)
+            run.search.journal.rule.shaping = shaping
     return ModelEnv(run, render_mode)
 
 

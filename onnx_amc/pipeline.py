@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from onnx_amc.prune.plan import Plan, check_model, parse_plan, read_plan
 from onnx_amc.run import data as sources
 from onnx_amc.run import feed
 from onnx_amc.run.capture import batch_of
-from onnx_amc.run.cluster import joined
+from onnx_amc.run.cluster import Cluster, joined
+from onnx_amc.run.crew import share
 from onnx_amc.run.metrics import find_metric
 from onnx_amc.run.providers import provider_of
 from onnx_amc.run.score import Scorer
@@ -50,9 +52,8 @@ def compress(
     resume: bool = False,
 ) -> Result:
     """Compress a model; see `onnx_amc.compress` for the keyword form."""
-    # Many small solves: BLAS threads would only wait for each other, and one thread sums in one order on every machine.
     listener = listener or Listener()
-    with threadpool_limits(limits=1, user_api="blas"), joined(settings.ray, listener.note) as team:
+    with _team(settings, listener) as team:
         run = Compression(model, data, settings, listener, run_dir, resume=resume, team=team)
         if settings.max_drop is not None:
             return Guarantee(run, settings.max_drop).result()
@@ -73,7 +74,7 @@ def pareto(
     if settings.max_drop is not None:
         raise OptionError("it is a budget of its own", where="max_drop", fix="call compress for it, or leave it out")
     listener = listener or Listener()
-    with threadpool_limits(limits=1, user_api="blas"), joined(settings.ray, listener.note) as team:
+    with _team(settings, listener) as team:
         first = Compression(
             model, data, replace(settings, budget=budgets[0]), listener, run_dir, resume=resume, team=team
         )
@@ -240,6 +241,15 @@ def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: Set
     if timed is not None:
         details["layer_times"] = times_json(result.analysis, result.model, timed)
     write_text(folder / "details.json", json_text(details))
+
+
+@contextmanager
+def _team(settings: Settings, listener: Listener) -> Iterator[Cluster | None]:
+    """Who evaluates plans: a cluster, or None for threads of this process; linear algebra has one thread meanwhile."""
+    many = share(settings.ahead)
+    # Many small solves: BLAS threads would only wait for each other, and one thread sums in one order on every machine.
+    with threadpool_limits(limits=1, user_api="blas"), joined(settings.ray, many, listener.note) as team:
+        yield team
 
 
 def _number(value: Any) -> Any:

@@ -181,7 +181,6 @@ class Search:
             self.baselines["knapsack"], self.errors = second_pass(
                 space, self.journal, self.errors, self.baselines["knapsack"]
             )
-            self._reweigh()
         if settings.policy in CLOSED:
             if settings.policy not in self.baselines:
                 self.baselines[settings.policy] = self.journal.ask(
@@ -203,11 +202,6 @@ class Search:
             ahead=settings.ahead,
             pace=self._moved,
         )
-        self._reweigh()
-
-    def _reweigh(self) -> None:
-        """Reward the baselines by what the loss counts for now."""
-        self.baselines = {n: replace(t, rule=self.journal.rule) for n, t in self.baselines.items()}
 
     def _paced(self) -> Space:
         """The space, its budget moved to where the knapsack's plan really takes what is allowed: a table errs alike on like plans.
@@ -279,7 +273,7 @@ class Search:
             waits = {key: self.memo.later(_key("final", t.counts), partial(begin, t)) for key, t in each.items()}
             for done, tried in enumerate(several, start=1):
                 value, loss, *_ = waits[tried.key]()
-                found = replace(tried, score=value, loss=loss, rule=self.journal.rule)
+                found = replace(tried, score=value, loss=loss)
                 self.finals.append(found)
                 model = built.pop(tried.key, None)
                 if model is not None and (self.ready is None or found.reward > self.ready[0].reward):

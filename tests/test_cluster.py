@@ -25,6 +25,7 @@ from onnx_amc.errors import AmcError, BudgetError, ClusterError, DataError
 from onnx_amc.listener import Listener
 from onnx_amc.run import cluster as module
 from onnx_amc.run.cluster import joined, place_of
+from onnx_amc.run.session import open_session
 from onnx_amc.search.journal import Tried
 
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "onnx-amc[ray]"')
@@ -133,9 +134,9 @@ def test_some_samples_keep_their_numbers() -> None:
 # ---- on the cluster -----------------------------------------------------------------------------------------------
 
 
-def begun(address: str, *works: Callable[[onnx.ModelProto], Any]) -> list[Any]:
+def begun(address: str, *works: Callable[[onnx.ModelProto], Any], threads: int = 1) -> list[Any]:
     """What comes of these, begun at once."""
-    with joined(address, lambda _note: None) as team:
+    with joined(address, threads, lambda _note: None) as team:
         assert team is not None
         waits = [team.begin(lambda: EMPTY, work) for work in works]
         return [wait() for wait in waits]
@@ -147,6 +148,15 @@ def test_both_nodes_work(nodes: Any) -> None:
         return str(ray.get_runtime_context().get_node_id())
 
     assert len(set(begun(nodes.address, *[where] * 4))) == 2
+
+
+def test_a_session_there_has_the_threads_of_one_here(nodes: Any) -> None:
+    """Last digits depend on it, and with them what is found."""
+
+    def number(_model: onnx.ModelProto) -> int:
+        return int(open_session(str(RESNET)).get_session_options().intra_op_num_threads)
+
+    assert begun(nodes.address, number, threads=3) == [3]
 
 
 def test_a_worker_that_dies_is_replaced(nodes: Any, tmp_path: Path) -> None:
@@ -186,7 +196,7 @@ def test_a_node_with_other_software_is_refused(nodes: Any, monkeypatch: pytest.M
 def test_a_node_with_other_instructions_is_told_of(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "processor_kind", lambda: "Z80")
     notes: list[str] = []
-    with joined(nodes.address, notes.append) as team:
+    with joined(nodes.address, 1, notes.append) as team:
         assert team is not None
         assert [team.begin(lambda: EMPTY, lambda _model: 1)() for _ in range(2)] == [1, 1]
     assert len(notes) == 1

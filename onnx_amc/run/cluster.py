@@ -1,7 +1,7 @@
 """Evaluations on a Ray cluster: each builds a plan's model and scores it, wherever a core is free.
 
 What is found does not depend on that, as long as the machines round alike: a task runs the same code on the same numbers, each of
-its sessions on one thread. Ray starts a task anew whose worker or node has died.
+its sessions on as many threads as without a cluster. Ray starts a task anew whose worker or node has died.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Note = Callable[[str], None]
 
 
 @contextmanager
-def joined(address: str | None, note: Note) -> Iterator[Cluster | None]:
+def joined(address: str | None, threads: int, note: Note) -> Iterator[Cluster | None]:
     """Be connected to a cluster meanwhile; None connects to nothing.
 
     Raises:
@@ -48,7 +48,7 @@ def joined(address: str | None, note: Note) -> Iterator[Cluster | None]:
     if address is None:
         yield None
         return
-    cluster = Cluster(address, note)
+    cluster = Cluster(address, threads, note)
     try:
         yield cluster
     finally:
@@ -63,6 +63,7 @@ class Cluster:
 
     Args:
         address: `auto`, `HOST:PORT`, or `ray://HOST:PORT`.
+        threads: Of each session.
         note: Told of what the user should know.
 
     Raises:
@@ -71,9 +72,9 @@ class Cluster:
 
     """
 
-    def __init__(self, address: str, note: Note) -> None:
+    def __init__(self, address: str, threads: int, note: Note) -> None:
         _check(address)
-        self.address, self.note = address, note
+        self.address, self.threads, self.note = address, threads, note
         self._sent: dict[int, tuple[object, str]] = {}
         self._odd: set[str] = set()
         path = os.pathsep.join(p for p in sys.path if p)
@@ -107,7 +108,7 @@ class Cluster:
 
         used: list[str] = []
         parcel = packed((build, evaluate), lambda thing: self._named(thing, used))
-        task = self._ask("begin", software(), used, parcel)
+        task = self._ask("begin", software(), used, self.threads, parcel)
         return lambda: self._result(task)
 
     def _named(self, thing: object, used: list[str]) -> str | None:

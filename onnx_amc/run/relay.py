@@ -64,9 +64,9 @@ class Relay:
         """Put something where all workers can fetch it."""
         self._sent[name] = ray.put(parcel)
 
-    def begin(self, wanted: Mapping[str, str], names: Sequence[str], parcel: Parcel) -> int:
+    def begin(self, wanted: Mapping[str, str], names: Sequence[str], number: int, parcel: Parcel) -> int:
         """Begin a task, and return its number."""
-        self._tasks.append(self._work.remote(wanted, {name: self._sent[name] for name in names}, parcel))
+        self._tasks.append(self._work.remote(wanted, {name: self._sent[name] for name in names}, number, parcel))
         return len(self._tasks) - 1
 
     def wait(self, number: int) -> Any:
@@ -141,12 +141,13 @@ def main() -> None:
 _held: dict[str, Any] = {}
 
 
-def work(wanted: Mapping[str, str], used: Mapping[str, Any], parcel: Parcel) -> tuple[Any, str]:
+def work(wanted: Mapping[str, str], used: Mapping[str, Any], number: int, parcel: Parcel) -> tuple[Any, str]:
     """Build a model and evaluate it; return also by which instructions.
 
     Args:
         wanted: Versions of the software.
         used: The objects that are named, by their names; each is fetched once by each process.
+        number: Threads of a session.
         parcel: What builds, and what evaluates.
 
     Raises:
@@ -162,7 +163,7 @@ def work(wanted: Mapping[str, str], used: Mapping[str, Any], parcel: Parcel) -> 
             for old in [n for n in _held if n not in used][: max(0, len(_held) + 1 - MOST)]:
                 del _held[old]
             _held[name] = unpacked(ray.get(sent), {})
-    with threads(1), threadpool_limits(limits=1, user_api="blas"):
+    with threads(number), threadpool_limits(limits=1, user_api="blas"):
         build, evaluate = unpacked(parcel, _held)
         return evaluate(build()), processor_kind()
 

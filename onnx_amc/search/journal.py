@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,8 +19,6 @@ several parts of the samples."""
 
 Later = Callable[[], Sequence[float]]
 """Waits for what an evaluation finds."""
-
-PLAIN = Rule()
 
 PATIENCE = 20
 """Draws in which a plan that nobody has tried is looked for."""
@@ -41,7 +39,7 @@ class Tried:
         loss: Of the outputs against the original's, relative; lower is better.
         source: Who proposed it: a baseline's name or the policy's.
         parts: Score and loss on each of several parts of the samples, in turn.
-        rule: How good that is.
+        rule: How good that is, as the search sees it by now.
 
     """
 
@@ -50,7 +48,7 @@ class Tried:
     loss: float
     source: str
     parts: tuple[float, ...] = ()
-    rule: Rule = PLAIN
+    rule: Rule = field(default_factory=Rule)
 
     @property
     def key(self) -> bytes:
@@ -84,7 +82,7 @@ class Journal:
     Args:
         evaluate: What to ask.
         on_trial: Told of every trial.
-        rule: How good a plan is that is tried from now on.
+        rule: How good a plan is.
         begin: Begins an evaluation, where several can be under way.
 
     """
@@ -93,7 +91,7 @@ class Journal:
     on_trial: Callable[[Tried], None] = lambda _tried: None
     trials: list[Tried] = field(default_factory=list)
     seen: dict[bytes, Later] = field(default_factory=dict)
-    rule: Rule = PLAIN
+    rule: Rule = field(default_factory=Rule)
     begin: Callable[[np.ndarray], Later] | None = None
     waiting: deque[Asked] = field(default_factory=deque)
 
@@ -150,12 +148,11 @@ class Journal:
         return {first: bar for first, bar in bars.items() if bar is not None}
 
     def weigh(self) -> None:
-        """Choose what the loss counts for by what was tried so far, and reward all of that anew."""
+        """Choose what the loss counts for by what was tried so far; all of that is rewarded so from now on."""
         told = [t for t in self.distinct if t.parts]
         if told:
             parts = np.array([t.parts for t in told])
-            self.rule = replace(self.rule, shaping=weight_of(self.rule.missing(parts[:, ::2]), parts[:, 1::2]))
-            self.trials = [replace(t, rule=self.rule) for t in self.trials]
+            self.rule.shaping = weight_of(self.rule.missing(parts[:, ::2]), parts[:, 1::2])
 
     @property
     def distinct(self) -> list[Tried]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,10 +66,9 @@ def second_pass(
         asked[int(group)] = journal.put(counts, start.source)
     found = {group: journal.result(one) for group, one in asked.items()}
     journal.weigh()
-    start = replace(start, rule=journal.rule)
     added = np.zeros(len(space))
     for lower, tried in found.items():
-        added[lower] = replace(tried, rule=journal.rule).error - start.error
+        added[lower] = tried.error - start.error
     table = baselines.reweighed(space, errors, start.counts, lowered, added)
     again = journal.ask(baselines.knapsack(space, table), start.source)
     return max(start, again, key=lambda t: t.reward), table

@@ -15,12 +15,13 @@ REWARDS = ("error", "flops", "params", "size", "latency")
 """R_err = -Error, and with something else R = -Error log(cost) (AMC section 3.3)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rule:
-    """How good a plan is, higher is better.
+    """How good a plan is, higher is better; all plans of a search share one.
 
     Args:
-        shaping: What a unit of the outputs' error counts for beside a unit of the score (see `search.shaping`).
+        shaping: What a unit of the outputs' error counts for beside a unit of the score; a search chooses it anew as it learns
+            (see `search.shaping`).
         scale: Of the score; the error counts in its units, for agents and weights are made for shares: a score in decibels would
             outweigh every loss, one in squared millimetres none.
         cost: What stands in the logarithm, as a function of the counts; None for R_err.
