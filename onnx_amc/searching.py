@@ -86,6 +86,7 @@ class Search:
         self.errors: list[np.ndarray] = []
         self.pace, self.aimed = 1.0, space
         self.ready: tuple[Tried, onnx.ModelProto] | None = None
+        self._before = 0
         self.seconds = {"ranking": 0.0, "search": 0.0, "search_onnxruntime": 0.0, "refit": 0.0}
 
     def _rule(self) -> Rule:
@@ -157,11 +158,16 @@ class Search:
         return self.scorers[which]
 
     def _tell(self, tried: Tried) -> None:
-        done = sum(t.source == tried.source for t in self.journal.trials)
+        done = len(self.journal.trials) - self._before
         ratio = self.space.ratio(tried.counts)
         best = self.journal.best.score
         self.listener.tried(tried)
         self.listener.advance(done, f"{tried.source}: {shown(tried.score)} at {ratio:.1%}, best {shown(best)}")
+
+    def _stage(self, name: str, plans: int) -> None:
+        """Say that a stage begins in which so many plans are tried."""
+        self._before = len(self.journal.trials)
+        self.listener.stage(name, plans)
 
     def _search(self, crew: Team) -> None:
         """Try the baselines, and what the policy thinks of."""
@@ -173,11 +179,11 @@ class Search:
                 space = self.aimed = self._paced()
         names = ["uniform", *([] if settings.policy in CLOSED else ["shallow", "deep"])]
         names += ["knapsack"] if self.errors else []
-        self.listener.stage("baselines", len(names))
+        self._stage("baselines", len(names))
         asked = {name: self.journal.put(propose(space, name, self.errors), name) for name in names}
         self.baselines |= {name: self.journal.result(one) for name, one in asked.items()}
         if self.errors:
-            self.listener.stage("second pass", len(space) + 2)
+            self._stage("second pass", len(space) + 1)
             self.baselines["knapsack"], self.errors = second_pass(
                 space, self.journal, self.errors, self.baselines["knapsack"]
             )
@@ -188,7 +194,7 @@ class Search:
                 )
             return
         self.journal.begin = lambda counts: self.begun(counts, crew, race=True)
-        self.listener.stage(f"search ({settings.policy})", settings.episodes)
+        self._stage(f"search ({settings.policy})", settings.episodes)
         search(
             space,
             self.units.facts,
@@ -251,12 +257,12 @@ class Search:
         others.sort(key=lambda t: -t.reward)
         few = [t for i, t in enumerate(plain) if i < FINAL_BASELINES or t.source == "uniform"]
         chosen = [*others[: self.settings.finalists], *few]
-        self.listener.stage("finals", len(chosen))
         self._refine(chosen)
         return max(self.finals, key=lambda t: t.reward).counts
 
     def _refine(self, several: Sequence[Tried]) -> None:
         """Build plans and score them as they would be delivered; the best model of them is kept."""
+        self.listener.stage("finals", len(several))
         built: dict[bytes, onnx.ModelProto] = {}
 
         def build(tried: Tried) -> onnx.ModelProto:
@@ -347,7 +353,7 @@ class Search:
         """The best plan that fits into a smaller budget: of those tried, and of what the table of errors now says."""
         if self.settings.policy in CLOSED:
             return propose(space, self.settings.policy, self.errors)
-        self.listener.stage("smaller plans", SMALLER + 3)
+        self._stage("smaller plans", 3 if self.errors else 1)
         self.journal.ask(local.below(space, [], counts), self.settings.policy)
         if self.errors:
             self.journal.ask(baselines.knapsack(space, explained(space, self.journal, self.errors)), "knapsack")

@@ -42,6 +42,21 @@ def device(tmp_path: Path) -> str:
     return f"{sys.executable} {script}"
 
 
+class Stages(Listener):
+    """How many steps each stage was said to have, and which were said to be done; of the last one of a name."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[int, list[int]]] = {}
+        self._done: list[int] = []
+
+    def stage(self, name: str, total: int | None) -> None:
+        self._done = []
+        self.found[name] = total or 0, self._done
+
+    def advance(self, done: int, note: str = "", total: int | None = None) -> None:
+        self._done.append(done)
+
+
 def times_asked(tmp_path: Path) -> int:
     return len((tmp_path / "asked").read_text())
 
@@ -101,7 +116,8 @@ def test_what_is_a_little_too_slow_is_replaced_by_what_lies_a_little_below_it(
 ) -> None:
     """Whatever the table thinks of it: the search may have found it far from where the table's best plan lies."""
     settings = Settings(Budget("latency", 0.6), latency_command=device, cache=str(tmp_path), recover=False, episodes=4)
-    search = Compression(RESNET, None, settings, Listener()).search
+    stages = Stages()
+    search = Compression(RESNET, None, settings, stages).search
     space, refused = search.space, list[np.ndarray]()
 
     def spent(counts: np.ndarray, _build: object) -> float:
@@ -117,6 +133,9 @@ def test_what_is_a_little_too_slow_is_replaced_by_what_lies_a_little_below_it(
     assert len(tried) == 2
     assert all((counts <= slow).all() and (counts < slow).any() for counts in tried)
     assert all(0.9 * space.price(slow) < space.price(counts) <= space.price(slow) / 1.02 for counts in tried)
+    for name in ("baselines", "search (ddpg)", "smaller plans", "finals"):
+        total, done = stages.found[name]
+        assert done == list(range(1, total + 1)), name
 
 
 @pytest.mark.parametrize("slower", [1.06, 0.94])
