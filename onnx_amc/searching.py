@@ -219,8 +219,7 @@ class Search:
         for _ in range(PACES):
             counts = propose(replace(self.space, limit=limit), "knapsack", self.errors)
             price = self.space.price(counts)
-            spent = self.spent(counts, lambda c=counts: self.builder.unrefitted(c))  # type: ignore[misc]
-            self.pace = spent / price
+            spent = self._timed(counts)
             if abs(spent / goal - 1) <= SLACK:
                 return replace(self.space, limit=price)
             fast, slow = (fast, (price, spent)) if spent > goal else ((price, spent), slow)
@@ -233,13 +232,18 @@ class Search:
 
     def _moved(self, space: Space, counts: np.ndarray) -> Space:
         """The space, its budget moved to what plans like this one, the best that was found, may cost by the table."""
-        if self.settings.budget.kind == "latency":
-            price = self.space.price(counts)
-            self.pace = self.spent(counts, lambda: self.builder.unrefitted(counts)) / price
-            limit = max(int((1 - SLACK) * self.space.limit / self.pace), self.space.price(self.space.smallest))
-            self.aimed = replace(self.space, limit=limit)
-            return self.aimed
-        return space
+        if self.settings.budget.kind != "latency":
+            return space
+        self._timed(counts)
+        limit = max(int((1 - SLACK) * self.space.limit / self.pace), self.space.price(self.space.smallest))
+        self.aimed = replace(self.space, limit=limit)
+        return self.aimed
+
+    def _timed(self, counts: np.ndarray) -> float:
+        """What a plan's model takes, and with it the pace."""
+        spent = self.spent(counts, lambda: self.builder.unrefitted(counts))
+        self.pace = spent / self.space.price(counts)
+        return spent
 
     def _final(self) -> np.ndarray:
         """Refit the best few plans as they would be delivered, those of the baselines too, and return the one that is best then.
