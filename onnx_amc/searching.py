@@ -177,8 +177,8 @@ class Search:
             self.errors = self.builder.errors(space.levels, lambda n, _: self.listener.advance(n), self.memo, crew)
             if settings.budget.kind == "latency":
                 space = self.aimed = self._paced()
-        names = ["uniform", *([] if settings.policy in CLOSED else ["shallow", "deep"])]
-        names += ["knapsack"] if self.errors else []
+        closed = settings.policy in CLOSED
+        names = list(dict.fromkeys(("uniform", settings.policy))) if closed else CLOSED
         self._stage("baselines", len(names))
         asked = {name: self.journal.put(propose(space, name, self.errors), name) for name in names}
         self.baselines |= {name: self.journal.result(one) for name, one in asked.items()}
@@ -187,11 +187,7 @@ class Search:
             self.baselines["knapsack"], self.errors = second_pass(
                 space, self.journal, self.errors, self.baselines["knapsack"]
             )
-        if settings.policy in CLOSED:
-            if settings.policy not in self.baselines:
-                self.baselines[settings.policy] = self.journal.ask(
-                    propose(space, settings.policy, self.errors), settings.policy
-                )
+        if closed:
             return
         self.journal.begin = lambda counts: self.begun(counts, crew, race=True)
         self._stage(f"search ({settings.policy})", settings.episodes)

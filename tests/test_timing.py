@@ -138,6 +138,12 @@ def test_what_is_a_little_too_slow_is_replaced_by_what_lies_a_little_below_it(
         assert done == list(range(1, total + 1)), name
 
 
+def test_a_policy_in_closed_form_is_one_of_the_baselines_that_are_counted() -> None:
+    stages = Stages()
+    Compression(RESNET, None, Settings(Budget("flops", 0.5), policy="shallow", recover=False), stages).choose()
+    assert stages.found["baselines"] == (2, [1, 2])
+
+
 @pytest.mark.parametrize("slower", [1.06, 0.94])
 def test_the_best_walk_moves_the_budget_for_the_plans_around_it(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slower: float
