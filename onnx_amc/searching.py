@@ -25,7 +25,7 @@ from onnx_amc.rundir import Memo
 from onnx_amc.search import baselines, local
 from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.journal import Journal, Later, Tried, key_of
-from onnx_amc.search.loop import AGENTS, CLOSED, Luggage, explained, propose, search, second_pass
+from onnx_amc.search.loop import AGENTS, CLOSED, Luggage, explained, propose, refine, search, second_pass
 from onnx_amc.search.reward import REWARDS, Rule, users
 from onnx_amc.search.space import Space
 
@@ -35,11 +35,14 @@ FINAL_BASELINES = 2
 Actual = Callable[[onnx.ModelProto], float]
 """What a finished model costs, in units of the space's price."""
 
-SMALLER = 2
-"""Plans that get the full refit where one costs more than was foretold."""
+OTHERS = 2
+"""Plans that get the full refit where one costs more than was foretold, or much less."""
 
-SLACK = 0.02
-"""Share of a budget of time that is left to the clock's noise."""
+LARGER = 8
+"""Plans that are tried where one takes much less time than was foretold."""
+
+SLACK, UNUSED = 0.02, 0.05
+"""Share of a budget of time that is left to the clock's noise, and share from which on it is worth using."""
 
 PACES = 5
 """Plans that are timed before the search, at most."""
@@ -66,7 +69,7 @@ class Search:
         journal: Every plan tried.
         baselines: Plans in closed form, by name.
         finals: What the plans scored that were refitted in full.
-        pace: What the model of the last plan that the budget was moved by took of what the table of times had foretold.
+        pace: What the model of the last plan timed before the one delivered took of what the table of times had foretold.
         aimed: The space with the budget that finalists must meet.
         seconds: Of ordering the channels, the import of the agent's library included; of the search; of its part in which
             onnxruntime was running; of the full refit of the best few.
@@ -236,8 +239,8 @@ class Search:
         return self.aimed
 
     def _timed(self, counts: np.ndarray) -> float:
-        """What a plan's model takes, and with it the pace."""
-        spent = self.spent(counts, lambda: self.builder.unrefitted(counts))
+        """What a plan's model takes, and with it the pace; apart from what is measured of the plan if it is delivered."""
+        spent = self.spent(counts, lambda: self.builder.unrefitted(counts), "pace")
         self.pace = spent / self.space.price(counts)
         return spent
 
@@ -295,7 +298,7 @@ class Search:
         return self.ready_for(counts) or self.builder.refined(self.builder.kept(counts))
 
     def within(self, counts: np.ndarray) -> np.ndarray:
-        """These counts, or others whose finished model costs no more than was asked for.
+        """These counts, or others whose finished model costs no more than was asked for, nor leaves much of the time unused.
 
         Raises:
             BudgetError: After several tries the model still costs too much.
@@ -303,19 +306,27 @@ class Search:
         """
         if self.actual is None:
             return counts
-        space, measured = self.space, []
-        for _ in range(TRIES):
+        whole, timed = self.space.limit, self.settings.budget.kind == "latency"
+        space, fits, beyond = self.space, None, list[float]()
+        for attempt in range(1, TRIES + 1):
             spent = self.spent(counts, lambda c=counts: self.finished(c))  # type: ignore[misc]
-            if spent <= self.space.limit:
-                return counts
-            measured.append(spent)
             price = space.price(counts)
-            space = replace(space, limit=int(min(price * self.space.limit / spent, price - 1)))
-            smaller = self._best_in(space, counts) if space.feasible(space.smallest) else space.smallest
-            if np.array_equal(smaller, counts):
+            if spent > whole:
+                beyond.append(spent)
+                limit = min(price * whole / spent, price - 1)
+            else:
+                fits = counts
+                if beyond or not timed or spent >= (1 - UNUSED) * whole or attempt == TRIES:
+                    return counts
+                limit = (1 - SLACK) * price * whole / spent
+            space = replace(space, limit=int(limit))
+            other = self._best_in(space, counts) if space.feasible(space.smallest) else space.smallest
+            if np.array_equal(other, counts):
                 break
-            counts = smaller
-        raise self._beyond(measured)
+            self.pace, counts = spent / price if timed else 1.0, other
+        if fits is None:
+            raise self._beyond(beyond)
+        return fits
 
     def _beyond(self, measured: Sequence[float]) -> BudgetError:
         """What to say where no plan's model was measured to be small enough."""
@@ -328,14 +339,14 @@ class Search:
             fix=(f"ask for {least:.4f} or more, or " if least <= 1 else "") + "lower --min-keep, or --keep what grows",
         )
 
-    def spent(self, counts: np.ndarray, build: Callable[[], onnx.ModelProto]) -> float:
-        """What the finished model of a plan costs, measured once."""
+    def spent(self, counts: np.ndarray, build: Callable[[], onnx.ModelProto], what: str = "cost") -> float:
+        """What the model of a plan costs, measured once."""
         if self.actual is None:
             raise RuntimeError("this budget is exact")
         actual = self.actual
         # Of time the share is remembered: what all of it is may be measured anew by a run that goes on.
         unit = self.space.price(self.space.full) if self.settings.budget.kind == "latency" else 1
-        return self.memo.get(_key("cost", counts), lambda: [actual(build()) / unit])[0] * unit
+        return self.memo.get(_key(what, counts), lambda: [actual(build()) / unit])[0] * unit
 
     def taken(self, counts: np.ndarray) -> float | None:
         """The share of the original's time that a plan's model was measured to take; None where it was not."""
@@ -350,17 +361,22 @@ class Search:
         return self.builder.deliverable(self.builder.kept(counts), None if ready is None else copied)
 
     def _best_in(self, space: Space, counts: np.ndarray) -> np.ndarray:
-        """The best plan that fits into a smaller budget: of those tried, and of what the table of errors now says."""
-        if self.settings.policy in CLOSED:
-            return propose(space, self.settings.policy, self.errors)
-        self._stage("smaller plans", 3 if self.errors else 1)
-        self.journal.ask(local.below(space, [], counts), self.settings.policy)
-        if self.errors:
-            self.journal.ask(baselines.knapsack(space, explained(space, self.journal, self.errors)), "knapsack")
-            self.journal.ask(local.below(space, self.errors, counts), self.settings.policy)
+        """The best plan within another budget than these counts were found in: of those tried, and of some more near by."""
+        policy = self.settings.policy
+        if policy in CLOSED:
+            return propose(space, policy, self.errors)
+        if space.feasible(counts):
+            self._stage("larger plans", LARGER)
+            refine(space, self.journal, self.errors, policy, LARGER, np.random.default_rng(self.settings.seed))
+        else:
+            self._stage("smaller plans", 3 if self.errors else 1)
+            self.journal.ask(local.below(space, [], counts), policy)
+            if self.errors:
+                self.journal.ask(baselines.knapsack(space, explained(space, self.journal, self.errors)), "knapsack")
+                self.journal.ask(local.below(space, self.errors, counts), policy)
         fitting = [t for t in self.journal.distinct if space.feasible(t.counts)]
         self.ready = None
-        self._refine(sorted(fitting, key=lambda t: -t.reward)[:SMALLER])
+        self._refine(sorted(fitting, key=lambda t: -t.reward)[:OTHERS])
         return max((t for t in self.finals if space.feasible(t.counts)), key=lambda t: t.reward).counts
 
 

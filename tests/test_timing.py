@@ -97,7 +97,7 @@ def test_a_search_has_the_budget_that_plans_really_take(
     whole = space.price(space.full)
     timed: list[float] = []
 
-    def spent(counts: np.ndarray, _build: object) -> float:
+    def spent(counts: np.ndarray, *_: object) -> float:
         timed.append(took(space.price(counts) / whole))
         return timed[-1] * whole
 
@@ -120,7 +120,7 @@ def test_what_is_a_little_too_slow_is_replaced_by_what_lies_a_little_below_it(
     search = Compression(RESNET, None, settings, stages).search
     space, refused = search.space, list[np.ndarray]()
 
-    def spent(counts: np.ndarray, _build: object) -> float:
+    def spent(counts: np.ndarray, *_: object) -> float:
         final = bool(search.finals) and not refused
         if final:
             refused.append(counts)
@@ -138,6 +138,64 @@ def test_what_is_a_little_too_slow_is_replaced_by_what_lies_a_little_below_it(
         assert done == list(range(1, total + 1)), name
 
 
+@pytest.mark.parametrize("policy", ["ddpg", "uniform"])
+@pytest.mark.parametrize("really", [0.85, 1.0])
+def test_time_that_a_wrong_measurement_would_leave_unused_is_used(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, really: float, policy: str
+) -> None:
+    """The plans that move the budget were timed while the machine was busy; what is delivered, when it was not."""
+    settings = Settings(
+        Budget("latency", 0.6), latency_command=device, cache=str(tmp_path), recover=False, policy=policy, episodes=20
+    )
+    stages = Stages()
+    run = Compression(RESNET, None, settings, stages)
+    search = run.search
+    space, timed = search.space, list[np.ndarray]()
+
+    def spent(counts: np.ndarray, _build: object, what: str = "cost") -> float:
+        if what == "cost":
+            timed.append(counts)
+        return (really if what == "cost" else 1.0) * space.price(counts)
+
+    monkeypatch.setattr(search, "spent", spent)
+    chosen = search.choose()
+    assert really * space.price(chosen) <= space.limit
+    if really == 1.0:
+        assert len(timed) == 1, "what uses its budget is timed once"
+        return
+    assert space.price(timed[0]) < space.price(chosen)
+    assert search.pace == pytest.approx(really)
+    if policy == "ddpg":
+        assert really * space.price(chosen) > 0.95 * space.limit
+        found = max(
+            (t for t in search.journal.trials if space.price(t.counts) * really <= space.limit), key=lambda t: t.reward
+        )
+        assert found.reward > max(t.reward for t in search.journal.trials if space.feasible(t.counts))
+        total, done = stages.found["larger plans"]
+        assert done == list(range(1, total + 1))
+
+
+def test_a_larger_plan_that_takes_too_long_after_all_is_not_delivered(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(Budget("latency", 0.6), latency_command=device, cache=str(tmp_path), recover=False, episodes=8)
+    search = Compression(RESNET, None, settings, Listener()).search
+    space, timed = search.space, list[np.ndarray]()
+
+    def spent(counts: np.ndarray, _build: object, what: str = "cost") -> float:
+        if what == "cost" and not any(np.array_equal(counts, c) for c in timed):
+            timed.append(counts)
+        first = what == "cost" and np.array_equal(counts, timed[0])
+        return space.price(counts) * (0.8 if first else 1.0)
+
+    monkeypatch.setattr(search, "spent", spent)
+    chosen = search.choose()
+    assert len(timed) > 1
+    assert space.price(timed[1]) > space.limit
+    assert spent(chosen, None) <= space.limit
+    assert search.pace == pytest.approx(1.0), "foretold by another plan than the one that is delivered"
+
+
 def test_a_policy_in_closed_form_is_one_of_the_baselines_that_are_counted() -> None:
     stages = Stages()
     Compression(RESNET, None, Settings(Budget("flops", 0.5), policy="shallow", recover=False), stages).choose()
@@ -153,7 +211,7 @@ def test_the_best_walk_moves_the_budget_for_the_plans_around_it(
     search = Compression(RESNET, None, settings, Listener()).search
     space = search.space
 
-    def spent(counts: np.ndarray, _build: object) -> float:
+    def spent(counts: np.ndarray, *_: object) -> float:
         walked = any(t.source == settings.policy for t in search.journal.trials)
         return (slower if walked else 1.0) * space.price(counts)
 

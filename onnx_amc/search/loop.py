@@ -149,10 +149,18 @@ def search(
         slow = int(episodes > walks and not space.feasible(found))
         if slow:
             journal.ask(local.below(space, errors, found), policy)
-        for step in range(slow, episodes - walks):
-            journal.put(_near(space, journal, errors if step % 4 < 3 else (), rng), policy)
-            journal.settle(ahead)
+        refine(space, journal, errors, policy, episodes - walks - slow, rng, ahead)
     journal.settle()
+
+
+def refine(
+    space: Space, journal: Journal, errors: Sequence[np.ndarray], policy: str, plans: int, rng: np.random.Generator,
+    ahead: int = 0,
+) -> None:  # fmt: skip
+    """Try so many plans near the best one within the budget; in each four, one is a random neighbour."""
+    for step in range(plans):
+        journal.put(_near(space, journal, errors if step % 4 < 3 else (), rng), policy)
+        journal.settle(ahead)
 
 
 def _learn(
