@@ -75,7 +75,7 @@ class Case:
                 models = [self.analysis.model.original, *(self.build(plans[i]) for i in some)]
                 allowed = seconds * len(models)
                 laps, _ = in_turn(models, self.feed, threads=threads, runs=60, seconds=allowed, watch=False)
-                found[turn, some] = np.median(laps / laps[:, :1], axis=0)[1:]
+                found[turn, some] = [np.median(pair[:, 1] / pair[:, 0]) for pair in laps[1:]]
         return found
 
     def table(self, by: str, threads: int) -> LatencyTable:
@@ -109,7 +109,7 @@ def milliseconds(path: str, threads: int) -> float:
     """Median of one model's runs, for `--by command`."""
     model = onnx.load(path)
     laps, _ = in_turn([model], one_feed(load(model)), threads=threads, runs=100, seconds=2.0, watch=False)
-    return float(np.median(laps) * 1e3)
+    return float(np.median(laps[0]) * 1e3)
 
 
 def main() -> int:

@@ -346,8 +346,7 @@ class Compression:
         """What the table of latencies says of a plan, and how far it may be believed."""
         if self.table is None or "latency" not in self.units.prices:  # timed for a run that this one is another of
             return {}
-        ratio = self.search.pace * float(self.units.prices["latency"](counts[None])[0] / self.units.wholes["latency"])
-        told = {"ratio": ratio, "error": self.table.error, "worst": self.table.worst}
+        told = {"ratio": self.search.foretold(counts), "error": self.table.error, "worst": self.table.worst}
         taken = self.search.taken(counts) if self.settings.budget.kind == "latency" else None
         return {"latency_table": told | ({} if taken is None else {"measured": taken})}
 

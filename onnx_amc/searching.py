@@ -26,6 +26,7 @@ from onnx_amc.search import baselines, local
 from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.journal import Journal, Later, Tried, key_of
 from onnx_amc.search.loop import AGENTS, CLOSED, Luggage, explained, propose, refine, search, second_pass
+from onnx_amc.search.pace import Bracket, Paces
 from onnx_amc.search.reward import REWARDS, Rule, users
 from onnx_amc.search.space import Space
 
@@ -41,7 +42,7 @@ OTHERS = 2
 LARGER = 8
 """Plans that are tried where one takes much less time than was foretold."""
 
-SLACK, UNUSED = 0.02, 0.05
+SLACK, UNUSED = 0.02, 0.06
 """Share of a budget of time that is left to the clock's noise, and share from which on it is worth using."""
 
 PACES = 5
@@ -69,7 +70,7 @@ class Search:
         journal: Every plan tried.
         baselines: Plans in closed form, by name.
         finals: What the plans scored that were refitted in full.
-        pace: What the model of the last plan timed before the one delivered took of what the table of times had foretold.
+        paces: How the table of times was off on the plans that were timed.
         aimed: The space with the budget that finalists must meet.
         seconds: Of ordering the channels, the import of the agent's library included; of the search; of its part in which
             onnxruntime was running; of the full refit of the best few.
@@ -87,7 +88,7 @@ class Search:
         self.baselines: dict[str, Tried] = {}
         self.finals: list[Tried] = []
         self.errors: list[np.ndarray] = []
-        self.pace, self.aimed = 1.0, space
+        self.paces, self.aimed = Paces(), space
         self.ready: tuple[Tried, onnx.ModelProto] | None = None
         self._before = 0
         self.seconds = {"ranking": 0.0, "search": 0.0, "search_onnxruntime": 0.0, "refit": 0.0}
@@ -209,40 +210,43 @@ class Search:
         )
 
     def _paced(self) -> Space:
-        """The space, its budget moved to where the knapsack's plan really takes what is allowed: a table errs alike on like plans.
-
-        By false position between a plan that is fast enough, at first one of nothing, and one that is not.
-        """
+        """The space, its budget moved to where the knapsack's plan really takes what is allowed."""
         goal, limit = (1 - SLACK) * self.space.limit, self.space.limit
-        fast, slow = (0, 0.0), (0, 0.0)
+        bracket = Bracket(goal)
         for _ in range(PACES):
             counts = propose(replace(self.space, limit=limit), "knapsack", self.errors)
-            price = self.space.price(counts)
-            spent = self._timed(counts)
+            price, spent = self.space.price(counts), self._timed(counts)
             if abs(spent / goal - 1) <= SLACK:
                 return replace(self.space, limit=price)
-            fast, slow = (fast, (price, spent)) if spent > goal else ((price, spent), slow)
-            low, high = (fast, slow) if slow[1] else ((0, 0.0), fast)
-            wanted = low[0] + (high[0] - low[0]) * (goal - low[1]) / (high[1] - low[1])
-            before, limit = limit, max(int(wanted), self.space.price(self.space.smallest))
+            if spent > goal:
+                bracket.beyond = price, spent
+            else:
+                bracket.fits = price, spent
+            before, limit = limit, max(bracket.wanted(), self.space.price(self.space.smallest))
             if limit == before:
                 break
-        return replace(self.space, limit=fast[0] or limit)
+        return replace(self.space, limit=int(bracket.fits[0]) or limit)
 
     def _moved(self, space: Space, counts: np.ndarray) -> Space:
         """The space, its budget moved to what plans like this one, the best that was found, may cost by the table."""
         if self.settings.budget.kind != "latency":
             return space
-        self._timed(counts)
-        limit = max(int((1 - SLACK) * self.space.limit / self.pace), self.space.price(self.space.smallest))
+        self.paces = Paces()
+        pace = self._timed(counts) / self.space.price(counts)
+        limit = max(int((1 - SLACK) * self.space.limit / pace), self.space.price(self.space.smallest))
         self.aimed = replace(self.space, limit=limit)
         return self.aimed
 
     def _timed(self, counts: np.ndarray) -> float:
-        """What a plan's model takes, and with it the pace; apart from what is measured of the plan if it is delivered."""
+        """What a plan's model takes: apart from what is measured of it if it is delivered, which this may foretell."""
         spent = self.spent(counts, lambda: self.builder.unrefitted(counts), "pace")
-        self.pace = spent / self.space.price(counts)
+        self.paces.known.append((None, self.space.price(counts), spent))
         return spent
+
+    def foretold(self, counts: np.ndarray) -> float:
+        """The share of the original's time that a plan is to take, by the table and by what other plans took."""
+        share = self.units.prices["latency"](counts[None])[0] / self.units.wholes["latency"]
+        return self.paces.at(self.space.price(counts), key_of(counts)) * float(share)
 
     def _final(self) -> np.ndarray:
         """Refit the best few plans as they would be delivered, those of the baselines too, and return the one that is best then.
@@ -307,23 +311,23 @@ class Search:
         if self.actual is None:
             return counts
         whole, timed = self.space.limit, self.settings.budget.kind == "latency"
-        space, fits, beyond = self.space, None, list[float]()
+        bracket = Bracket(whole)
+        fits, beyond = None, list[float]()
         for attempt in range(1, TRIES + 1):
-            spent = self.spent(counts, lambda c=counts: self.finished(c))  # type: ignore[misc]
-            price = space.price(counts)
+            price, spent = self.space.price(counts), self.spent(counts, lambda c=counts: self.finished(c))  # type: ignore[misc]
+            self.paces.known.append((key_of(counts), price, spent))
             if spent > whole:
                 beyond.append(spent)
-                limit = min(price * whole / spent, price - 1)
+                bracket.beyond = price, spent
             else:
-                fits = counts
-                if beyond or not timed or spent >= (1 - UNUSED) * whole or attempt == TRIES:
-                    return counts
-                limit = (1 - SLACK) * price * whole / spent
-            space = replace(space, limit=int(limit))
+                fits, bracket = counts, Bracket((1 - SLACK) * whole, (price, spent), bracket.beyond)
+                if not timed or spent >= (1 - UNUSED) * whole or attempt == TRIES:
+                    break
+            space = replace(self.space, limit=bracket.wanted())
             other = self._best_in(space, counts) if space.feasible(space.smallest) else space.smallest
-            if np.array_equal(other, counts):
+            if any(np.array_equal(other, known) for known in (counts, fits) if known is not None):
                 break
-            self.pace, counts = spent / price if timed else 1.0, other
+            counts = other
         if fits is None:
             raise self._beyond(beyond)
         return fits

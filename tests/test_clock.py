@@ -274,8 +274,8 @@ def test_a_real_network_is_measured_once(tmp_path: Path) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model is run, all take a second."""
 
-    def timed(models: list[object], *_: object, **__: object) -> tuple[np.ndarray, list[tuple[Kernel, ...]]]:
-        return np.ones((5, len(models))), [() for _ in models]
+    def timed(models: list[object], *_: object, **__: object) -> tuple[list[np.ndarray], list[tuple[Kernel, ...]]]:
+        return [np.ones((5, 2)) for _ in models], [() for _ in models]
 
     monkeypatch.setattr(clock, "in_turn", timed)
 

@@ -121,10 +121,9 @@ def test_what_is_a_little_too_slow_is_replaced_by_what_lies_a_little_below_it(
     space, refused = search.space, list[np.ndarray]()
 
     def spent(counts: np.ndarray, *_: object) -> float:
-        final = bool(search.finals) and not refused
-        if final:
+        if search.finals and not refused:
             refused.append(counts)
-        return 1.02 * space.limit if final else space.price(counts)
+        return space.price(counts) * (1.02 * space.limit / space.price(refused[0]) if refused else 1.0)
 
     monkeypatch.setattr(search, "spent", spent)
     chosen, slow = search.choose(), refused[0]
@@ -164,7 +163,7 @@ def test_time_that_a_wrong_measurement_would_leave_unused_is_used(
         assert len(timed) == 1, "what uses its budget is timed once"
         return
     assert space.price(timed[0]) < space.price(chosen)
-    assert search.pace == pytest.approx(really)
+    assert search.foretold(chosen) == pytest.approx(really * space.price(chosen) / space.price(space.full))
     if policy == "ddpg":
         assert really * space.price(chosen) > 0.95 * space.limit
         found = max(
@@ -193,7 +192,7 @@ def test_a_larger_plan_that_takes_too_long_after_all_is_not_delivered(
     assert len(timed) > 1
     assert space.price(timed[1]) > space.limit
     assert spent(chosen, None) <= space.limit
-    assert search.pace == pytest.approx(1.0), "foretold by another plan than the one that is delivered"
+    assert search.foretold(timed[0]) == pytest.approx(space.price(timed[0]) / space.price(space.full)), "by other plans"
 
 
 def test_a_policy_in_closed_form_is_one_of_the_baselines_that_are_counted() -> None:
@@ -221,7 +220,7 @@ def test_the_best_walk_moves_the_budget_for_the_plans_around_it(
     walks, near = tried[:12], tried[12:20]
     assert max(slower * space.price(t.counts) for t in near) <= space.limit
     assert slower * space.price(chosen) <= space.limit
-    assert search.pace == pytest.approx(slower)
+    assert search.foretold(chosen) == pytest.approx(slower * space.price(chosen) / space.price(space.full))
     dearest = max(space.price(t.counts) for t in near) / max(space.price(t.counts) for t in walks)
     assert dearest > 1 if slower < 1 else dearest < 1
 

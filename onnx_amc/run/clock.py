@@ -39,7 +39,7 @@ Build = Callable[[np.ndarray], onnx.ModelProto]
 
 Progress = Callable[[int, int], None]
 
-FORMAT = 1
+FORMAT = 2
 UNIFORM = (0.0, 0.2, 0.4, 0.6, 0.8)
 """Kept ratios of the uniform plans; 0 is the smallest plan there is."""
 
@@ -56,7 +56,7 @@ class Effort:
         rounds: How often each plan is measured, each time from a new session.
         runs: Runs of each model each time, at least 4.
         seconds: For each model each time, after which fewer runs must do.
-        together: Plans that are run in turn with the whole network.
+        together: Plans that are measured at a time, each in turn with the whole network.
 
     """
 
@@ -135,8 +135,8 @@ def measure_table(
                     models, feed, threads=threads, provider=provider, runs=probes.runs,
                     seconds=probes.seconds * len(models), watch=provider == CPU,
                 )  # fmt: skip
-                whole = float(np.median(laps[:, 0]) * 1e3)
-                ratios = np.median(laps / laps[:, :1], axis=0)
+                whole = float(np.median(laps[0]) * 1e3)
+                ratios = [np.median(pair[:, 1] / pair[:, 0]) for pair in laps]
                 reference = sum(k.microseconds for k in kernels[0])
                 for counts, ratio, seen in zip(chosen, ratios[1:], kernels[1:], strict=True):
                     yield Probe(tuple(counts.tolist()), float(ratio), whole, reference, seen)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 
 from onnx_amc.graph.proto import key_of
 from onnx_amc.run.session import open_session, run_session
@@ -27,6 +28,12 @@ WARM = 2
 
 LEAST = 4
 """Runs that count, at least."""
+
+MOMENT = 0.15
+"""Seconds that each model is run at least: on several cores a small network's first dozen runs tell little of those that follow."""
+
+Laps = list[np.ndarray]
+"""For each model, (runs, 2): seconds of the first model's run and of this one's right after it."""
 
 SUFFIX = "_kernel_time"
 
@@ -64,8 +71,8 @@ def profile(model: onnx.ModelProto, feed: Feed, *, threads: int = 0, provider: s
 def in_turn(
     models: Sequence[onnx.ModelProto], feed: Feed, *, threads: int = 0, provider: str = CPU, runs: int = 20,
     seconds: float = math.inf, watch: bool = True,
-) -> tuple[np.ndarray, list[Kernels]]:  # fmt: skip
-    """Seconds of each run, (runs, models), and the kernels of each model; the models are run in turn.
+) -> tuple[Laps, list[Kernels]]:  # fmt: skip
+    """Run each model in turn with the first one: how long each run took, and the kernels of each model.
 
     Each model has a session that is timed, and one that is profiled: profiling takes time itself.
 
@@ -74,7 +81,7 @@ def in_turn(
         feed: Input of one run.
         threads: Within an operator; 0 takes all cores.
         provider: Execution provider.
-        runs: Runs of each session, at least 4, besides two that do not count.
+        runs: Runs of each session, at least 4, besides two that do not count; more where these take less than a moment.
         seconds: After which fewer runs must do.
         watch: Whether kernels are timed.
 
@@ -91,19 +98,53 @@ def in_turn(
         watched = [open_session(m, threads=threads, provider=provider, profile=p) for m, p in pairs]
         for session in plain:
             run_session(session, None, feed, where="latency")
-        fed = [{i.name: feed[i.name] for i in s.get_inputs()} for s in plain]
-        clock, rows = stopwatch(threads, provider), list[list[float]]()
-        end = time.monotonic() + seconds
-        while len(rows) < WARM + LEAST or (len(rows) < WARM + runs and time.monotonic() < end):
-            rows.append([])
-            for i, session in enumerate(plain):
-                if watch:
-                    watched[i].run(None, fed[i])
-                start = clock()
-                session.run(None, fed[i])
-                rows[-1].append(clock() - start)
+        clock = stopwatch(threads, provider)
+        each = seconds / max(len(models) - 1, 1) / (2 if watch else 1)
+
+        def more(done: int, spent: float) -> bool:
+            return done < LEAST or ((done < runs or spent < MOMENT) and spent < each)
+
+        laps = alternated(plain, feed, clock, WARM, more)
+        if watch:
+            alternated(watched, feed, clock, WARM, more)
         texts = [Path(s.end_profiling()).read_text(encoding="utf-8", errors="replace") for s in watched]
-    return np.array(rows[WARM:]), [read_profile(t) for t in texts] or [() for _ in models]
+    return laps, [read_profile(t) for t in texts] or [() for _ in models]
+
+
+def alternated(
+    sessions: Sequence[ort.InferenceSession], feed: Feed, clock: Callable[[], float], warm: int,
+    more: Callable[[int, float], bool],
+) -> Laps:  # fmt: skip
+    """Run each session in turn with the first one, and with no other between them.
+
+    A third network in the turn takes the caches and the cores' time from both (its threads wait for more work for a while after
+    a run): on two cores that changed ratios by up to a fifth.
+
+    Args:
+        sessions: Of the models.
+        feed: Input of one run.
+        clock: Tells seconds.
+        warm: Runs of each, next to the first, that do not count.
+        more: Runs that count and seconds they took -> whether to go on.
+
+    """
+    fed = [{i.name: feed[i.name] for i in s.get_inputs()} for s in sessions]
+
+    def lap(which: int) -> float:
+        start = clock()
+        sessions[which].run(None, fed[which])
+        return clock() - start
+
+    laps: Laps = []
+    for other in range(1, len(sessions)) if len(sessions) > 1 else (0,):
+        found: list[tuple[float, float]] = []
+        begun = time.monotonic()
+        while len(found) < warm or more(len(found) - warm, time.monotonic() - begun):
+            first = lap(0)
+            found.append((first, lap(other) if other else first))
+        laps.append(np.array(found[warm:]))
+    alone = np.concatenate(laps)[:, :1]
+    return [np.repeat(alone, 2, axis=1), *laps[: len(sessions) - 1]]
 
 
 def stopwatch(threads: int, provider: str) -> Callable[[], float]:

@@ -1,4 +1,4 @@
-"""Measured latency: the candidates in turn, medians, batch 1."""
+"""Measured latency: each candidate in turn with the first, medians, batch 1."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import numpy as np
 import onnx
 
 from onnx_amc.errors import OptionError
-from onnx_amc.run.kernels import stopwatch
+from onnx_amc.run.kernels import alternated, stopwatch
 from onnx_amc.run.session import open_session, run_session
 
 ENOUGH, LEAST = 2_000, 3
 """Runs of each model after which a median does not get better, and below which it is none."""
+
+CHANGES = 10
+"""Times that every model gets its turn, so that what disturbs the machine for a while disturbs all alike."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def measure(
     models: Sequence[onnx.ModelProto | str], feed: Mapping[str, np.ndarray], *, seconds: float = 3.0, threads: int = 0,
     provider: str = "CPUExecutionProvider",
 ) -> list[Latency]:  # fmt: skip
-    """Time the models in turn on the same input, so that a noisy machine disturbs all of them alike.
+    """Time each model in turn with the first one on the same input, so that a noisy machine disturbs both alike.
 
     Args:
         models: Candidates; the first is what the others are compared with.
@@ -57,19 +60,16 @@ def measure(
             where="latency",
             fix="time models side by side that take the same inputs",
         )
-    feeds = [{i.name: feed[i.name] for i in s.get_inputs()} for s in sessions]
-    for session, fed in zip(sessions, feeds, strict=True):
-        run_session(session, None, fed, where="latency")  # the first run allocates
-    times: list[list[float]] = []
-    clock = stopwatch(threads, provider)
+    for session in sessions:
+        run_session(session, None, feed, where="latency")  # the first run allocates
+    clock, each = stopwatch(threads, provider), seconds / max(len(sessions) - 1, 1) / CHANGES
+
+    def more(done: int, spent: float) -> bool:
+        return done < 1 or (spent < each and done < ENOUGH // CHANGES)
+
+    parts = list[list[np.ndarray]]()
     end = time.perf_counter() + seconds
-    while (time.perf_counter() < end and len(times) < ENOUGH) or len(times) < LEAST:
-        row = []
-        for session, fed in zip(sessions, feeds, strict=True):
-            start = clock()
-            session.run(None, fed)
-            row.append(clock() - start)
-        times.append(row)
-    table = np.array(times)
-    ratios = table / table[:, :1]
-    return [Latency(float(np.median(table[:, i]) * 1e3), float(np.median(ratios[:, i]))) for i in range(len(models))]
+    while len(parts) < LEAST or (len(parts) < CHANGES and time.perf_counter() < end):
+        parts.append(alternated(sessions, feed, clock, 1, more))
+    times = [np.concatenate(laps) for laps in zip(*parts, strict=True)]
+    return [Latency(float(np.median(t[:, 1]) * 1e3), float(np.median(t[:, 1] / t[:, 0]))) for t in times]
