@@ -315,7 +315,8 @@ class Search:
         fits, beyond = None, list[float]()
         for attempt in range(1, TRIES + 1):
             price, spent = self.space.price(counts), self.spent(counts, lambda c=counts: self.finished(c))  # type: ignore[misc]
-            self.paces.known.append((key_of(counts), price, spent))
+            if timed:
+                self.paces.known.append((key_of(counts), price, spent))
             if spent > whole:
                 beyond.append(spent)
                 bracket.beyond = price, spent

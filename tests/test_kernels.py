@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,8 +17,9 @@ from test_clock import network
 
 from onnx_amc.delivery import one_feed
 from onnx_amc.errors import ModelError
-from onnx_amc.run.kernels import CPU, Kernel, in_turn, profile, read_profile, stopwatch
+from onnx_amc.run.kernels import CPU, Feed, Kernel, alternated, in_turn, profile, read_profile, stopwatch, undisturbed
 from onnx_amc.run.learn import Anchors
+from onnx_amc.run.session import open_session
 
 
 def event(name: str, start: int, length: int, kind: str = "Node") -> dict[str, object]:
@@ -104,3 +106,40 @@ def test_a_provider_that_is_not_there_is_refused() -> None:
     analysis = network()
     with pytest.raises(ModelError, match="no provider 'NoSuchProvider'"):
         profile(analysis.model.original, one_feed(analysis.model), provider="NoSuchProvider")
+
+
+class Recorded:
+    """A session that writes down when it is run."""
+
+    def __init__(self, name: str, order: list[str]) -> None:
+        analysis = network()
+        self._session, self._name, self._order = open_session(analysis.model.original, threads=1), name, order
+
+    def get_inputs(self) -> list[Any]:
+        return list(self._session.get_inputs())
+
+    def run(self, names: list[str] | None, feed: Feed) -> list[Any]:
+        self._order.append(self._name)
+        return list(self._session.run(names, feed))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_no_third_model_comes_between_the_first_and_another(count: int) -> None:
+    order: list[str] = []
+    sessions = [Recorded(str(i), order) for i in range(count)]
+    laps = alternated(sessions, one_feed(network().model), time.perf_counter, 1, lambda done, _: done < 3)
+    assert "".join(order) == "".join(f"0{i}" * 4 for i in range(1, count)) or order == ["0"] * 4
+    assert [len(pairs) for pairs in laps] == [3 * max(count - 1, 1), *[3] * (count - 1)]
+    assert (np.concatenate(laps) > 0).all()
+
+
+def test_runs_that_waited_for_a_core_do_not_count() -> None:
+    rng = np.random.default_rng(0)
+    laps = np.array([4.0, 2.4]) * rng.uniform(1.0, 1.1, (200, 2))
+    waited = rng.random((200, 2)) < 0.5
+    found = undisturbed(np.where(waited, 1.6 * laps, laps))
+    assert (np.sort(found, axis=0) == np.sort(laps[~waited.any(axis=1)], axis=0)).all()
+    assert np.array_equal(undisturbed(laps), laps)
+    each = np.where(np.arange(200)[:, None] % 2 == np.arange(2), 1.6 * laps, laps)  # one of the two in every pair
+    assert np.array_equal(undisturbed(each), each)
+    assert len(undisturbed(laps[:1])) == 1

@@ -32,6 +32,9 @@ LEAST = 4
 MOMENT = 0.15
 """Seconds that each model is run at least: on several cores a small network's first dozen runs tell little of those that follow."""
 
+DISTURBED = 1.5
+"""A run that takes so much longer than the quick ones, their 10th percentile, was waiting for a core."""
+
 Laps = list[np.ndarray]
 """For each model, (runs, 2): seconds of the first model's run and of this one's right after it."""
 
@@ -145,6 +148,17 @@ def alternated(
         laps.append(np.array(found[warm:]))
     alone = np.concatenate(laps)[:, :1]
     return [np.repeat(alone, 2, axis=1), *laps[: len(sessions) - 1]]
+
+
+def undisturbed(laps: np.ndarray) -> np.ndarray:
+    """Return the pairs in which neither run was waiting for a core, of (runs, 2); all of them where those are too few to tell.
+
+    With as many threads as cores the threads of one session, which look for work for a while after a run, now and then keep those
+    of the other from a core, for some minutes in most of the runs: the median jumps then, by half and more, while a model that is
+    run alone is as quick as it ever was.
+    """
+    kept = laps[(laps <= DISTURBED * np.percentile(laps, 10, axis=0)).all(axis=1)]
+    return kept if len(kept) >= max(LEAST, len(laps) // 20) else laps
 
 
 def stopwatch(threads: int, provider: str) -> Callable[[], float]:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.errors import OptionError
-from onnx_amc.run.kernels import alternated, stopwatch
+from onnx_amc.run.kernels import alternated, stopwatch, undisturbed
 from onnx_amc.run.session import open_session, run_session
 
 ENOUGH, LEAST = 2_000, 3
@@ -67,9 +67,10 @@ def measure(
     def more(done: int, spent: float) -> bool:
         return done < 1 or (spent < each and done < ENOUGH // CHANGES)
 
+    warm = int(len(sessions) > 2)  # the first run finds the caches as another model has left them
     parts = list[list[np.ndarray]]()
     end = time.perf_counter() + seconds
     while len(parts) < LEAST or (len(parts) < CHANGES and time.perf_counter() < end):
-        parts.append(alternated(sessions, feed, clock, 1, more))
-    times = [np.concatenate(laps) for laps in zip(*parts, strict=True)]
+        parts.append(alternated(sessions, feed, clock, warm, more))
+    times = [undisturbed(np.concatenate(laps)) for laps in zip(*parts, strict=True)]
     return [Latency(float(np.median(t[:, 1]) * 1e3), float(np.median(t[:, 1] / t[:, 0]))) for t in times]
