@@ -30,7 +30,7 @@ from onnx_amc.errors import OptionError
 from onnx_amc.files import whole
 from onnx_amc.graph import light
 from onnx_amc.graph.groups import Analysis
-from onnx_amc.run.kernels import CPU, Feed, Kernel, in_turn, undisturbed
+from onnx_amc.run.kernels import CPU, Feed, Kernel, in_turn
 from onnx_amc.run.learn import Probe, learn
 from onnx_amc.run.table import LatencyTable
 
@@ -98,8 +98,7 @@ def measure_table(
 ) -> LatencyTable:  # fmt: skip
     """Measure some plans in onnxruntime on this machine, and learn from them how long any other takes.
 
-    Cost: with the default effort about 90 cut models are built, and 5,000 runs made, half of them of the whole network; more where
-    a run takes less than some milliseconds.
+    Cost: with the default effort about 90 cut models are built, and 5,000 runs made, half of them of the whole network.
 
     Args:
         analysis: Of the whole network.
@@ -136,7 +135,6 @@ def measure_table(
                     models, feed, threads=threads, provider=provider, runs=probes.runs,
                     seconds=probes.seconds * len(models), watch=provider == CPU,
                 )  # fmt: skip
-                laps = [undisturbed(pairs) for pairs in laps]
                 whole = float(np.median(laps[0]) * 1e3)
                 ratios = [np.median(pair[:, 1] / pair[:, 0]) for pair in laps]
                 reference = sum(k.microseconds for k in kernels[0])

@@ -29,12 +29,6 @@ WARM = 2
 LEAST = 4
 """Runs that count, at least."""
 
-MOMENT = 0.15
-"""Seconds that each model is run at least: on several cores a small network's first dozen runs tell little of those that follow."""
-
-DISTURBED = 1.5
-"""A run that takes so much longer than the quick ones, their 10th percentile, was waiting for a core."""
-
 Laps = list[np.ndarray]
 """For each model, (runs, 2): seconds of the first model's run and of this one's right after it."""
 
@@ -84,7 +78,7 @@ def in_turn(
         feed: Input of one run.
         threads: Within an operator; 0 takes all cores.
         provider: Execution provider.
-        runs: Runs of each session, at least 4, besides two that do not count; more where these take less than a moment.
+        runs: Runs of each session, at least 4, besides two that do not count.
         seconds: After which fewer runs must do.
         watch: Whether kernels are timed.
 
@@ -95,17 +89,17 @@ def in_turn(
     """
     with tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder:
         named = [_named(m) for m in models]
-        plain = [open_session(m, threads=threads, provider=provider) for m in named]
+        plain = [open_session(m, threads=threads, provider=provider, beside=True) for m in named]
         paths = [str(Path(folder) / str(i)) for i in range(len(named))] if watch else []
         pairs = zip(named, paths, strict=False)
-        watched = [open_session(m, threads=threads, provider=provider, profile=p) for m, p in pairs]
+        watched = [open_session(m, threads=threads, provider=provider, profile=p, beside=True) for m, p in pairs]
         for session in plain:
             run_session(session, None, feed, where="latency")
         clock = stopwatch(threads, provider)
         each = seconds / max(len(models) - 1, 1) / (2 if watch else 1)
 
         def more(done: int, spent: float) -> bool:
-            return done < LEAST or ((done < runs or spent < MOMENT) and spent < each)
+            return done < LEAST or (done < runs and spent < each)
 
         laps = alternated(plain, feed, clock, WARM, more)
         if watch:
@@ -120,8 +114,7 @@ def alternated(
 ) -> Laps:  # fmt: skip
     """Run each session in turn with the first one, and with no other between them.
 
-    A third network in the turn takes the caches and the cores' time from both (its threads wait for more work for a while after
-    a run): on two cores that changed ratios by up to a fifth.
+    A third network in the turn takes the caches from both.
 
     Args:
         sessions: Of the models.
@@ -148,17 +141,6 @@ def alternated(
         laps.append(np.array(found[warm:]))
     alone = np.concatenate(laps)[:, :1]
     return [np.repeat(alone, 2, axis=1), *laps[: len(sessions) - 1]]
-
-
-def undisturbed(laps: np.ndarray) -> np.ndarray:
-    """Return the pairs in which neither run was waiting for a core, of (runs, 2); all of them where those are too few to tell.
-
-    With as many threads as cores the threads of one session, which look for work for a while after a run, now and then keep those
-    of the other from a core, for some minutes in most of the runs: the median jumps then, by half and more, while a model that is
-    run alone is as quick as it ever was.
-    """
-    kept = laps[(laps <= DISTURBED * np.percentile(laps, 10, axis=0)).all(axis=1)]
-    return kept if len(kept) >= max(LEAST, len(laps) // 20) else laps
 
 
 def stopwatch(threads: int, provider: str) -> Callable[[], float]:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.errors import OptionError
-from onnx_amc.run.kernels import alternated, stopwatch, undisturbed
+from onnx_amc.run.kernels import alternated, stopwatch
 from onnx_amc.run.session import open_session, run_session
 
 ENOUGH, LEAST = 2_000, 3
@@ -53,7 +53,7 @@ def measure(
 
     """
     with ThreadPoolExecutor() as pool:
-        sessions = list(pool.map(lambda m: open_session(m, threads=threads, provider=provider), models))
+        sessions = list(pool.map(lambda m: open_session(m, threads=threads, provider=provider, beside=True), models))
     if strange := [i.name for s in sessions for i in s.get_inputs() if i.name not in feed]:
         raise OptionError(
             f"one of the models takes an input '{strange[0]}', the first one {', '.join(map(repr, feed))}",
@@ -72,5 +72,5 @@ def measure(
     end = time.perf_counter() + seconds
     while len(parts) < LEAST or (len(parts) < CHANGES and time.perf_counter() < end):
         parts.append(alternated(sessions, feed, clock, warm, more))
-    times = [undisturbed(np.concatenate(laps)) for laps in zip(*parts, strict=True)]
+    times = [np.concatenate(laps) for laps in zip(*parts, strict=True)]
     return [Latency(float(np.median(t[:, 1]) * 1e3), float(np.median(t[:, 1] / t[:, 0]))) for t in times]

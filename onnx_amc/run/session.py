@@ -68,7 +68,7 @@ RUNNING = Meter()
 
 def open_session(
     model: onnx.ModelProto | str, *, threads: int | None = None, provider: str = "CPUExecutionProvider", where: str = "model",
-    profile: str | None = None, once: bool = False,
+    profile: str | None = None, once: bool = False, beside: bool = False,
 ) -> ort.InferenceSession:  # fmt: skip
     """Build an inference session at full graph optimisation (the fast kernels need it).
 
@@ -78,6 +78,8 @@ def open_session(
         provider: Execution provider.
         where: What to call the model in messages.
         profile: Where onnxruntime's own profile goes, a path that it adds a time and `.json` to; None takes none.
+        beside: Whether it is timed beside others: then its threads stop looking for work when a run ends, which would keep those of
+            the next network from the cores, for longer than its run takes.
         once: Whether it will run once: then the weights are not laid out for the fast kernels, which takes longer than a run.
 
     Raises:
@@ -89,6 +91,8 @@ def open_session(
     options.intra_op_num_threads = _threads.get() if threads is None else threads
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
+    if beside:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     if once:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.add_session_config_entry("session.disable_prepacking", "1")
