@@ -28,6 +28,7 @@ from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
 from onnx_amc.prune.surgery import finish
+from onnx_amc.run.blocks import block_of
 from onnx_amc.run.clock import Effort, measure_table, measure_table_by_command, probe_plans
 from onnx_amc.run.kernels import in_turn
 from onnx_amc.run.table import LatencyTable
@@ -49,7 +50,7 @@ class Case:
     def __init__(self, model: str | onnx.ModelProto) -> None:
         self.analysis: Analysis = analyse(load(model))
         self.builder = Builder(self.analysis, Settings(Budget("flops", 0.5), refit=False), None, np.zeros(0, int))
-        self.levels = [levels_of(g.channels, None, 0.2, g.lanes) for g in self.analysis.groups]
+        self.levels = [levels_of(g.channels, None, 0.2, g.lanes, block_of()) for g in self.analysis.groups]
         self.full = np.array([lv[-1] for lv in self.levels], dtype=np.int64)
         self.feed = one_feed(self.analysis.model)
 

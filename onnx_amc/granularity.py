@@ -16,6 +16,7 @@ from onnx_amc.graph.groups import Analysis
 from onnx_amc.inspection import facts_of, matching, protected, shape_facts
 from onnx_amc.prune.layers import Layer, find_layers
 from onnx_amc.prune.sparse import SPARSE_IR, bytes_left, bytes_now, can_be_sparse, elements, in_nodes, nonzeros
+from onnx_amc.run.blocks import USUAL, block_of
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.search.space import Prices, Space, levels_of
 from onnx_amc.search.state import LayerFacts
@@ -126,8 +127,10 @@ def channels_of(analysis: Analysis, settings: Settings, clock: Clock | None = No
     """The groups of channels; plans have a price in time where there is a clock."""
     groups = analysis.groups
     whole = protected(analysis, settings.keep)
+    # Of a device elsewhere nothing is known.
+    block = USUAL if settings.latency_command else block_of(settings.provider)
     levels = tuple(
-        np.array([g.channels]) if keep else levels_of(g.channels, settings.round_to, settings.least, g.lanes)
+        np.array([g.channels]) if keep else levels_of(g.channels, settings.round_to, settings.least, g.lanes, block)
         for g, keep in zip(groups, whole, strict=True)
     )
     full = np.array([g.channels for g in groups], dtype=np.int64)

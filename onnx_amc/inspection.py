@@ -13,6 +13,7 @@ from onnx_amc.errors import OptionError
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis, Group
 from onnx_amc.graph.proto import attributes
+from onnx_amc.run.blocks import block_of
 from onnx_amc.search.space import levels_of
 from onnx_amc.search.state import LayerFacts
 
@@ -22,7 +23,8 @@ def summary(analysis: Analysis, min_keep: float, round_to: int | None) -> dict[s
     groups = analysis.groups
     price, params = cost.macs(analysis), cost.params(analysis)
     full = np.array([g.channels for g in groups], dtype=np.int64)
-    least = np.array([levels_of(g.channels, round_to, min_keep, g.lanes)[0] for g in groups], dtype=np.int64)
+    block = block_of()
+    least = np.array([levels_of(g.channels, round_to, min_keep, g.lanes, block)[0] for g in groups], dtype=np.int64)
     macs = price.terms(full)
     kinds = {t.node: t.op for t in analysis.ledger.terms}
     names, total = analysis.names, max(1, int(macs.sum()))

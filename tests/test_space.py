@@ -51,28 +51,29 @@ def everything(space: Space) -> list[np.ndarray]:
 
 def test_the_multiple_is_what_onnxruntime_likes_unless_the_user_names_one() -> None:
     assert [multiple_of(c, None) for c in (1, 7, 8, 63, 64, 1000)] == [1, 1, 4, 4, 8, 8]
+    assert [multiple_of(c, None, block=16) for c in (7, 8, 63, 64, 127, 128)] == [1, 4, 4, 8, 8, 16]
     assert [multiple_of(c, 3) for c in (1, 64)] == [3, 3]
 
 
 @pytest.mark.parametrize(
     ("channels", "lanes", "levels"),
     [
-        (24, (1, 1, False), [8, 12, 16, 20, 24]),
-        (24, (8, 1, False), [8, 16, 24]),
-        (24, (8, 8, False), [8, 16, 24]),
-        (8, (8, 1, False), [4, 8]),
-        (12, (1, 64, False), list(range(3, 13))),
-        (16, (1, 4, False), list(range(4, 17, 2))),
-        (6, (1, 1, True), [2, 6]),
-        (3, (1, 1, True), [3]),
-        (3, (1, 1, False), [1, 2, 3]),
-        (12, (8, 1, True), [4, 12]),
-        (27, (1, 1, True), [7, 11, 15, 19, 23, 27]),
+        (24, (False, 1, False), [8, 12, 16, 20, 24]),
+        (24, (True, 1, False), [8, 16, 24]),
+        (24, (True, 8, False), [8, 16, 24]),
+        (8, (True, 1, False), [4, 8]),
+        (12, (False, 64, False), list(range(3, 13))),
+        (16, (False, 4, False), list(range(4, 17, 2))),
+        (6, (False, 1, True), [2, 6]),
+        (3, (False, 1, True), [3]),
+        (3, (False, 1, False), [1, 2, 3]),
+        (12, (True, 1, True), [4, 12]),
+        (27, (False, 1, True), [7, 11, 15, 19, 23, 27]),
     ],
     ids=["alone", "Concat or pool", "conv of groups", "no wider than a block", "heads of 64", "heads of 4", "part of an axis",
          "a small part", "narrow", "part before a Concat", "odd part"],
 )  # fmt: skip
-def test_auto_rounds_where_the_kernels_need_it(channels: int, lanes: tuple[int, int, bool], levels: list[int]) -> None:
+def test_auto_rounds_where_the_kernels_need_it(channels: int, lanes: tuple[bool, int, bool], levels: list[int]) -> None:
     assert levels_of(channels, None, 0.2, (*lanes, 1)).tolist() == levels
 
 

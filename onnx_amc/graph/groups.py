@@ -47,14 +47,14 @@ class Lanes(NamedTuple):
     """How a group's channels lie on its axes.
 
     Args:
-        block: 8 where they go through a pool that slides, or with others through a grouped convolution or a Concat.
+        together: Whether they go through a pool that slides, or with others through a grouped convolution or a Concat.
         repeat: Places that each channel takes on an axis, at least: 64 for an attention head of width 64.
         partial: Whether they share an axis of a multiple of 4 with other groups.
         fewest: 2 where a Squeeze would take an axis with a single channel.
 
     """
 
-    block: int = 1
+    together: bool = False
     repeat: int = 1
     partial: bool = False
     fewest: int = 1
@@ -270,7 +270,7 @@ def _lanes(model: Model, slices: Sequence[Slice], channels: int, *, blocked: boo
     lengths = [(len(s.index), model.weights[s.owner.tensor].dims[s.owner.axis]) for s in slices]
     repeat = math.gcd(*(taken // channels for taken, _ in lengths)) or 1
     partial = any(taken < whole and whole % 4 == 0 for taken, whole in lengths)
-    return Lanes(8 if blocked else 1, repeat, partial, 2 if vanishing else 1)
+    return Lanes(blocked, repeat, partial, 2 if vanishing else 1)
 
 
 def _enclosed(node: onnx.NodeProto) -> Group | None:

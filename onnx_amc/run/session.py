@@ -68,7 +68,7 @@ RUNNING = Meter()
 
 def open_session(
     model: onnx.ModelProto | str, *, threads: int | None = None, provider: str = "CPUExecutionProvider", where: str = "model",
-    profile: str | None = None, once: bool = False, beside: bool = False,
+    profile: str | None = None, once: bool = False, beside: bool = False, optimized: str | None = None,
 ) -> ort.InferenceSession:  # fmt: skip
     """Build an inference session at full graph optimisation (the fast kernels need it).
 
@@ -81,6 +81,7 @@ def open_session(
         beside: Whether it is timed beside others: then its threads stop looking for work when a run ends, which would keep those of
             the next network from the cores, for longer than its run takes.
         once: Whether it will run once: then the weights are not laid out for the fast kernels, which takes longer than a run.
+        optimized: Where the graph goes as onnxruntime has optimised it; None keeps it nowhere.
 
     Raises:
         ModelError: onnxruntime refuses the model, or does not have the provider or cannot start it.
@@ -91,6 +92,8 @@ def open_session(
     options.intra_op_num_threads = _threads.get() if threads is None else threads
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
+    if optimized is not None:
+        options.optimized_model_filepath = optimized
     if beside:
         options.add_session_config_entry("session.force_spinning_stop", "1")
     if once:

@@ -11,42 +11,44 @@ import numpy as np
 
 from onnx_amc.errors import BudgetError
 
-Lanes = tuple[int, int, bool, int]
-"""How a group's channels lie on their axes, see `onnx_amc.graph.groups.Lanes`: block, repeat, partial, fewest."""
+Lanes = tuple[bool, int, bool, int]
+"""How a group's channels lie on their axes, see `onnx_amc.graph.groups.Lanes`: together, repeat, partial, fewest."""
 
-ALONE: Lanes = (1, 1, False, 1)
+ALONE: Lanes = (False, 1, False, 1)
 
 Prices = Callable[[np.ndarray], np.ndarray]
 """Int (plans, groups) counts -> int (plans,), what each plan costs."""
 
 
-def multiple_of(channels: int, round_to: int | None, lanes: Lanes = ALONE) -> int:
+def multiple_of(channels: int, round_to: int | None, lanes: Lanes = ALONE, block: int = 8) -> int:
     """Return the multiple that a group's counts are kept at.
 
     Args:
         channels: Of the group.
-        round_to: The user's multiple, or None for what onnxruntime's blocked kernels like: 8, and 4 where the channels fill an axis
-            of fewer than 64, on which a multiple of 8 would cost too much accuracy; nothing below 8.
+        round_to: The user's multiple, or None for what onnxruntime's blocked kernels like: a block where the channels fill an axis
+            of eight blocks or more; on a narrower one, where that would cost too much accuracy, 8 from 64 channels on, else 4;
+            nothing below 8.
         lanes: How the channels lie on their axes: a head of 64 columns is no matter for rounding; within a grouped convolution,
-            before a pool and before a Concat it is 8 whatever the width.
+            before a pool and before a Concat it is a block whatever the width.
+        block: Channels that the kernels take at a time, 8 or 16.
 
     """
     if round_to is not None:
         return round_to
-    block, repeat, partial, _ = lanes
+    together, repeat, partial, _ = lanes
+    if together and channels > 8:
+        return block if channels > block else 8
     width = channels * repeat
-    if 1 < block < channels:
-        return block
-    wanted = 8 if width >= 64 else 4 if width >= 8 or partial else 1
+    wanted = block if width >= 8 * block else 8 if width >= 64 else 4 if width >= 8 or partial else 1
     return wanted // math.gcd(wanted, repeat)
 
 
-def levels_of(channels: int, round_to: int | None, min_keep: float, lanes: Lanes = ALONE) -> np.ndarray:
+def levels_of(channels: int, round_to: int | None, min_keep: float, lanes: Lanes = ALONE, block: int = 8) -> np.ndarray:
     """Ascending counts that a group may keep: multiples, at least `min_keep` of the channels, and always all of them.
 
     On an axis that is shared with other groups it is what goes that comes in multiples, so that the axis stays aligned.
     """
-    step = multiple_of(channels, round_to, lanes)
+    step = multiple_of(channels, round_to, lanes, block)
     floor = max(lanes[3], int(np.ceil(min_keep * channels - 1e-9)))
     start = channels % step if lanes[2] and round_to is None else step
     below = np.arange(start, channels, step)
