@@ -52,6 +52,7 @@ def everything(space: Space) -> list[np.ndarray]:
 def test_the_multiple_is_what_onnxruntime_likes_unless_the_user_names_one() -> None:
     assert [multiple_of(c, None) for c in (1, 7, 8, 63, 64, 1000)] == [1, 1, 4, 4, 8, 8]
     assert [multiple_of(c, None, block=16) for c in (7, 8, 63, 64, 127, 128)] == [1, 4, 4, 8, 8, 16]
+    assert [multiple_of(c, None, (True, 1, False, 1), block=16) for c in (8, 16, 17, 24)] == [4, 8, 16, 16]
     assert [multiple_of(c, 3) for c in (1, 64)] == [3, 3]
 
 
