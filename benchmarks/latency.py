@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 from zoo import weights_of
@@ -27,24 +29,29 @@ NETWORKS = (
     "tv_googlenet",
     "tv_squeezenet1_1",
 )
-ROUNDINGS: dict[str, int | None] = {"auto": None, "8": 8, "1": 1}
-HEAD = (
-    "| graph | channels asked |"
-    + "".join(f" MACs left, {k} | latency, {k} |" for k in ROUNDINGS)
-    + "\n"
-    + "|---" * 8
-    + "|"
-)
+ROUNDINGS: tuple[int | None, ...] = (None, 8, 1)
+TITLES = [
+    "graph",
+    "channels asked",
+    *(f"{what}, {k or 'auto'}" for k in ROUNDINGS for what in ("MACs left", "latency")),
+]
+HEAD = f"| {' | '.join(TITLES)} |\n" + "|---" * len(TITLES) + "|"
+
+
+def by_rounding(
+    model: onnx.ModelProto, roundings: Sequence[int | None], seconds: float, **budget: Any
+) -> list[tuple[float, float]]:
+    """Cut a network uniformly with each rounding, and time them in turn with the original: MACs left, and latency ratios."""
+    cut = [compress(model, policy="uniform", refit=False, round_to=k, **budget) for k in roundings]
+    times = measure([model, *(c.model for c in cut)], one_feed(load(model)), seconds=seconds)
+    left = [c.record["compressed"]["macs"] / c.record["original"]["macs"] for c in cut]
+    return [(macs, time.ratio) for macs, time in zip(left, times[1:], strict=True)]
 
 
 def row(name: str, model: onnx.ModelProto, channels: float, seconds: float) -> str:
-    """Cut one network with each rounding, and time them in turn with the original."""
-    cut = [compress(model, channels=channels, policy="uniform", refit=False, round_to=k) for k in ROUNDINGS.values()]
-    times = measure([model, *(c.model for c in cut)], one_feed(load(model)), seconds=seconds)
-    cells = [
-        f"{c.record['compressed']['macs'] / c.record['original']['macs']:.1%} | {t.ratio:.3f}"
-        for c, t in zip(cut, times[1:], strict=True)
-    ]
+    """One network, cut with each rounding."""
+    found = by_rounding(model, ROUNDINGS, seconds, channels=channels)
+    cells = [f"{macs:.1%} | {latency:.3f}" for macs, latency in found]
     return " | ".join([f"| {name}", f"{channels:g}", *cells]) + " |"
 
 

@@ -27,18 +27,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from latency import by_rounding
 from sklearn.linear_model import LinearRegression
 from threadpoolctl import threadpool_limits
 from zoo import weights_of
 
-import onnx_amc
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
-from onnx_amc.delivery import one_feed
-from onnx_amc.graph.load import load
 from onnx_amc.listener import Listener
 from onnx_amc.run.crew import Crew
-from onnx_amc.run.latency import measure
 from onnx_amc.search import baselines
 
 NETWORKS = {
@@ -167,11 +164,9 @@ def latency(shared: Path) -> list[str]:
     draw, lines = weights_of(shared), []
     mobilenet = onnx.load(shared / "models" / "mobilenet_v1_0.75_imagenet.onnx")
     for name, model in (("tv_resnet50", draw(shared / "zoo" / "tv_resnet50.onnx")), ("mobilenet", mobilenet)):
-        cut = [onnx_amc.compress(model, flops=0.5, policy="uniform", refit=False, round_to=k) for k in ROUNDINGS]
-        times = measure([model, *(c.model for c in cut)], one_feed(load(model)), seconds=20.0)
+        found = by_rounding(model, ROUNDINGS, 20.0, flops=0.5)
         shown = ", ".join(
-            f"{k or 'auto'}: {t.ratio:.2f} ({c.record['compressed']['macs'] / c.record['original']['macs']:.0%})"
-            for k, t, c in zip(ROUNDINGS, times[1:], cut, strict=True)
+            f"{k or 'auto'}: {ratio:.2f} ({macs:.0%})" for k, (macs, ratio) in zip(ROUNDINGS, found, strict=True)
         )
         lines.append(f"{name}, latency (and MACs left) within half of the MACs by --round-to: {shown}")
     return lines

@@ -29,7 +29,7 @@ def multiple_of(channels: int, round_to: int | None, lanes: Lanes = ALONE, block
             of eight blocks or more; on a narrower one, where that would cost too much accuracy, 8 from 64 channels on, else 4;
             nothing below 8.
         lanes: How the channels lie on their axes: a head of 64 columns is no matter for rounding; within a grouped convolution,
-            before a pool and before a Concat it is a block whatever the width.
+            before a pool and before a Concat it is a block, or 8 where there is no more than one.
         block: Channels that the kernels take at a time, 8 or 16.
 
     """
