@@ -72,15 +72,12 @@ def compress(
         AmcError: Input or options that do not work, or a budget that cannot be reached.
 
     """
-    from onnx_amc.config import Settings, choose_budget  # noqa: PLC0415  keeps the import of the package light
+    from onnx_amc.config import Settings, choose_budget, within_drop  # noqa: PLC0415  keeps the import of the package light
     from onnx_amc.pipeline import compress as run  # noqa: PLC0415
 
     given = {"flops": flops, "params": params, "size": size, "latency": latency, "channels": channels}
-    if max_drop is not None and all(v is None for v in given.values()):
-        given = {reduce: 1.0}
-    elif max_drop is not None:
-        given["max_drop"] = max_drop
-    return run(model, data, Settings(budget=choose_budget(**given), max_drop=max_drop, **settings), listener)
+    budget = choose_budget(**within_drop(given, 1.0, max_drop, reduce))
+    return run(model, data, Settings(budget=budget, max_drop=max_drop, **settings), listener)
 
 
 def pareto(

@@ -118,13 +118,14 @@ class Builder:
         if scarce:
             worst = min(scarce, key=lambda n: scarce[n])
             remarks.append(
-                f"{len(scarce)} layers have fewer than {ROWS_PER_INPUT} rows per input to be refitted from (fewest: "
+                f"{_counted(len(scarce), 'layer')} with fewer than {ROWS_PER_INPUT} rows per input to be refitted from (fewest: "
                 f"'{names[worst]}', {scarce[worst]:.1f}): give more data"
             )
         dead = {n: int(sum(dead_columns(m.covariance(g)).sum() for g in range(m.groups))) for n, m in moments.items()}
         if any(dead.values()):
             layers = sum(count > 0 for count in dead.values())
-            remarks.append(f"{sum(dead.values())} inputs of {layers} layers never change: they go first, at no cost")
+            inputs = f"{_counted(sum(dead.values()), 'input')} of {_counted(layers, 'layer')}"
+            remarks.append(f"{inputs}: always the same, so they go first, at no cost")
         return remarks
 
     @cached_property
@@ -289,3 +290,7 @@ class Builder:
             return lambda: [wait()]
 
         return memo.later(f"probe {unit} {probe}", begin)
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import math
 import os
@@ -124,6 +125,7 @@ def _compress(args: argparse.Namespace, out: Path, folder: Path, budgets: Sequen
             results = [pipeline.compress(args.model, args.data, settings, display, folder, resume=args.resume)]
         else:
             results = pipeline.pareto(args.model, args.data, settings, budgets, display, folder, resume=args.resume)
+    _clear(folder)
     places = list[tuple[Path, Path]]()
     for budget, result in zip(budgets, results, strict=True):
         mine, place = out, folder
@@ -144,6 +146,22 @@ def _compress(args: argparse.Namespace, out: Path, folder: Path, budgets: Sequen
         display.wrote(page["page"])
     if args.json == STDOUT:
         _save(record, args.json)
+
+
+def _clear(folder: Path) -> None:
+    """Remove the results of an earlier run from a run directory: beside those of this one they would pass for its own."""
+    from onnx_amc.report.record import read_all  # noqa: PLC0415
+
+    try:
+        runs = read_all(folder)
+    except OptionError:  # none, or not in one piece
+        return
+    for run in runs:
+        for name in ("plan.json", "record.json", "details.json", "report.html"):
+            (run.folder / name).unlink(missing_ok=True)
+        if run.folder != folder:
+            with contextlib.suppress(OSError):  # something else lies in it
+                run.folder.rmdir()
 
 
 def _draw(folder: Path, out: Path | None, display: Display) -> list[dict[str, Any]]:
@@ -182,12 +200,10 @@ def report(args: argparse.Namespace) -> None:
 
 def _budgets(args: argparse.Namespace) -> list[Budget]:
     """The budgets that were asked for; of --max-drop where it starts."""
-    from onnx_amc.config import choose_budgets  # noqa: PLC0415  keeps --help light
+    from onnx_amc.config import choose_budgets, within_drop  # noqa: PLC0415  keeps --help light
 
     given = {k: getattr(args, k) for k in ("flops", "params", "channels", "size", "latency")}
-    if args.max_drop is not None:
-        given = {args.reduce: "1"} if not any(given.values()) else given | {"max_drop": str(args.max_drop)}
-    return choose_budgets(**given)
+    return choose_budgets(**within_drop(given, "1", args.max_drop, args.reduce))
 
 
 def _settings(args: argparse.Namespace, budget: Budget) -> Settings:

@@ -36,7 +36,6 @@ from onnx_amc.run.metrics import Outputs, find_metric
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.rundir import Memo, RunDir, identity_of
-from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.loop import CLOSED
 from onnx_amc.searching import Search
 from onnx_amc.thinner import Thinner
@@ -208,10 +207,6 @@ class Compression:
         reasons = "; ".join(self.units.blocked[:3])
         why = reasons or ("--keep protects all" if self.units.names else "no Conv, Gemm or MatMul feeds another")
         self.listener.note(f"the model has no prunable layer and stays as it is ({why})")
-
-    def environment(self) -> PruningEnv:
-        """The Gymnasium environment of this run, each episode evaluated in onnxruntime."""
-        return self.search.environment()
 
     def choose(self) -> np.ndarray:
         """Return the counts to deliver: the best plan seen, or the very one that was asked for."""

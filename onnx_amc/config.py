@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from onnx_amc.errors import OptionError
 from onnx_amc.prune.criteria import CRITERIA
@@ -23,6 +23,12 @@ REPLAYED: dict[str, type] = {
     "correction": int, "memory": float,
 }  # fmt: skip
 """Settings, and their types, that the weights of what is delivered depend on and that a plan tells only where they are unusual."""
+
+LEAST_OF = {
+    "episodes": 1, "seed": 0, "threads": 0, "workers": 1, "ahead": 0, "recover_epochs": 1, "calibration": 1, "judged": 1, "rows": 1,
+    "correction": 1, "sequence": 1, "draft": 1, "draft_rows": 1, "trial": 1, "finalists": 1, "probe": 1,
+}  # fmt: skip
+"""Settings that are whole numbers, and the least that each may be."""
 
 LEAST_MEMORY = 0.5
 """GB below which a run makes no sense: the libraries take half of that."""
@@ -167,24 +173,24 @@ class Settings:
         _fraction(self.budget.ratio, f"--{self.budget.kind}")
         check_levels(self.least, self.round_to)
         self._check_combinations()
-        for name, least in (("episodes", 1), ("seed", 0), ("threads", 0), ("workers", 1), ("ahead", 0)):
-            value = getattr(self, name)
-            if name == "workers" and value is None:
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name, least in LEAST_OF.items():
+            value, where = getattr(self, name), f"--{name.replace('_', '-')}"
+            if value is None and name in {"workers", "recover_epochs"}:
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**32:
                 what = f"{value!r} is no whole number from {least} to {2**32 - 1}"
-                raise OptionError(what, where=f"--{name}", fix=f"give {least} or more")
+                raise OptionError(what, where=where, fix=f"give {least} or more")
             object.__setattr__(self, name, int(value))
-        if self.recover_epochs is not None and self.recover_epochs < 1:
-            raise OptionError(f"{self.recover_epochs} is below 1", where="--recover-epochs", fix="give 1 or more")
+        if not isinstance(self.ridge, Real) or not 0 < self.ridge < math.inf:
+            raise OptionError(f"{self.ridge!r} is no pull", where="--ridge", fix="give more than 0, e.g. 1e-4")
         if self.recover_minutes is not None and not 0 < self.recover_minutes < math.inf:
             raise OptionError(f"{self.recover_minutes} is no time", where="--recover-minutes", fix="give more than 0")
         if self.memory is not None and not LEAST_MEMORY <= self.memory < math.inf:
             what = f"{self.memory} GB are too few"
             raise OptionError(what, where="--memory", fix=f"give {LEAST_MEMORY} or more, or leave it out")
-        if self.max_drop is not None and self.budget.kind not in REDUCED:
-            what = f"'{self.budget.kind}' is nothing that can be made small"
-            raise OptionError(what, where="--reduce", fix=f"choose {', '.join(REDUCED)}")
         if self.max_drop is not None and not 0 <= self.max_drop < 100:
             what = f"{self.max_drop} is no number of points from 0 to 100"
             raise OptionError(what, where="--max-drop", fix="give the points of the score that may be lost, e.g. 1")
@@ -285,6 +291,24 @@ def choose_budgets(**given: str | None) -> list[Budget]:
             f"two of {text} are alike to six digits", where=f"--{kind}", fix="give each a name of its own"
         )
     return [Budget(kind, _fraction(ratio, f"--{kind}")) for ratio in sorted(ratios, reverse=True)]
+
+
+def within_drop(given: Mapping[str, Given | None], whole: Given, max_drop: float | None, reduce: str) -> dict[str, Any]:
+    """The budgets that were given; where a drop was given in place of one, all of what it is to make small.
+
+    Raises:
+        OptionError: There is nothing like that to make small, or no drop to do it within.
+
+    """
+    if reduce not in REDUCED:
+        what = f"'{reduce}' is nothing that can be made small"
+        raise OptionError(what, where="--reduce", fix=f"choose {', '.join(REDUCED)}")
+    if max_drop is not None:
+        return {**given, "max_drop": max_drop} if any(v is not None for v in given.values()) else {reduce: whole}
+    if reduce != REDUCED[0]:
+        what, fix = f"there is no --max-drop to reduce {reduce} within", f"give --{reduce} R, or --max-drop"
+        raise OptionError(what, where="--reduce", fix=fix)
+    return dict(given)
 
 
 def _only(given: Mapping[str, Given | None]) -> tuple[str, Given]:

@@ -87,7 +87,7 @@ class Units:
         space = Space(self.names, self.levels, self.prices[kind], limit, UNITS[kind], self.wholes[kind])
         if kind == "size":
             self._check_sparse(space, budget)
-        space.check(where=budget.option, blocked=self.blocked)
+        space.check(ratio, where=budget.option, blocked=self.blocked)
         if not self.names and ratio < 1:
             raise BudgetError(
                 f"nothing can be cut, so the smallest is 1.0000 of the {UNITS[kind]}. In the way: {'; '.join(self.blocked[:3])}",

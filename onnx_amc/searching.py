@@ -23,7 +23,6 @@ from onnx_amc.run.score import RACED, Scorer
 from onnx_amc.run.session import RUNNING
 from onnx_amc.rundir import Memo
 from onnx_amc.search import baselines, local
-from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.journal import Journal, Later, Tried, key_of
 from onnx_amc.search.loop import AGENTS, CLOSED, Luggage, explained, propose, refine, search, second_pass
 from onnx_amc.search.pace import Bracket, Paces
@@ -112,10 +111,6 @@ class Search:
         s = self.settings
         return f"{s.policy} {s.budget.kind} {self.space.limit} {s.episodes} {s.reward}"
 
-    def environment(self) -> PruningEnv:
-        """The Gymnasium environment of this search, each episode evaluated in onnxruntime."""
-        return PruningEnv(self.space, self.units.facts, lambda c: self.journal.ask(c, "environment").reward)
-
     def choose(self) -> np.ndarray:
         """Return the counts to deliver: the best plan seen, or the very one that was asked for."""
         if self.settings.budget.kind == "channels":
@@ -166,7 +161,9 @@ class Search:
         ratio = self.space.ratio(tried.counts)
         best = self.journal.best.score
         self.listener.tried(tried)
-        self.listener.advance(done, f"{tried.source}: {shown(tried.score)} at {ratio:.1%}, best {shown(best)}")
+        self.listener.advance(
+            done, f"{tried.source}: {shown(tried.score)} at {ratio:.1%}, best by reward {shown(best)}"
+        )
 
     def _stage(self, name: str, plans: int) -> None:
         """Say that a stage begins in which so many plans are tried."""

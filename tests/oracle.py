@@ -82,9 +82,14 @@ def misread(original: onnx.ModelProto, document: Mapping[str, Any], result: onnx
     return found
 
 
+def counts_of(analysis: Analysis, kept: Kept) -> np.ndarray:
+    """Int (groups,): how many channels each group keeps."""
+    return np.array([len(kept[g.name]) if g.name in kept else g.channels for g in analysis.groups], dtype=np.int64)
+
+
 def mispriced(analysis: Analysis, kept: Kept, result: onnx.ModelProto) -> list[str]:
     """What of the plan's price on the original is not the cut model's price, or not what a count on its real shapes says."""
-    counts = cost.counts_of(analysis, kept)
+    counts = counts_of(analysis, kept)
     again = analyse(load(result))
     full = np.array([g.channels for g in again.groups], dtype=np.int64)
     macs = [cost.macs(analysis)(counts), cost.macs(again)(full), recounted(result, analysis.model.shapes)]

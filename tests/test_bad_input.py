@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from test_cli import MLP, digits, fails, refused
 
 from onnx_amc.cli import main
+from onnx_amc.config import Budget, Settings
+from onnx_amc.errors import OptionError
 
 
 def test_no_such_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +74,7 @@ def test_model_without_prunable_layer(place: Path, capsys: pytest.CaptureFixture
         (["--flops", "0.5", "--params", "0.5"], "2 budgets at once: --flops, --params"),
         ([], "no budget"),
         (["--flops", "0.5", "--workers", "0"], "no whole number from 1"),
-        (["--flops", "0.5", "--recover-epochs", "0"], "below 1"),
+        (["--flops", "0.5", "--recover-epochs", "0"], "no whole number from 1"),
         (["--flops", "0.5", "--recover-minutes", "-1"], "no time"),
         (["--flops", "0.5", "--memory", "0.1"], "0.1 GB are too few"),
         (["--flops", "0.5", "--memory", "nan"], "nan GB are too few"),
@@ -88,10 +91,30 @@ def test_model_without_prunable_layer(place: Path, capsys: pytest.CaptureFixture
         (["--flops", "0.5", "--provider", "dml"], "no provider 'DmlExecutionProvider' here\n  -> choose one of"),
         (["--flops", "0.5", "--provider", "dml"], "or install onnxruntime-directml in place of onnxruntime"),
         (["--flops", "0.5", "--data", "nosuch.npz"], "no such"),
+        (["--flops", "0.5", "--reduce", "weight"], "'weight' is nothing that can be made small"),
+        (["--flops", "0.5", "--reduce", "params"], "no --max-drop to reduce params within"),
+        (["--flops", "0.5", "--max-drop", "1"], "2 budgets at once: --flops, --max-drop"),
     ],
 )
 def test_bad_options(place: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str) -> None:
     assert said in refused(place, capsys, *options)
+
+
+@pytest.mark.parametrize(
+    "name", ["calibration", "judged", "rows", "correction", "sequence", "draft", "draft_rows", "trial", "finalists", "probe"]
+)  # fmt: skip
+def test_settings_that_only_python_knows(name: str) -> None:
+    assert getattr(Settings(Budget("flops", 0.5), **{name: np.int64(1)}), name) == 1
+    wrong: tuple[Any, ...] = (0, -1, 2.5, True, "3")
+    for value in wrong:
+        with pytest.raises(OptionError, match=f"{name.replace('_', '-')}: .* is no whole number from 1"):
+            Settings(Budget("flops", 0.5), **{name: value})
+
+
+@pytest.mark.parametrize("ridge", [0, -1.0, float("nan"), float("inf"), "1"])
+def test_a_pull_that_is_none(ridge: Any) -> None:
+    with pytest.raises(OptionError, match="is no pull"):
+        Settings(Budget("flops", 0.5), ridge=ridge)
 
 
 def test_budget_below_reach_is_exit_code_3(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from nets import Row, flat, image
-from oracle import difference, gap
+from oracle import counts_of, difference, gap
 from shared_nets import hydrated, needs_shared
 
 import onnx_amc
@@ -46,7 +46,7 @@ def test_real_networks_are_cut_exactly(name: str) -> None:
     assert difference(analysis, kept) < 1e-5
     full = np.array([g.channels for g in analysis.groups])
     price = cost.macs(analysis)
-    assert price(cost.counts_of(analysis, kept)) < 0.4 * price(full)
+    assert price(counts_of(analysis, kept)) < 0.4 * price(full)
 
 
 ARCHITECTURES = {
@@ -73,7 +73,7 @@ def test_architectures_are_cut_far_and_exactly(name: str) -> None:
         kept[group.name] = tuple(range(int(levels[np.argmin(np.abs(levels - group.channels / 2))])))
     assert difference(analysis, kept) < 1e-4
     price, full = cost.macs(analysis), np.array([g.channels for g in analysis.groups])
-    assert price(cost.counts_of(analysis, kept)) <= ARCHITECTURES[name] * price(full)
+    assert price(counts_of(analysis, kept)) <= ARCHITECTURES[name] * price(full)
 
 
 @needs_shared

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from test_clock import network
+from timed import network
 
 from onnx_amc.delivery import one_feed
 from onnx_amc.errors import ModelError

@@ -159,6 +159,23 @@ def test_a_reader_that_stops_costs_no_file(place: Path) -> None:
     os.close(write)
 
 
+def test_a_run_directory_holds_one_run(place: Path) -> None:
+    def left() -> set[str]:
+        found = {p.relative_to("m.amc.run").as_posix() for p in Path("m.amc.run").rglob("*") if p.is_file()}
+        return found - {"evaluations.jsonl"}
+
+    one = {"plan.json", "record.json", "details.json"}
+    assert main(["compress", "m.onnx", *PLAIN]) == 0
+    assert main(["report", "m.amc.run"]) == 0
+    assert left() == one | {"report.html"}
+    assert main(["compress", "m.onnx", *PLAIN, "--flops", "0.75,0.5"]) == 0
+    assert left() == {"record.json", *(f"{ratio}/{name}" for ratio in ("0.75", "0.5") for name in one)}
+    Path("m.amc.run/0.5/mine.txt").write_text("the user's")
+    assert main(["compress", "m.onnx", *PLAIN]) == 0
+    assert left() == one | {"0.5/mine.txt"}
+    assert not Path("m.amc.run/0.75").exists()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell of Unix")
 def test_a_closed_output_is_none(place: Path) -> None:
     words = f"{sys.executable} -m onnx_amc compress m.onnx {' '.join(PLAIN)} >&-"

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nets import Row
-from oracle import delivered, difference, mispriced
+from oracle import counts_of, delivered, difference, mispriced
 
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis, analyse
@@ -148,7 +148,7 @@ def test_masked_equals_cut(analysis: Analysis, data: st.DataObject) -> None:
     assert difference(analysis, kept) <= 1e-4
     again = analyse(load(delivered(analysis, kept)))
     full = np.array([g.channels for g in again.groups], dtype=np.int64)
-    counts = cost.counts_of(analysis, kept)
+    counts = counts_of(analysis, kept)
     assert cost.macs(again)(full) == cost.macs(analysis)(counts)
     assert cost.params(again)(full) == cost.params(analysis)(counts)
 

@@ -64,7 +64,10 @@ def test_a_winner_that_was_not_trained_replays_on_the_samples_it_was_made_of(
 
 @pytest.mark.parametrize(
     "damage",
-    [{"criterion": "best"}, {"calibration": -1}, {"rows": "many"}, {"ridge": float("nan")}, {"memory": 1e300}, {"sequence": [3]}],
+    [
+        {"criterion": "best"}, {"calibration": -1}, {"rows": 0}, {"rows": "many"}, {"sequence": 0}, {"ridge": float("nan")},
+        {"memory": 1e300}, {"sequence": [3]},
+    ],
     ids=str,
 )  # fmt: skip
 def test_settings_that_no_run_has_had(damage: dict[str, Any], tmp_path: Path) -> None:

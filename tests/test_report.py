@@ -278,6 +278,10 @@ def test_a_damaged_run(blind: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (tmp_path / name).write_text("[]")
         assert f"{name} holds a JSON list" in fails(capsys, "report", tmp_path)
         (tmp_path / name).write_text(read(blind, f"run/{name}"))
+    for budgets in ("3", "[3]", '[{"budget": {}}]', '[{"budget": {"ratio": "half"}}]'):
+        (tmp_path / "record.json").write_text(f'{{"budgets": {budgets}}}')
+        assert "record.json is damaged" in fails(capsys, "report", tmp_path)
+    (tmp_path / "record.json").write_text(read(blind, "run/record.json"))
     (tmp_path / "details.json").write_text('{"format": 99}')
     assert "format 99, not 1" in fails(capsys, "report", tmp_path)
 

@@ -153,10 +153,10 @@ def test_a_budget_out_of_reach_is_refused_with_the_smallest_ratio() -> None:
         space = chain(seed)
         whole, least = space.price(space.full), space.price(space.smallest)
         with pytest.raises(BudgetError, match=r"In the way: a; b; c$|In the way: a; b; c\n") as caught:
-            replace(space, limit=least - 1).check(where="--flops", blocked=["a", "b", "c", "d"])
+            replace(space, limit=least - 1).check(0.1, where="--flops", blocked=["a", "b", "c", "d"])
         assert caught.value.exit_code == 3
         (said,) = set(re.findall(r"\d\.\d{4}(?= or more|\. In)", str(caught.value)))
-        replace(space, limit=int(float(said) * whole)).check(where="--flops", blocked=[])
+        replace(space, limit=int(float(said) * whole)).check(float(said), where="--flops", blocked=[])
         assert (float(said) - 1.01e-4) * whole < least
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -140,8 +140,3 @@ def _price(analysis: Analysis, entries: Sequence[tuple[str, int, Sequence[Tokens
                 share[i, j] = np.bincount(home[home >= 0], minlength=len(sizes)) // sizes
     constant = np.array([k for _, k, _ in entries], dtype=np.int64)
     return Price(constant, base, share, tuple(name for name, _, _ in entries))
-
-
-def counts_of(analysis: Analysis, kept: Mapping[str, Sequence[int]]) -> np.ndarray:
-    """Int (groups,): how many channels each group keeps."""
-    return np.array([len(kept[g.name]) if g.name in kept else g.channels for g in analysis.groups], dtype=np.int64)

@@ -9,9 +9,6 @@ import numpy as np
 from onnx_amc.graph.ledger import Axes, Keep, Owner, Tokens
 from onnx_amc.graph.rules import Step, normal, rule
 
-LAST = np.iinfo(np.int64).max
-
-
 # ---- space --------------------------------------------------------------------------------------------------------
 
 

@@ -44,7 +44,10 @@ def read_all(folder: Path) -> list[Run]:
     whole = _json(folder, folder / "record.json")
     if "budgets" not in whole:
         return [_run(folder, whole)]
-    places = [folder / f"{part['budget']['ratio']:g}" for part in whole["budgets"]]
+    try:
+        places = [folder / f"{part['budget']['ratio']:g}" for part in whole["budgets"]]
+    except (TypeError, KeyError, ValueError) as error:
+        raise _unreadable(folder, f"record.json is damaged: {error!r}") from error
     return [_run(place, _json(place, place / "record.json")) for place in places]
 
 

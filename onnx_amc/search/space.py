@@ -115,7 +115,7 @@ class Space:
         """Whether a plan meets the budget."""
         return self.price(counts) <= self.limit
 
-    def check(self, *, where: str, blocked: Sequence[str]) -> None:
+    def check(self, ratio: float, *, where: str, blocked: Sequence[str]) -> None:
         """Refuse a budget that no plan can meet.
 
         Raises:
@@ -126,7 +126,7 @@ class Space:
             return
         reachable = np.ceil(1e4 * self.ratio(self.smallest)) / 1e4
         raise BudgetError(
-            f"{self.limit / self._original:.4g} of the {self.unit} cannot be reached; the smallest is {reachable:.4f}"
+            f"{ratio:.4g} of the {self.unit} cannot be reached; the smallest is {reachable:.4f}"
             + (f". In the way: {'; '.join(blocked[:3])}" if blocked else ""),
             where=where,
             fix=f"ask for {reachable:.4f} or more, or lower --min-keep, or take a finer --round-to",
