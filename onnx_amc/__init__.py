@@ -125,11 +125,28 @@ def inspect(
     return run(model, min_keep, round_to, approximate=approximate)
 
 
-def apply(model: ModelSource, plan: Any, data: DataSource | None = None) -> onnx.ModelProto:
-    """Replay a plan (a `Plan`, its JSON, or the path of it): the same bytes as the run that wrote it."""
+def apply(
+    model: ModelSource, plan: Any, data: DataSource | None = None, *, listener: Listener | None = None
+) -> onnx.ModelProto:
+    """Replay a plan: the same bytes as the run that wrote it, given the same data.
+
+    Args:
+        model: Path of an ONNX file, or a model: the one that the plan was made for.
+        plan: A `Plan`, its JSON, or the path of it.
+        data: As for `compress`: what the run was given. With other data the weights that are refitted differ.
+        listener: Hears how it goes; without one, what is doubtful (such as other data) is a Python warning.
+
+    Returns:
+        The cut model.
+
+    Raises:
+        AmcError: The plan does not fit the model, or the data its training.
+
+    """
+    from onnx_amc.listener import Warner  # noqa: PLC0415
     from onnx_amc.pipeline import apply as run  # noqa: PLC0415
 
-    return run(model, plan, data)
+    return run(model, plan, data, listener or Warner())
 
 
 def evaluate(

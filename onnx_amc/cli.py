@@ -14,18 +14,18 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from onnx_amc.claims import OWN, STDOUT, claim, read_from, writable
 from onnx_amc.errors import AmcError, OptionError
 from onnx_amc.files import json_text, write_text
 from onnx_amc.options import parser
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from onnx_amc.config import Budget, Settings
     from onnx_amc.display import Display
 
 DONE, FAULT, INTERRUPTED = 0, 1, 130
-STDOUT = "-"
 THEIRS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.EEXIST})
 """Errors of files that are for the user to mend."""
 
@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0 done, 2 input or options, 3 budget out of reach, 1 a fault of ours, 130 interrupted."""
     sys.stdout, sys.stderr = (stream or _nowhere() for stream in (sys.stdout, sys.stderr))  # None where it is closed
     args = parser().parse_args(argv)
+    args.written = list[str]()
     args.typed = shlex.join(["onnx-amc", *(sys.argv[1:] if argv is None else argv)])
     if args.command is None and not args.version:
         parser().print_help()
         return OptionError.exit_code
     try:
         _called(args)
-        sys.stdout.flush()
     except BrokenPipeError:  # whoever reads what is printed has read enough; all files are written by then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AmcError as error:
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         further = "; no model was written. The same command with --resume goes on" if args.command == "compress" else ""
+        further = f" after {', '.join(args.written)} was written" if args.written else further
         print(f"onnx-amc: interrupted{further}", file=sys.stderr)
         return INTERRUPTED
     except Exception:  # noqa: BLE001  the last resort: say that it is our fault
@@ -76,13 +77,18 @@ def compress(args: argparse.Namespace) -> None:
     if Path(args.model).is_dir():
         raise OptionError("is a folder", where=f"MODEL {args.model}", fix="name a file in it")
     out = Path(args.out) if args.out else Path(args.model).with_suffix(".amc.onnx")
-    _writable(out, "-o")
+    writable(out, "-o")
     folder = Path(args.run_dir) if args.run_dir else out.with_suffix(".run")
-    _writable(folder / "plan.json", "--run-dir")
+    writable(folder / "plan.json", "--run-dir")
     budgets = _budgets(args)
     beside, wanted = str(Path(args.model).with_suffix(".npz")), _places(args, out, budgets)
-    given = {"MODEL": args.model, "the data beside MODEL": beside, "--data": args.data, "--agent": args.agent}
-    _claim(given, wanted | {"--json": args.json, "--save-agent": args.save_agent}, args.model)
+    given = {"MODEL": args.model, "the data beside MODEL": beside, "--agent": args.agent, **read_from(args)}
+    own = [folder / name for name in OWN]
+    if args.json and os.path.realpath(args.json) == os.path.realpath(folder / "record.json"):
+        own.remove(folder / "record.json")  # which says the same
+    claim(given, wanted | {"--json": args.json, "--save-agent": args.save_agent}, args.model, own)
+    if os.path.realpath(folder) in {os.path.realpath(p) for p in (*wanted.values(), args.json) if p}:
+        raise OptionError("is a file that is to be written", where=f"--run-dir {folder}", fix="give another name")
     if args.report:
         from onnx_amc.report import page  # noqa: PLC0415
 
@@ -132,6 +138,7 @@ def _compress(args: argparse.Namespace, out: Path, folder: Path, budgets: Sequen
         if len(budgets) > 1:
             mine, place = _numbered(out, budget.ratio), folder / f"{budget.ratio:g}"
         pipeline.deposit(result, mine, place, args.typed, timed=settings if args.report else None)
+        args.written.append(str(mine))
         places.append((mine, place))
     record = results[0].record
     if len(budgets) > 1:
@@ -190,7 +197,7 @@ def report(args: argparse.Namespace) -> None:
     from onnx_amc.report import page  # noqa: PLC0415
 
     page.require()
-    _claim({}, {"-o": args.out, "--json": args.json})
+    claim({}, {"-o": args.out, "--json": args.json}, own=[Path(args.run_dir, name) for name in OWN])
     display = _display(args.json)
     pages = _draw(Path(args.run_dir), Path(args.out) if args.out else None, display)
     for one in pages:
@@ -226,7 +233,7 @@ def inspect(args: argparse.Namespace) -> None:
     """`onnx-amc inspect`."""
     from onnx_amc import inspect as look  # noqa: PLC0415
 
-    _claim({"MODEL": args.model}, {"--json": args.json})
+    claim({"MODEL": args.model}, {"--json": args.json})
     found = look(args.model, min_keep=args.min_keep, round_to=args.round_to, approximate=args.approximate)
     _save(found, args.json)
     _display(args.json).inspection(found)
@@ -235,7 +242,7 @@ def inspect(args: argparse.Namespace) -> None:
 def apply(args: argparse.Namespace) -> None:
     """`onnx-amc apply`."""
     out = Path(args.out)
-    _claim({"MODEL": args.model, "PLAN": args.plan, "--data": args.data}, {"-o": out, "--json": args.json}, args.model)
+    claim({"MODEL": args.model, "PLAN": args.plan, **read_from(args)}, {"-o": out, "--json": args.json}, args.model)
     from onnx_amc import pipeline  # noqa: PLC0415
     from onnx_amc.delivery import figures, write_model  # noqa: PLC0415
     from onnx_amc.graph.light import has_external_data  # noqa: PLC0415
@@ -255,7 +262,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from onnx_amc.run.feed import sentence  # noqa: PLC0415  keeps --help light
     from onnx_amc.run.metrics import shown  # noqa: PLC0415
 
-    _claim({"MODEL": args.model, "--data": args.data, "--against": args.against}, {"--json": args.json})
+    claim({"MODEL": args.model, "--against": args.against, **read_from(args)}, {"--json": args.json})
     found = score(
         args.model, args.data, metric=args.metric, against=args.against, provider=args.provider, preset=args.preset
     )
@@ -275,7 +282,7 @@ def bench(args: argparse.Namespace) -> None:
     from onnx_amc.run.latency import measure  # noqa: PLC0415
     from onnx_amc.run.providers import provider_of  # noqa: PLC0415
 
-    _claim({f"MODEL {path}": path for path in args.models}, {"--json": args.json})
+    claim({f"MODEL {path}": path for path in args.models}, {"--json": args.json})
     models = [load(path) for path in args.models]
     if args.threads < 0:
         raise OptionError(f"{args.threads} is below 0", where="--threads", fix="give 0 for all cores, or more")
@@ -302,52 +309,23 @@ COMMANDS = {
 
 def _called(args: argparse.Namespace) -> None:
     """Carry out the command; too little memory is for the user to mend, and what the system says of a file."""
-    if args.version:
-        from onnx_amc import __version__  # noqa: PLC0415
+    from onnx_amc import __version__  # noqa: PLC0415
 
-        print(__version__)
-        return
     try:
-        COMMANDS[args.command](args)
+        if args.version:
+            print(__version__)
+        else:
+            COMMANDS[args.command](args)
+        sys.stdout.flush()
     except MemoryError as error:
         raise OptionError(f"the memory does not suffice: {error}", where=args.command, fix=LESS) from error
     except OSError as error:
-        if error.filename is None or error.errno not in THEIRS:
+        if error.errno not in THEIRS:
             raise
+        if error.filename is None:  # what was printed; what is left of it has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fix = "see to its permissions, to the length of its name, and to the room there"
-        raise OptionError(str(error.strerror), where=str(error.filename), fix=fix) from error
-
-
-def _claim(given: Mapping[str, str | None], wanted: Mapping[str, str | Path | None], model: str | None = None) -> None:
-    """Refuse early what could not be written late, or would take the place of what is given, or of another output.
-
-    Args:
-        given: What is read, by option; what is no file is left out.
-        wanted: What is to be written, by option.
-        model: What is read and may keep weights in files beside it, as then what is written will.
-
-    """
-    if model is not None:
-        from onnx_amc.graph.outside import files_of  # noqa: PLC0415  keeps --help light
-
-        models = {f"the weights of {n}": Path(f"{p}.data") for n, p in wanted.items() if n.startswith(("-o", "--int8"))}
-        for option, path in models.items():
-            _nameable(path, option.removeprefix("the weights of "))
-        outside = files_of(Path(model))
-        given = {**given, **{f"the weights of MODEL ({path})": str(path) for path in outside}}
-        wanted = {**wanted, **(models if outside else {})}
-    taken = {os.path.realpath(path): name for name, path in given.items() if path and Path(path).is_file()}
-    for option, place in wanted.items():
-        if place is None or (place == STDOUT and option == "--json"):
-            continue
-        path = Path(place)
-        if option == "--json" and path.exists() and not path.is_file() and not path.is_dir():
-            continue  # a pipe or a device takes what comes
-        _writable(path, option)
-        real = os.path.realpath(path)
-        if real in taken:
-            raise OptionError(f"is {taken[real]} itself", where=f"{option} {path}", fix="give another name")
-        taken[real] = option
+        raise OptionError(str(error.strerror), where=str(error.filename or "stdout"), fix=fix) from error
 
 
 def _display(json_to: str | None = None, *, quiet: bool = False) -> Display:
@@ -355,28 +333,6 @@ def _display(json_to: str | None = None, *, quiet: bool = False) -> Display:
     from onnx_amc.display import Display  # noqa: PLC0415  keeps --help light
 
     return Display(quiet=quiet, results=sys.stderr if json_to == STDOUT else sys.stdout)
-
-
-def _nameable(path: Path, option: str) -> None:
-    """Refuse early what onnxruntime could not open late."""
-    shown = str(path).encode(errors="backslashreplace")
-    if os.fsencode(path) != shown:
-        what, fix = "its name is not UTF-8, which onnxruntime needs", "choose another name or folder"
-        raise OptionError(what, where=f"{option} {shown.decode()}", fix=fix)
-
-
-def _writable(path: Path, option: str) -> None:
-    """Refuse early what could not be written late."""
-    parent = path.parent
-    if path.exists() and not path.is_file():
-        what = "is a folder" if path.is_dir() else "is no file"
-        raise OptionError(what, where=f"{option} {path}", fix="name a file in it" if path.is_dir() else "name a file")
-    while not parent.exists() and option == "--run-dir":
-        parent = parent.parent
-    if not parent.is_dir():
-        raise OptionError("its folder does not exist", where=f"{option} {path}", fix=f"create {parent} first")
-    if not os.access(parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise OptionError("cannot be written", where=f"{option} {path}", fix="choose a folder you may write to")
 
 
 def _save(found: dict[str, Any], to: str | None) -> None:

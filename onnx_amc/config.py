@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from onnx_amc.errors import OptionError
 from onnx_amc.prune.criteria import CRITERIA
+from onnx_amc.run.metrics import METRICS
 from onnx_amc.run.presets import PRESETS
 from onnx_amc.run.providers import provider_of
 from onnx_amc.search.loop import AGENTS, AHEAD, POLICIES
@@ -212,10 +213,12 @@ class Settings:
             ("granularity", tuple(LEAST)),
             ("reward", REWARDS),
             ("preset", (None, *PRESETS)),
+            ("metric", (None, *METRICS)),
         ):
             value = getattr(self, name)
-            if value not in known and not (name == "reward" and ":" in value):
-                more = " or module:function" if name == "reward" else ""
+            own = name in {"reward", "metric"}
+            if value not in known and not (own and ":" in value):
+                more = ", or module:function" if own else ""
                 raise OptionError(
                     f"unknown {name} '{value}'",
                     where=f"--{name}",
@@ -359,8 +362,9 @@ def check_levels(min_keep: float, round_to: int | None) -> None:
 
     """
     _fraction(min_keep, "--min-keep")
-    if round_to is not None and round_to < 1:
-        raise OptionError(f"{round_to} is below 1", where="--round-to", fix="give auto, or 1 to round nothing")
+    if round_to is not None and (isinstance(round_to, bool) or not isinstance(round_to, Integral) or round_to < 1):
+        what = f"{round_to!r} is no whole number from 1"
+        raise OptionError(what, where="--round-to", fix="give auto, or 1 to round nothing")
 
 
 def _fraction(value: float, where: str) -> float:

@@ -23,6 +23,7 @@ from rich.table import Table
 from onnx_amc.listener import Listener
 from onnx_amc.report.view import milliseconds
 from onnx_amc.run.metrics import shown
+from onnx_amc.search.space import upward
 
 WIDE = 1_000
 """Columns where stdout is no terminal: a group stays on one line, for grep and awk."""
@@ -199,7 +200,7 @@ class Display(Listener):
             table.add_row(group["name"], members, str(group["channels"]), _share(group["macs"], whole), answer)
         self._out.print(table)
         self._out.print(
-            f"in reach: {found['reachable_ratio']:.1%} of the MACs; smallest budget: --flops {found['smallest_ratio']:.4f} "
+            f"in reach: {found['reachable_ratio']:.1%} of the MACs; smallest budget: --flops {upward(found['smallest_ratio']):.4f} "
             f"({found['smallest_macs']:,} MACs)"
         )
 

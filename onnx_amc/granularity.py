@@ -18,7 +18,7 @@ from onnx_amc.prune.layers import Layer, find_layers
 from onnx_amc.prune.sparse import SPARSE_IR, bytes_left, bytes_now, can_be_sparse, elements, in_nodes, nonzeros
 from onnx_amc.run.blocks import USUAL, block_of
 from onnx_amc.run.table import LatencyTable
-from onnx_amc.search.space import Prices, Space, levels_of
+from onnx_amc.search.space import Prices, Space, levels_of, upward
 from onnx_amc.search.state import LayerFacts
 
 GRAIN = 1.15
@@ -90,7 +90,8 @@ class Units:
         space.check(ratio, where=budget.option, blocked=self.blocked)
         if not self.names and ratio < 1:
             raise BudgetError(
-                f"nothing can be cut, so the smallest is 1.0000 of the {UNITS[kind]}. In the way: {'; '.join(self.blocked[:3])}",
+                f"nothing can be cut, so the smallest is 1.0000 of the {UNITS[kind]}. In the way: "
+                + ("; ".join(self.blocked[:3]) or "no Conv, Gemm or MatMul feeds another"),
                 where=budget.option,
                 fix="see `onnx-amc inspect` for what fixes each layer",
             )
@@ -106,7 +107,7 @@ class Units:
         """Refuse what a file of sparse weights cannot be brought to by cutting channels: these are written out then."""
         whole = self.wholes["size"]
         if self.parts == "channels" and space.price(space.full) > whole and not space.feasible(space.smallest):
-            reachable = np.ceil(1e4 * space.ratio(space.smallest)) / 1e4
+            reachable = upward(space.ratio(space.smallest))
             raise BudgetError(
                 f"{budget.ratio:.4g} of the bytes cannot be reached by cutting channels, the smallest is {reachable:.4f}: the file "
                 "holds sparse weights, and what is cut of them is stored dense",
@@ -148,7 +149,10 @@ def channels_of(analysis: Analysis, settings: Settings, clock: Clock | None = No
         tuple(facts_of(analysis)),
         prices,
         wholes,
-        tuple(f"{g.name} ({g.reason})" for g in analysis.fixed),
+        tuple(
+            [f"{g.name} (--keep)" for g, keep in zip(groups, whole, strict=True) if keep]
+            + [f"{g.name} ({g.reason})" for g in analysis.fixed]
+        ),
         cost.macs(analysis),
         tuple(g.doubt for g in groups),
     )

@@ -256,7 +256,13 @@ class Guarantee:
         }
         others = [r.search for r in self.runs if r.search.journal.trials is not result.trials]
         elsewhere = [tried for s in others for tried in tried_json(s, s.journal.trials)]
-        record = result.record | {"max_drop": told, "seconds": self._seconds(result.record["seconds"])}
+        asked = self.first.settings
+        record = result.record | {
+            "policy": asked.policy,
+            "episodes": 0 if asked.policy in CLOSED else asked.episodes,
+            "max_drop": told,
+            "seconds": self._seconds(result.record["seconds"]),
+        }
         return replace(result, record=record, details=result.details | {"elsewhere": elsewhere})
 
     def _seconds(self, own: Mapping[str, float]) -> dict[str, float]:

@@ -119,7 +119,8 @@ def shape_facts(analysis: Analysis, node: str, x: str, w: str, flops: int | None
 def protected(analysis: Analysis, patterns: Sequence[str]) -> list[bool]:
     """Whether each group is protected by one of the patterns.
 
-    A pattern is the name of a node, tensor, weight or group, an operator type, a glob, or a regular expression (searched for).
+    A pattern is the name of a node, tensor, weight or group, an operator type, a glob, or, where it is none of these for anything
+    in the model, a regular expression (searched for).
 
     Raises:
         OptionError: A pattern that matches nothing in the model.
@@ -138,16 +139,17 @@ def matching(analysis: Analysis, patterns: Sequence[str], labels: Sequence[set[s
     everything = {
         name for node in analysis.model.original.graph.node for name in (node.name, node.op_type, *node.output)
     }
-    everything |= set(analysis.model.weights) | {g.name for g in (*analysis.groups, *analysis.fixed)}
+    everything |= set(analysis.model.weights) | {g.name for g in (*analysis.groups, *analysis.fixed)}.union(*labels)
     result = [False] * len(labels)
     for pattern in patterns:
-        hit = [any(_matches(pattern, label) for label in mine) for mine in labels]
-        if not any(hit) and not any(_matches(pattern, name) for name in everything if name):
+        matches = next((m for m in (_named, _found) if any(m(pattern, name) for name in everything if name)), None)
+        if matches is None:
             raise OptionError(
                 f"pattern '{pattern}' matches no node, tensor, weight or operator type",
                 where="--keep",
                 fix="see `onnx-amc inspect MODEL` for the names",
             )
+        hit = [any(matches(pattern, label) for label in mine) for mine in labels]
         result = [a or b for a, b in zip(result, hit, strict=True)]
     return result
 
@@ -168,9 +170,11 @@ def _labels(analysis: Analysis) -> list[set[str]]:
     return [mine - {""} for mine in found]
 
 
-def _matches(pattern: str, label: str) -> bool:
-    if pattern == label or fnmatchcase(label, pattern):
-        return True
+def _named(pattern: str, label: str) -> bool:
+    return pattern == label or fnmatchcase(label, pattern)
+
+
+def _found(pattern: str, label: str) -> bool:
     try:
         return re.search(pattern, label) is not None and re.search(r"[\^$*+?\[\]()|\\.]", pattern) is not None
     except re.error:

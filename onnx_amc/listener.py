@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,3 +27,11 @@ class Listener:
     def warn(self, text: str) -> None:
         """Say what makes the result doubtful."""
         self.note(f"warning: {text}")
+
+
+class Warner(Listener):
+    """Hands on what is doubtful as Python's warnings, to whoever has called the package."""
+
+    def warn(self, text: str) -> None:
+        """Say it as a warning of the caller's."""
+        warnings.warn(text, stacklevel=2)

@@ -104,7 +104,8 @@ def _compress(one: argparse.ArgumentParser) -> None:
     )
     one.add_argument(
         "--keep",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="PATTERN",
         help="leave these nodes, weights or operator types whole",

@@ -227,6 +227,8 @@ def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: Set
         timed: How layers are timed before and after: provider and threads; None times none.
 
     """
+    # What takes long goes before what is written: whoever stops it finds all of it or nothing.
+    layers = {} if timed is None else {"layer_times": times_json(result.analysis, result.model, timed)}
     result.save(out)
     result.record["out"] = str(out)
     if result.save_int8(int8_beside(out)):
@@ -237,9 +239,7 @@ def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: Set
         raise unwritable(error, str(folder)) from error
     result.plan.save(folder / "plan.json", result.analysis)
     write_text(folder / "record.json", json_text(result.record))
-    details = result.details | provenance(command, result.record, result.analysis.model.sha256, out)
-    if timed is not None:
-        details["layer_times"] = times_json(result.analysis, result.model, timed)
+    details = result.details | provenance(command, result.record, result.analysis.model.sha256, out) | layers
     write_text(folder / "details.json", json_text(details))
 
 

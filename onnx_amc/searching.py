@@ -27,7 +27,7 @@ from onnx_amc.search.journal import Journal, Later, Tried, key_of
 from onnx_amc.search.loop import AGENTS, CLOSED, Luggage, explained, propose, refine, search, second_pass
 from onnx_amc.search.pace import Bracket, Paces
 from onnx_amc.search.reward import REWARDS, Rule, users
-from onnx_amc.search.space import Space
+from onnx_amc.search.space import Space, upward
 
 FINAL_BASELINES = 2
 """Baselines that get the full refit at the end, uniform besides."""
@@ -333,7 +333,7 @@ class Search:
     def _beyond(self, measured: Sequence[float]) -> BudgetError:
         """What to say where no plan's model was measured to be small enough."""
         budget, whole = self.settings.budget, self.units.wholes[self.settings.budget.kind]
-        first, least = (np.ceil(1e4 * spent / whole) / 1e4 for spent in (measured[0], min(measured)))
+        first, least = (upward(spent / whole) for spent in (measured[0], min(measured)))
         return BudgetError(
             f"{budget.ratio:.4g} of the {self.space.unit} was asked for, but the best plan's model costs {first:.4f} as measured, "
             f"{measured[0] / max(self.space.limit, 1):.4f} of what is allowed; the smallest measured is {least:.4f}",

@@ -84,7 +84,7 @@ def test_model_without_prunable_layer(place: Path, capsys: pytest.CaptureFixture
         (["--flops", "0.5", "--metric", "beauty"], "unknown metric"),
         (["--flops", "0.5", "--metric", "nosuch:thing"], "cannot import"),
         (["--flops", "0.5", "--round-to", "many"], "neither auto nor a whole number"),
-        (["--flops", "0.5", "--round-to", "0"], "below 1"),
+        (["--flops", "0.5", "--round-to", "0"], "no whole number from 1"),
         (["--flops", "0.5", "--min-keep", "2"], "not a fraction"),
         (["--flops", "0.5", "--seed", "-1"], "no whole number"),
         (["--flops", "0.5", "--provider", "NoSuchProvider"], "no provider"),
@@ -104,7 +104,8 @@ def test_bad_options(place: Path, capsys: pytest.CaptureFixture[str], options: l
     "name", ["calibration", "judged", "rows", "correction", "sequence", "draft", "draft_rows", "trial", "finalists", "probe"]
 )  # fmt: skip
 def test_settings_that_only_python_knows(name: str) -> None:
-    assert getattr(Settings(Budget("flops", 0.5), **{name: np.int64(1)}), name) == 1
+    one: Any = np.int64(1)
+    assert getattr(Settings(Budget("flops", 0.5), **{name: one}), name) == 1
     wrong: tuple[Any, ...] = (0, -1, 2.5, True, "3")
     for value in wrong:
         with pytest.raises(OptionError, match=f"{name.replace('_', '-')}: .* is no whole number from 1"):

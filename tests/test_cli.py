@@ -145,6 +145,7 @@ def test_without_data_it_says_that_inputs_are_synthetic(place: Path, capsys: pyt
         ("/4/Relu_output_0", {"/3/Gemm"}),
         ("/[12]/*", {"/1/Gemm"}),
         (r"^/(1|2)/", {"/1/Gemm"}),
+        ("/5/*", {"/3/Gemm", "/5/Gemm"}),  # which, read as a regular expression, is in every name
         ("logits", {"/5/Gemm"}),
         ("Relu", {"/1/Gemm", "/3/Gemm", "/5/Gemm"}),
     ],
@@ -153,6 +154,29 @@ def test_keep_protects(place: Path, pattern: str, whole: set[str]) -> None:
     """A node is left as it is: the channels that it makes and those that it reads."""
     result = onnx_amc.compress(place / "digits_mlp.onnx", channels=0.5, policy="uniform", refit=False, keep=(pattern,))
     assert {g["name"] for g in result.record["groups"] if g["kept"] == g["channels"]} == whole
+
+
+def test_several_patterns_after_one_option(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compress", str(place / "digits_mlp.onnx"), "--policy", "uniform", "--no-refit", "--quiet"]
+    command += ["--flops", "0.99", "-o", str(place / "o.onnx")]
+    assert main([*command, "--keep", "/3/Gemm", "/5/Gemm"]) == 3
+    message = capsys.readouterr().err
+    assert (
+        "0.99 of the MACs cannot be reached; the smallest is 1.0000. In the way: /1/Gemm (--keep); /3/Gemm (--keep)"
+        in message
+    )
+    assert "--keep less" in message
+    assert main([*command, "--keep", "/3/Gemm", "--keep", "/5/Gemm"]) == 3
+    assert main([*command, "--keep", "/1/Gemm"]) == 0
+
+
+def test_the_smallest_budget_that_inspect_tells_can_be_met(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rounding in ("auto", "1", "7"):
+        assert main(["inspect", str(place / "digits_mlp.onnx"), "--round-to", rounding]) == 0
+        told = capsys.readouterr().out.split("smallest budget: --flops ")[1].split()[0]
+        how = ["--policy", "uniform", "--no-refit", "--quiet", "--round-to", rounding, "-o", str(place / "o.onnx")]
+        assert main(["compress", str(place / "digits_mlp.onnx"), "--flops", told, *how]) == 0
+        assert main(["compress", str(place / "digits_mlp.onnx"), "--flops", f"{float(told) - 1.01e-4:.4f}", *how]) == 3
 
 
 def test_params_budget_and_quiet(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,6 +122,8 @@ def test_a_table_is_learnt_from_a_command(tmp_path: Path) -> None:
     before = len(seen)
     assert learnt().many(plans).tolist() == table.many(plans).tolist()
     assert len(seen) == before
+    assert script(tmp_path, "print(2 + os.path.getsize(sys.argv[-1]) / 1e4)") == command
+    assert learnt().many(plans).min() > 2, "the same words now mean another device"
 
 
 def test_a_model_too_large_for_one_file_is_handed_over_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

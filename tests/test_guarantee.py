@@ -59,6 +59,7 @@ def test_the_smallest_network_within_the_drop(reduce: str) -> None:
     assert told["interval"][0] <= told["points"] <= told["interval"][1]
     assert record["compressed"][measure] <= told["uniform"] * record["original"][measure]
     assert record["compressed"][measure] < 0.9 * record["original"][measure]
+    assert (record["policy"], record["episodes"]) == ("ddpg", 6), "what was asked for, whoever found it"
 
 
 def test_the_drop_is_measured_where_the_search_does_not_look() -> None:

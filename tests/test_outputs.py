@@ -52,14 +52,22 @@ def typed(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
         (["apply", "m.onnx", "other.npz", "-o", "other.npz"], "PLAN"),
         (["evaluate", "m.onnx", "--data", "other.npz", "--json", "other.npz"], "--data"),
         (["bench", "m.onnx", "--json", "m.onnx"], "MODEL m.onnx"),
+        (["compress", "m.onnx", *PLAIN, "--data", "mine:pairs", "--json", "mine.py"], "--data"),
+        (["compress", "m.onnx", *PLAIN, "--metric", "mine:score", "-o", "mine.py"], "--metric"),
+        (["compress", "m.onnx", *PLAIN, "--json", "m.amc.run/plan.json"], "the run's plan.json"),
+        (["compress", "m.onnx", *PLAIN, "--report", "m.amc.run/record.json"], "the run's record.json"),
+        (["report", "m.amc.run", "-o", "m.amc.run/record.json"], "the run's record.json"),
+        (["report", "m.amc.run", "--json", "m.amc.run/details.json"], "the run's details.json"),
     ],
 )
 def test_nothing_that_is_given_is_written_over(
     place: Path, command: list[str], what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy("m.npz", "other.npz")
+    Path("mine.py").write_text("pairs = score = print\n")
+    Path("m.amc.run").mkdir()
     Path("link.onnx").symlink_to("m.onnx")
-    before = {p: p.read_bytes() for p in place.iterdir()}
+    before = {p: p.read_bytes() for p in place.iterdir() if p.is_file()}
     assert main(command) == 2
     assert f"is {what} itself" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in place.iterdir() if p.is_file()} == before
@@ -157,6 +165,49 @@ def test_a_reader_that_stops_costs_no_file(place: Path) -> None:
         done = typed(*words, stdout=write, stderr=subprocess.PIPE)
         assert (done.returncode, done.stderr) == (0, "")
     os.close(write)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-o", "images/a/1.png"], ["--json", "images/preprocess.json"], ["--report", "images/classes.json"]],
+    ids=lambda words: words[1],
+)
+def test_a_folder_of_data_is_not_written_over(
+    place: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("images/a").mkdir(parents=True)
+    for name in ("a/1.png", "preprocess.json", "classes.json", "told.json"):
+        Path("images", name).write_text("{}")
+    assert main(["compress", "m.onnx", *PLAIN, "--data", "images", *words]) == 2
+    assert f"{words[1]}: is part of --data" in capsys.readouterr().err
+    assert Path(words[1]).read_text() == "{}"
+    main(["compress", "m.onnx", *PLAIN, "--data", "images", "--json", "images/told.json"])
+    assert "is part of" not in capsys.readouterr().err
+
+
+def test_what_says_the_same_may_lie_in_the_run_directory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compress", "m.onnx", *PLAIN, "--run-dir", "run", "--json", "run/record.json"]) == 2
+    assert "its folder does not exist" in capsys.readouterr().err
+    Path("run").mkdir()
+    assert main(["compress", "m.onnx", *PLAIN, "--run-dir", "run", "--json", "run/record.json"]) == 0
+    assert json.loads(Path("run/record.json").read_text())["policy"] == "uniform"
+    for more in (["-o", "other"], ["--json", "other"]):
+        assert main(["compress", "m.onnx", *PLAIN, *more, "--run-dir", "other"]) == 2
+        assert "--run-dir other: is a file that is to be written" in capsys.readouterr().err
+    assert not Path("other").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(
+    "words", [["compress", "m.onnx", *PLAIN[:-1]], ["--version"], ["inspect", "m.onnx", "--json", "-"]]
+)
+def test_an_output_that_is_full(place: Path, words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = typed(*words, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert "stdout: No space left on device\n  ->" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_a_run_directory_holds_one_run(place: Path) -> None:

@@ -6,17 +6,29 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import onnx_amc
 from onnx_amc import guarantee
 from onnx_amc.delivery import Result
 from onnx_amc.errors import PlanError
+from onnx_amc.listener import Listener
 from onnx_amc.run.session import _threads, open_session
 
 MODELS = Path(__file__).parents[1] / "models"
 MLP, RESNET = (MODELS / f"digits_{name}.onnx" for name in ("mlp", "resnet"))
 WEIGHTS: dict[str, Any] = {"granularity": "weight", "params": 0.3}
+
+
+class Heard(Listener):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def written(result: Result, place: Path) -> Path:
@@ -93,6 +105,17 @@ def test_a_plan_of_single_weights_that_somebody_has_edited(
     plan["weights"][0] |= first
     with pytest.raises(PlanError, match=said):
         onnx_amc.apply(MLP, plan | changes)
+
+
+def test_other_data_is_warned_of(tmp_path: Path) -> None:
+    result = onnx_amc.compress(MLP, policy="uniform", recover=False, **WEIGHTS)
+    plan, other = written(result, tmp_path), dict(np.load(MLP.with_suffix(".npz")))
+    other["x"] = other["x"][::-1]
+    with pytest.warns(UserWarning, match="was given other samples"):
+        onnx_amc.apply(MLP, plan, other)
+    heard = Heard()
+    onnx_amc.apply(MLP, plan, other, listener=heard)
+    assert any("was given other samples" in text for text in heard.notes)
 
 
 def test_a_plan_with_a_pattern_is_replayed(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from onnx_amc.errors import OptionError
 from onnx_amc.files import whole
 from onnx_amc.graph import light
 from onnx_amc.graph.groups import Analysis
+from onnx_amc.run.crew import usable_cores
 from onnx_amc.run.kernels import CPU, Feed, Kernel, in_turn
 from onnx_amc.run.learn import Probe, learn
 from onnx_amc.run.table import LatencyTable
@@ -45,6 +47,9 @@ UNIFORM = (0.0, 0.2, 0.4, 0.6, 0.8)
 
 MEMORY = 2**30
 """Bytes of weights that models measured in turn may have together."""
+
+SCRIPT = 2**20
+"""Bytes of a file up to which it may be the script that says which device is meant."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ def measure_table(
     machine = {
         "host": platform.node(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "onnxruntime": ort.__version__,
     }
     how = {"threads": threads, "provider": provider, "feed": {name: array.shape for name, array in feed.items()}}
@@ -232,7 +237,7 @@ def measure_table_by_command(
 
     """
     plans = probe_plans(levels, probes.random, seed)
-    key = {**_identity(analysis, levels, seed, probes), "command": command}
+    key = {**_identity(analysis, levels, seed, probes), "command": command, "programs": _programs(command)}
 
     def measure() -> Iterator[Probe]:
         turns = [np.random.default_rng([seed, i]).permutation(len(plans) - 1) + 1 for i in range(probes.rounds)]
@@ -249,6 +254,20 @@ def measure_table_by_command(
             yield Probe(tuple(plans[i].tolist()), milliseconds / usual, usual)
 
     return learn(analysis, _remembered(cache, key, plans, measure))
+
+
+def _programs(command: str) -> dict[str, str]:
+    """Files that a command names, by what is in them: in another folder the same words may mean another device."""
+    found: dict[str, str] = {}
+    try:
+        words = shlex.split(command)
+    except ValueError:  # told when it is run
+        return found
+    for word in words:
+        path = Path(shutil.which(word) or word)
+        if path.is_file() and path.stat().st_size < SCRIPT:
+            found[word] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
 
 
 def _written(model: onnx.ModelProto, folder: Path) -> Path:

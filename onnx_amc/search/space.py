@@ -55,6 +55,11 @@ def levels_of(channels: int, round_to: int | None, min_keep: float, lanes: Lanes
     return np.append(below[below >= floor], channels)
 
 
+def upward(ratio: float) -> float:
+    """A ratio to four digits, rounded up: what is told to be in reach must be so."""
+    return float(np.ceil(1e4 * ratio) / 1e4)
+
+
 @dataclass(frozen=True)
 class Space:
     """Levels, price and budget; a plan here is an int (groups,) array of counts.
@@ -124,12 +129,12 @@ class Space:
         """
         if self.feasible(self.smallest):
             return
-        reachable = np.ceil(1e4 * self.ratio(self.smallest)) / 1e4
+        reachable = upward(self.ratio(self.smallest))
         raise BudgetError(
             f"{ratio:.4g} of the {self.unit} cannot be reached; the smallest is {reachable:.4f}"
             + (f". In the way: {'; '.join(blocked[:3])}" if blocked else ""),
             where=where,
-            fix=f"ask for {reachable:.4f} or more, or lower --min-keep, or take a finer --round-to",
+            fix=f"ask for {reachable:.4f} or more, or lower --min-keep, take a finer --round-to, or --keep less",
         )
 
     def highest(self, counts: np.ndarray, step: int) -> int:
