@@ -3,9 +3,10 @@
     python benchmarks/search.py [--shared ../shared] [--only resnet20] [--episodes 60] [--seeds 0 1 2] [--out FILE.md]
 
 Each run searches and refits on the `search` data as `compress` does; what it delivers is scored on the `test` data, which nothing
-was tuned on. Every search, random too, starts from the same baselines (uniform, and the knapsack with its second pass), may deliver
-one of them, and spends the same number of evaluations. Policies of one seed share the calibration. Runs that are in the log already
-are not repeated.
+was tuned on. Every search, random too, starts from the same baselines (uniform, shallow, deep, and the knapsack with its second
+pass), may deliver one of them, and spends the same number of evaluations: search.md has 60 on ResNet-20, 40 on ResNet-56, 30 and
+20 on the MobileNet (`--episodes`), besides the baselines. Policies of one seed share the calibration. Runs that are in the log
+already are not repeated.
 """
 
 from __future__ import annotations

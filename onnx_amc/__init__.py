@@ -5,7 +5,16 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from onnx_amc.errors import AmcError, BudgetError, DataError, ModelError, OptionError, PlanError, SelfCheckError
+from onnx_amc.errors import (
+    AmcError,
+    BudgetError,
+    ClusterError,
+    DataError,
+    ModelError,
+    OptionError,
+    PlanError,
+    SelfCheckError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +30,7 @@ __version__ = version("onnx-amc")
 __all__ = [
     "AmcError",
     "BudgetError",
+    "ClusterError",
     "DataError",
     "ModelError",
     "OptionError",
@@ -52,8 +62,9 @@ def compress(
 
     Args:
         model: Path of an ONNX file, or a model.
-        data: `.npz` file, folder of images, `module:function`, a mapping of arrays, or a `Dataset`; the file MODEL.npz beside the
-            model, or what is made up, where it is left out.
+        data: `.npz`, `.npy`, `.csv` or `.parquet` file, folder of images, saved Hugging Face data set, `module:function`, a
+            mapping of arrays, or an `onnx_amc.run.data.Dataset`; the file MODEL.npz beside the model, or what is made up, where it
+            is left out.
         flops: Fraction of the multiply-accumulates to be left, in (0, 1].
         params: Fraction of the parameters to be left, in (0, 1]; of single weights, of those that are not zero.
         size: Fraction of the file's bytes to be left, in (0, 1].
@@ -103,6 +114,12 @@ def pareto(
         listener: Hears how the run goes.
         settings: As for `compress`.
 
+    Returns:
+        A result for each budget.
+
+    Raises:
+        AmcError: As `compress`.
+
     """
     import numpy as np  # noqa: PLC0415
 
@@ -119,7 +136,21 @@ def pareto(
 def inspect(
     model: ModelSource, *, min_keep: float = 0.2, round_to: int | str | None = None, approximate: bool = False
 ) -> dict[str, Any]:
-    """Return layers, groups, what is fixed and why, and the smallest MACs that can be reached."""
+    """Return layers, groups, what is fixed and why, and the smallest MACs that can be reached.
+
+    Args:
+        model: Path of an ONNX file, or a model.
+        min_keep: Smallest fraction of a group that is kept, in (0, 1].
+        round_to: Multiple of the kept channels; None or `auto` is what onnxruntime's kernels like.
+        approximate: Whether channels under norms and reductions count, where a cut is not quite a mask.
+
+    Returns:
+        What `onnx-amc inspect --json` writes.
+
+    Raises:
+        AmcError: The model cannot be read, or an option makes no sense.
+
+    """
     from onnx_amc.pipeline import inspect as run  # noqa: PLC0415
 
     return run(model, min_keep, round_to, approximate=approximate)
@@ -153,7 +184,23 @@ def evaluate(
     model: ModelSource, data: DataSource, *, metric: str | None = None, against: ModelSource | None = None,
     provider: str = "cpu", preset: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Score a model on data; a metric that looks at the original's outputs finds it in `against`, and else the model itself."""
+    """Score a model on data.
+
+    Args:
+        model: Path of an ONNX file, or a model.
+        data: As for `compress`.
+        metric: Name of the score, or `module:function`; None for what suits the data.
+        against: The original that agreement and the like compare with; None for the model itself.
+        provider: Execution provider of onnxruntime, by its name or a short one.
+        preset: How images are normalised and brought to size.
+
+    Returns:
+        What `onnx-amc evaluate --json` writes: `score`, `metric`, `samples`, what the network was fed, and what is doubtful.
+
+    Raises:
+        AmcError: Model or data cannot be read, the outputs of the two models are not alike, or the metric cannot be had.
+
+    """
     from onnx_amc.pipeline import evaluate as run  # noqa: PLC0415
 
     return run(model, data, metric, provider, against, preset)

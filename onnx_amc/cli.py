@@ -1,4 +1,4 @@
-"""The command line: parse, call, print, exit. The only file that prints."""
+"""The command line: parse, call, print, exit. Nothing but this and `display` prints."""
 
 from __future__ import annotations
 

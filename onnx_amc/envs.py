@@ -34,7 +34,8 @@ UNREAD = ("max_drop", "ray", "agent", "save_agent", "tensorboard", "policy", "ep
 class ModelEnv(PruningEnv):
     """The walk over a real network, each episode evaluated in onnxruntime; see `PruningEnv`.
 
-    At the end of an episode `info` holds besides `score` (the metric, higher is better) and `loss` (relative error of the outputs).
+    At the end of an episode `info` holds, beside `counts` and `ratio`, `score` (the metric, higher is better) and `loss` (relative
+    error of the outputs).
 
     Args:
         run: Of the network, calibrated.

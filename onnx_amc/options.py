@@ -27,46 +27,48 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     _compress(commands.add_parser("compress", help="cut a model down to a budget"))
     one = commands.add_parser("inspect", help="layers, groups, MACs, what is fixed and why, smallest reachable MACs")
-    one.add_argument("model", metavar="MODEL")
+    one.add_argument("model", metavar="MODEL", help="a trained network, .onnx")
     one.add_argument(
         "--min-keep", type=float, default=0.2, metavar="R", help="smallest fraction of a group that is kept (0.2)"
     )
-    one.add_argument("--round-to", default="auto", metavar="auto|K", help="multiple of the kept channels (auto)")
+    one.add_argument(
+        "--round-to", default="auto", metavar="auto|K", help="keep channel counts at multiples of K (auto)"
+    )
     one.add_argument("--approximate", action="store_true", help=APPROXIMATE)
     one.add_argument("--json", metavar="FILE", help=JSON)
     one = commands.add_parser("apply", help="replay a plan")
-    one.add_argument("model", metavar="MODEL")
-    one.add_argument("plan", metavar="PLAN.json")
+    one.add_argument("model", metavar="MODEL", help="a trained network, .onnx")
+    one.add_argument("plan", metavar="PLAN.json", help="as a run leaves it in its directory")
     one.add_argument("--data", metavar="DATA", help="the data of the run that wrote the plan")
-    one.add_argument("-o", "--out", required=True, metavar="OUT")
+    one.add_argument("-o", "--out", required=True, metavar="OUT", help="the compressed model")
     one.add_argument("--json", metavar="FILE", help=JSON)
     one = commands.add_parser("evaluate", help="score a model on data")
-    one.add_argument("model", metavar="MODEL")
-    one.add_argument("--data", required=True, metavar="DATA")
+    one.add_argument("model", metavar="MODEL", help="a trained network, .onnx")
+    one.add_argument("--data", required=True, metavar="DATA", help="as for compress")
     one.add_argument("--preset", metavar="NAME", help=PRESET)
     one.add_argument("--metric", metavar="NAME", help=METRIC)
     one.add_argument("--against", metavar="ORIGINAL", help="the model that agreement and the like compare with")
     one.add_argument("--provider", default="cpu", metavar="NAME", help=PROVIDER)
     one.add_argument("--json", metavar="FILE", help=JSON)
     one = commands.add_parser("bench", help="latency side by side: in turn, medians and ratios to the first")
-    one.add_argument("models", nargs="+", metavar="MODEL")
-    one.add_argument("--seconds", type=float, default=6.0, help="time to spend (6)")
+    one.add_argument("models", nargs="+", metavar="MODEL", help="networks that take the same inputs")
+    one.add_argument("--seconds", type=float, default=6.0, metavar="S", help="time to spend (6)")
     one.add_argument("--threads", type=int, default=0, metavar="N", help="of each session (0: all cores)")
     one.add_argument("--provider", default="cpu", metavar="NAME", help=PROVIDER)
     one.add_argument("--json", metavar="FILE", help=JSON)
     one = commands.add_parser("report", help="draw the page of a run again")
-    one.add_argument("run_dir", metavar="RUN_DIR")
+    one.add_argument("run_dir", metavar="RUN_DIR", help="of a finished run, OUT.run by default")
     one.add_argument("-o", "--out", metavar="FILE.html", help="where it goes (RUN_DIR/report.html)")
     one.add_argument("--json", metavar="FILE", help=JSON)
     return top
 
 
 def _compress(one: argparse.ArgumentParser) -> None:
-    one.add_argument("model", metavar="MODEL")
+    one.add_argument("model", metavar="MODEL", help="a trained network, .onnx")
     one.add_argument(
         "--data",
         metavar="DATA",
-        help="FILE.npz, .npy, .csv or .parquet, a folder of images or a saved data set, or module:function; MODEL.npz if there",
+        help="FILE.npz, .npy, .csv or .parquet, a folder of images, a saved data set, or module:function (MODEL.npz)",
     )
     one.add_argument("--preset", metavar="NAME", help=PRESET)
     _budget_options(one)
@@ -77,6 +79,7 @@ def _compress(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--policy",
         default="ddpg",
+        metavar="NAME",
         help="ddpg (default), td3, sac, evolution, random, knapsack, uniform, shallow or deep",
     )
     one.add_argument(
@@ -89,12 +92,12 @@ def _compress(one: argparse.ArgumentParser) -> None:
         "--pattern", metavar="N:M", help="of each M weights along the inputs N stay (2:4); single weights only"
     )
     one.add_argument("--episodes", type=int, default=100, metavar="N", help="plans that the search evaluates (100)")
-    one.add_argument("--seed", type=int, default=0, metavar="S", help="of everything random (0)")
+    one.add_argument("--seed", type=int, default=0, metavar="S", help="random seed (0)")
     one.add_argument(
         "--round-to",
         default="auto",
         metavar="auto|K",
-        help="multiple of the kept channels (auto; 1 rounds nothing), or avx2, avx512, cuda, tensorrt, tensorrt-int8",
+        help="keep channel counts at multiples of K (auto; 1 rounds nothing), or avx2, avx512, cuda, tensorrt, tensorrt-int8",
     )
     one.add_argument(
         "--min-keep",
@@ -147,7 +150,7 @@ def _recovery_options(one: argparse.ArgumentParser) -> None:
     recover.add_argument(
         "--recover",
         action=argparse.BooleanOptionalAction,
-        help="train what is delivered, without labels (where there are a few hundred samples)",
+        help="train what is delivered, without labels (by default from 500 real samples on)",
     )
     recover.add_argument("--recover-epochs", type=int, metavar="N", help="passes over the samples, at most")
     recover.add_argument("--recover-minutes", type=float, metavar="M", help="wall time of the training, at most")
@@ -171,7 +174,7 @@ def _parallel_options(one: argparse.ArgumentParser) -> None:
         "--memory",
         type=float,
         metavar="GB",
-        help="what the run may use (what there is): moments beyond a quarter go to disk, activations are held of fewer samples",
+        help="memory limit (what there is): moments beyond a quarter go to disk, activations are held of fewer samples",
     )
     one.add_argument(
         "--ahead",
@@ -189,24 +192,23 @@ def _budget_options(one: argparse.ArgumentParser) -> None:
     budget.add_argument("--flops", metavar="R[,R...]", help="of the multiply-accumulates")
     budget.add_argument("--params", metavar="R[,R...]", help="of the parameters (of single weights: not zero)")
     budget.add_argument("--size", metavar="R[,R...]", help="of the bytes of the file")
-    budget.add_argument("--channels", metavar="R", help="of the channels of every group, in place of a budget")
+    budget.add_argument("--channels", metavar="R[,R...]", help="of the channels of every group, in place of a budget")
+    budget.add_argument("--latency", metavar="R[,R...]", help="of the latency, measured in onnxruntime, batch 1")
     budget.add_argument(
         "--max-drop",
         type=float,
         metavar="POINTS",
-        help="in place of a budget: the smallest that loses no more of the score",
+        help="in place of a budget: the smallest model that loses at most POINTS points of the score",
     )
-    budget.add_argument(
+    how = one.add_argument_group("what --max-drop makes small, and how latency is measured")
+    how.add_argument(
         "--reduce",
         default="flops",
         metavar="KIND",
         help="what --max-drop makes small: flops (default), params, size or latency",
     )
-    budget.add_argument("--latency", metavar="R[,R...]", help="of the latency, measured in onnxruntime, batch 1")
-    budget.add_argument(
+    how.add_argument(
         "--latency-command", metavar="CMD", help="times a model elsewhere: it gets a path and prints milliseconds"
     )
-    budget.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="of a session whose latency is measured (0: all cores)"
-    )
-    budget.add_argument("--cache", metavar="DIR", help="where measured latencies are kept (the user's cache folder)")
+    how.add_argument("--threads", type=int, default=0, metavar="N", help="threads to time with (0: all cores)")
+    how.add_argument("--cache", metavar="DIR", help="where measured latencies are kept (the user's cache folder)")
