@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import onnx
 
 from onnx_amc.config import Budget, Settings
 from onnx_amc.errors import BudgetError, OptionError
-from onnx_amc.graph import cost
+from onnx_amc.graph import cost, light
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.inspection import facts_of, matching, protected, shape_facts
 from onnx_amc.prune.layers import Layer, find_layers
 from onnx_amc.prune.sparse import SPARSE_IR, bytes_left, bytes_now, can_be_sparse, elements, in_nodes, nonzeros
+from onnx_amc.prune.surgery import cut, finish
 from onnx_amc.run.blocks import USUAL, block_of
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.search.space import Prices, Space, levels_of, upward
@@ -135,10 +137,18 @@ def channels_of(analysis: Analysis, settings: Settings, clock: Clock | None = No
         for g, keep in zip(groups, whole, strict=True)
     )
     full = np.array([g.channels for g in groups], dtype=np.int64)
-    known = {"flops": cost.macs(analysis), "params": cost.params(analysis), "size": cost.size(analysis)}
-    prices: dict[str, Prices] = {kind: price.many for kind, price in known.items()}
-    original = analysis.model.original
-    wholes = {"flops": known["flops"](full), "params": elements(original, in_nodes(original, analysis))}
+    macs, original = cost.macs(analysis), analysis.model.original
+
+    @cache
+    def size() -> cost.Price:  # where it is asked for: it takes a copy of the network
+        return cost.size(analysis, light.size(finish(analysis, cut(analysis, {}))))
+
+    prices: dict[str, Prices] = {
+        "flops": macs.many,
+        "params": cost.params(analysis).many,
+        "size": lambda plans: size().many(plans),
+    }
+    wholes = {"flops": macs(full), "params": elements(original, in_nodes(original, analysis))}
     wholes["size"] = analysis.model.bytes
     if clock is not None:
         prices["latency"] = clock(levels).nanoseconds
@@ -153,7 +163,7 @@ def channels_of(analysis: Analysis, settings: Settings, clock: Clock | None = No
             [f"{g.name} (--keep)" for g, keep in zip(groups, whole, strict=True) if keep]
             + [f"{g.name} ({g.reason})" for g in analysis.fixed]
         ),
-        cost.macs(analysis),
+        macs,
         tuple(g.doubt for g in groups),
     )
 

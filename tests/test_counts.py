@@ -24,6 +24,8 @@ from onnx_amc.graph import cost, light
 from onnx_amc.graph.groups import analyse
 from onnx_amc.intake import load_model
 from onnx_amc.listener import Listener
+from onnx_amc.pipeline import compress
+from onnx_amc.prune.surgery import cut, finish
 from onnx_amc.training import course_of
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -300,3 +302,37 @@ def test_uniform_pruning_spends_the_budget_on_what_is_not_kept() -> None:
     assert 0.995 * space.limit < space.price(counts) <= space.limit
     shares = (counts / space.full)[[n != "3.weight" for n in run.units.names]]
     assert np.ptp(shares) < 0.02
+
+
+# ---- what a cut drops besides channels ------------------------------------------------------------------------------
+
+
+def with_unread(name: str) -> onnx.ModelProto:
+    """A model, and as much again of weights that nothing reads."""
+    model = onnx.load(MODELS / f"{name}.onnx")
+    unread = np.ones(sum(int(np.prod(t.dims)) for t in model.graph.initializer), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(unread, "unread"))
+    return model
+
+
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_resnet"])
+def test_weights_that_nothing_reads_are_the_first_to_go(name: str) -> None:
+    plain, model = onnx.load(MODELS / f"{name}.onnx"), with_unread(name)
+    for kind, key in (("params", "params"), ("size", "bytes")):
+        far, near, alone = (
+            compress(m, None, Settings(Budget(kind, ratio), **CUT)).record
+            for m, ratio in ((model, 0.2), (model, 0.9), (plain, 0.4))
+        )
+        assert far["compressed"][key] <= 0.2 * far["original"][key]
+        assert far["compressed"]["macs"] == pytest.approx(alone["compressed"]["macs"], rel=0.05)
+        assert near["compressed"]["macs"] > 0.8 * near["original"]["macs"]
+
+
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_resnet"])
+def test_a_plan_is_priced_in_the_bytes_of_its_file(name: str) -> None:
+    analysis = analyse(load_model(MODELS / f"{name}.onnx"))
+    units = channels_of(analysis, Settings(Budget("size", 0.5)))
+    for counts in ([lv[0] for lv in units.levels], [lv[len(lv) // 2] for lv in units.levels]):
+        kept = {g.name: range(n) for g, n in zip(analysis.groups, counts, strict=True)}
+        file = len(finish(analysis, cut(analysis, kept)).SerializeToString())
+        assert units.prices["size"](np.array([counts]))[0] == pytest.approx(file, abs=300)

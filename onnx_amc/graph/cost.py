@@ -14,6 +14,7 @@ from onnx_amc.graph import light
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Tokens
 from onnx_amc.graph.load import FLOATS, Model, densify
+from onnx_amc.graph.proto import names_read
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,12 @@ def macs(analysis: Analysis) -> Price:
 
 
 def params(analysis: Analysis) -> Price:
-    """Elements of the parameters."""
-    axes = _axes(analysis)
+    """Elements of the parameters, without those that nothing reads: a cut drops them."""
+    axes, used = _axes(analysis), _used(analysis.model)
     entries: list[tuple[str, int, Sequence[Tokens]]] = []
     for name, tensor in parameters(analysis.model).items():
+        if name not in used:
+            continue
         mine = axes.get(name, {})
         rest = int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
         entries.append((name, rest, list(mine.values())))
@@ -79,20 +82,28 @@ def parameters(model: Model) -> dict[str, onnx.TensorProto]:
     return {n: t for n, t in model.weights.items() if t.data_type in FLOATS and n not in model.lifted}
 
 
-def size(analysis: Analysis) -> Price:
-    """Bytes of the file: of all initializers, and what the rest of the original takes."""
-    axes = _axes(analysis)
+def size(analysis: Analysis, whole: int | None = None) -> Price:
+    """Bytes of the file: of all initializers that anything reads, and what the rest takes.
+
+    Args:
+        analysis: Of the network.
+        whole: What a file takes from which nothing is cut, but which is written as cut ones are: without what nothing reads, and
+            with what was calculated from constants in place of the nodes that did. None for what the original takes.
+
+    """
+    axes, used = _axes(analysis), _used(analysis.model)
     entries: list[tuple[str, int, Sequence[Tokens]]] = []
     counted = 0
     for name, tensor in analysis.model.weights.items():
-        if tensor.data_type in light.PACKED:
+        if tensor.data_type in light.PACKED or (whole is not None and name not in used):
             continue
         mine = axes.get(name, {})
         width = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
         rest = width * int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
         entries.append((name, rest, list(mine.values())))
         counted += width * int(np.prod(tensor.dims))
-    return _price(analysis, [*entries, ("the rest", _dense_bytes(analysis.model) - counted, [])])
+    whole = _dense_bytes(analysis.model) if whole is None else whole
+    return _price(analysis, [*entries, ("the rest", whole - counted, [])])
 
 
 def _dense_bytes(model: Model) -> int:
@@ -103,6 +114,11 @@ def _dense_bytes(model: Model) -> int:
     dense.CopyFrom(model.original)
     densify(dense)
     return light.size(dense)
+
+
+def _used(model: Model) -> set[str]:
+    graph = model.proto.graph
+    return {name for node in graph.node for name in names_read(node)} | {o.name for o in graph.output}
 
 
 def _axes(analysis: Analysis) -> dict[str, dict[int, Tokens]]:
