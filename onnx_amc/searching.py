@@ -321,7 +321,9 @@ class Search:
                 fits, bracket = counts, Bracket((1 - SLACK) * whole, (price, spent), bracket.beyond)
                 if not timed or spent >= (1 - UNUSED) * whole or attempt == TRIES:
                     break
-            space = replace(self.space, limit=bracket.wanted())
+            # What keeps all is the file as it came: that it is too large says nothing of those that are written anew.
+            as_it_came = not timed and np.array_equal(counts, self.space.full)
+            space = replace(self.space, limit=price - 1 if as_it_came else bracket.wanted())
             other = self._best_in(space, counts) if space.feasible(space.smallest) else space.smallest
             if any(np.array_equal(other, known) for known in (counts, fits) if known is not None):
                 break

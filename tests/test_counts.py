@@ -336,3 +336,13 @@ def test_a_plan_is_priced_in_the_bytes_of_its_file(name: str) -> None:
         kept = {g.name: range(n) for g, n in zip(analysis.groups, counts, strict=True)}
         file = len(finish(analysis, cut(analysis, kept)).SerializeToString())
         assert units.prices["size"](np.array([counts]))[0] == pytest.approx(file, abs=300)
+
+
+@pytest.mark.parametrize("kind", ["params", "size"])
+def test_single_weights_stay_while_there_are_some_that_nothing_reads(kind: str) -> None:
+    settings = Settings(Budget(kind, 0.7), granularity="weight", **CUT)
+    record = compress(with_unread("digits_mlp"), None, settings).record
+    key = {"params": "nonzeros", "size": "bytes"}[kind]
+    assert record["compressed"][key] <= 0.7 * record["original"][key]
+    least = {"params": 0.42, "size": 0.35}[kind]  # half of all is what is read, less a level
+    assert record["compressed"]["nonzeros"] > least * record["original"]["nonzeros"]

@@ -66,10 +66,10 @@ def macs(analysis: Analysis) -> Price:
 
 def params(analysis: Analysis) -> Price:
     """Elements of the parameters, without those that nothing reads: a cut drops them."""
-    axes, used = _axes(analysis), _used(analysis.model)
+    axes, read = _axes(analysis), used(analysis.model.proto)
     entries: list[tuple[str, int, Sequence[Tokens]]] = []
     for name, tensor in parameters(analysis.model).items():
-        if name not in used:
+        if name not in read:
             continue
         mine = axes.get(name, {})
         rest = int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
@@ -91,11 +91,11 @@ def size(analysis: Analysis, whole: int | None = None) -> Price:
             with what was calculated from constants in place of the nodes that did. None for what the original takes.
 
     """
-    axes, used = _axes(analysis), _used(analysis.model)
+    axes, read = _axes(analysis), used(analysis.model.proto)
     entries: list[tuple[str, int, Sequence[Tokens]]] = []
     counted = 0
     for name, tensor in analysis.model.weights.items():
-        if tensor.data_type in light.PACKED or (whole is not None and name not in used):
+        if tensor.data_type in light.PACKED or (whole is not None and name not in read):
             continue
         mine = axes.get(name, {})
         width = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
@@ -116,9 +116,9 @@ def _dense_bytes(model: Model) -> int:
     return light.size(dense)
 
 
-def _used(model: Model) -> set[str]:
-    graph = model.proto.graph
-    return {name for node in graph.node for name in names_read(node)} | {o.name for o in graph.output}
+def used(proto: onnx.ModelProto) -> set[str]:
+    """Names of all tensors that something reads."""
+    return {name for node in proto.graph.node for name in names_read(node)} | {o.name for o in proto.graph.output}
 
 
 def _axes(analysis: Analysis) -> dict[str, dict[int, Tokens]]:
