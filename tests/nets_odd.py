@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from nets import Row, flat, image
 
+END = 2**62
+
 # One row of the table is one statement, however long.
 # fmt: off
 
@@ -87,6 +89,21 @@ def run_time() -> Iterator[Row]:
                 weights={"k": np.arange(64) - 30, "l": 31 - np.arange(64), "s": np.full(8, 0.02), "t": np.full(8, 0.03), "z": np.zeros(8)})
 
 
+def lengths() -> Iterator[Row]:
+    """Axes of any length: where a channel lies on them, and how long they are, is another at every run."""
+    registers = """(float[T,6] x) => (float[P,4] y) <float[6,8] w, float[3,8] e0, int64[3] j, float[8,4] v{}> {{ h = MatMul (x, w) p = Gather (e0, j) c = Concat <axis = 0> (p, h)
+        t = Transpose (c) m = MatMul (t, c) o = MatMul (c, m) {} y = MatMul (r, v) }}"""
+    slices, bounds = "r = Slice (o, s, e)", ", int64[1] s, int64[1] e"
+    for name, body, extra, sizes in (("Slice from the end", slices, bounds, {"s": [-2], "e": [END]}), ("Slice to the end", slices, bounds, {"s": [2], "e": [END]}),
+                                     ("Gather", "r = Gather <axis = 0> (o, i)", ", int64[2] i", {"i": [-1, -2]}), ("Split", "u, r = Split (o)", "", {})):
+        yield Row(f"registers before tokens of any number, {name}", registers.format(extra, body), 8, "any length", weights={**sizes, "j": [0, 1, 2]},
+                  opset=13 if name == "Split" else 17)
+    for name, body, extra in (("Slice", "p = Slice (q, s, e)", "int64[1] s, int64[1] e"), ("Gather", "p = Gather <axis = 0> (q, i)", "int64[8] i")):
+        yield image(f"{name} of channels among the samples fixes", f"q = Reshape (h, a) {body} r = Reshape (p, d)", 0,
+                    f"int64[3] a, int64[4] d, {extra}", reason="an axis of any length",
+                    weights={"s": [0], "e": [8], "i": list(range(8)), "a": [-1, 6, 6], "d": [-1, 8, 6, 6]})
+
+
 def odd() -> list[Row]:
     """All of them."""
-    return [*made(), *zeros(), *along(), *run_time()]
+    return [*made(), *zeros(), *along(), *run_time(), *lengths()]

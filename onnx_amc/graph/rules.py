@@ -81,6 +81,17 @@ class Step:
         axes = self.axes[i]
         return axes if axes is not None else (None,) * len(self.shapes.get(self.node.input[i], ()))
 
+    def again(self, i: int, axis: int) -> int | None:
+        """Length of an axis of input i at another batch and length; None where that is not known."""
+        if self.is_param(i) or not self.others:
+            return self.shape(i)[axis]
+        other = self.others.get(self.node.input[i])
+        return None if other is None else other[axis]
+
+    def settled(self, i: int, axis: int) -> bool:
+        """Whether an axis of input i is as long in every run."""
+        return self.again(i, axis) == self.shape(i)[axis]
+
     def const(self, i: int) -> np.ndarray | None:
         """Value of input i where it is a constant."""
         return self.values(self.node.input[i]) if self.has(i) else None

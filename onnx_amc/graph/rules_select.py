@@ -10,6 +10,9 @@ import numpy as np
 from onnx_amc.graph.ledger import Axes, Keep, Owner, Tokens
 from onnx_amc.graph.rules import Step, mark_params, normal, rule
 
+ENDLESS = 2**31 - 1
+"""An end of a Slice that no axis reaches."""
+
 
 @rule("Concat")
 def concat(step: Step) -> list[Axes]:
@@ -30,6 +33,9 @@ def concat(step: Step) -> list[Axes]:
             out.append(None)
         else:
             filled = [_filled(step, i, k) for i in inputs]
+            if any(step.again(i, k) not in {None, step.shape(i)[k]} for i in inputs):
+                for part in parts:  # what share of the axis they are is another in every run
+                    step.fix(part, "joins it to an axis of any length")
             step.book.blocked += [p for p in filled if rank > 2 and k == 1 and len(p) % 8 == 0]
             out.append(np.concatenate(filled))
     return [tuple(out)]
@@ -59,6 +65,8 @@ def split(step: Step) -> list[Axes]:
     slot: int | str = 1 if step.opset >= 13 else "split"
     if step.has(1) and step.const(1) is None:
         step.fix(tokens, "splits by sizes known at run time only")
+    elif not (step.has(1) or "split" in step.attrs or step.settled(0, axis)):
+        step.fix(tokens, "splits an axis of any length")
     step.edit(slot, tokens, lambda keep: np.array([int(keep(p).sum()) for p in parts], dtype=np.int64))
     return [(*x[:axis], part, *x[axis + 1 :]) for part in parts]
 
@@ -85,8 +93,9 @@ def slice_(step: Step) -> list[Axes]:
         if tokens is None:
             continue
         low, high, stride = slice(starts[at], ends[at], steps[at]).indices(shape[axis])
-        if stride != 1:
-            step.fix(tokens, "takes every other channel")
+        whole = starts[at] == 0 and ends[at] >= ENDLESS
+        if stride != 1 or not (whole or step.settled(0, axis)):
+            step.fix(tokens, "takes every other channel" if stride != 1 else "slices an axis of any length")
             out[axis] = None
             continue
         out[axis] = tokens[low:high] if high - low > 1 else None
@@ -134,6 +143,9 @@ def gather(step: Step) -> list[Axes]:
     elif indices is None or rank != 1 or indices.size < 2:
         step.fix(tokens, "picks from it" if indices is not None else "picks from it at run time")
         picked = (None,) * rank
+    elif not step.settled(0, axis):
+        step.fix(tokens, "picks from an axis of any length")
+        picked = (None,)
     else:
         source, order = tokens, indices % len(tokens)
         picked = (source[order],)
