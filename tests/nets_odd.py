@@ -102,8 +102,23 @@ def lengths() -> Iterator[Row]:
         yield image(f"{name} of channels among the samples fixes", f"q = Reshape (h, a) {body} r = Reshape (p, d)", 0,
                     f"int64[3] a, int64[4] d, {extra}", reason="an axis of any length",
                     weights={"s": [0], "e": [8], "i": list(range(8)), "a": [-1, 6, 6], "d": [-1, 8, 6, 6]})
+    yield image("halves behind a Reshape to a size that is calculated", """n = Shape (x) d = Div (n, i) u = Slice (d, o, i) t = Concat <axis = 0> (u, e)
+                q = Reshape (h, t) z = Relu (q) p, k = Split <axis = 1> (z) r = Concat <axis = 1> (k, p)""", 8,
+                "int64[1] i, int64[1] o, int64[3] e", weights={"i": [1], "o": [0], "e": [8, 6, 6]})
+
+
+def ones() -> Iterator[Row]:
+    """An axis of a second input that has the length 1 where nobody says another, and six as the channels have when it runs."""
+    second = """(float[N,3,6,6] x, float[N,K,6,6] z) => (float[N,4,6,6] y) <float[6,3,1,1] w, float[4,6,1,1] v{}> {{ h = Conv (x, w) {} y = Conv (r, v) }}"""
+    for name, body, extra in (("Mul", "r = Mul (h, z)", ""), ("MatMul", "r = MatMul (h, z)", ""), ("Expand", "e = Expand (z, s) r = Mul (h, e)", ", int64[4] s")):
+        yield Row(f"{name} of an axis that is 1 by chance fixes", second.format(extra, body), 0, "ties it to an axis that cannot be cut", weights={"s": [1, 6, 1, 1]})
+    yield Row("Gemm with an offset that is 1 by chance fixes", """(float[N,5] x, float[N,K] z) => (float[N,4] y) <float[5,6] w, float[6,4] v>
+        { h = Gemm (x, w, z) r = Relu (h) y = MatMul (r, v) }""", 0, "ties it to an axis that cannot be cut")
+    yield Row("Attention with a mask whose heads are 1 by chance fixes", """(float[N,5,6] x, float[N,K,5,5] z) => (float[N,5,4] y) <float[6,12] k, float[6,12] l,
+        float[6,12] m, float[12,4] v> { q = MatMul (x, k) p = MatMul (x, l) n = MatMul (x, m)
+        r = Attention <q_num_heads = 6, kv_num_heads = 6> (q, p, n, z) y = MatMul (r, v) }""", 0, "ties it to an axis that cannot be cut", opset=23, ir=11)
 
 
 def odd() -> list[Row]:
     """All of them."""
-    return [*made(), *zeros(), *along(), *run_time(), *lengths()]
+    return [*made(), *zeros(), *along(), *run_time(), *lengths(), *ones()]

@@ -92,6 +92,11 @@ class Step:
         """Whether an axis of input i is as long in every run."""
         return self.again(i, axis) == self.shape(i)[axis]
 
+    def spans(self, i: int, axis: int, length: int) -> bool:
+        """Whether input i is as long there as the output, counted from the end; a 1 that only the assumed lengths make will be."""
+        shape = self.shape(i)
+        return len(shape) >= -axis and (shape[axis] == length or self.again(i, axis) not in {1, None})
+
     def const(self, i: int) -> np.ndarray | None:
         """Value of input i where it is a constant."""
         return self.values(self.node.input[i]) if self.has(i) else None
@@ -213,18 +218,12 @@ def broadcast(step: Step, inputs: list[int], output: tuple[int, ...]) -> Axes:
     """Numpy's broadcasting: axes aligned at the right, length 1 stretches and ties nothing, unless it is 1 by chance."""
     result: list[Tokens | None] = []
     for axis in range(-len(output), 0):
-        met = [step.x(i)[axis] for i in inputs if output[axis] > 1 and _spans(step, i, axis, output[axis])]
+        met = [step.x(i)[axis] for i in inputs if output[axis] > 1 and step.spans(i, axis, output[axis])]
         joined = met[0] if met else None
         for other in met[1:]:
             joined = step.join(joined, other)
         result.append(joined)
     return tuple(result)
-
-
-def _spans(step: Step, i: int, axis: int, length: int) -> bool:
-    """Whether input i is as long as the output; a 1 that only the assumed lengths make will be."""
-    shape = step.shape(i)
-    return len(shape) >= -axis and (shape[axis] == length or step.others.get(step.node.input[i], shape)[axis] != 1)
 
 
 def mark_params(step: Step, role: str = "carries") -> None:

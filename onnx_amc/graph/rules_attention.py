@@ -28,8 +28,7 @@ def attention(step: Step) -> list[Axes]:
     of_key = [_heads(step, i, k, flat=flat) for i in (1, 2)]
     keys = step.join(of_key[0], of_key[1])
     joined = step.join(of_query, None if keys is None else np.repeat(keys, q // k))
-    mask = step.shape(3) if step.has(3) else ()
-    if len(mask) > 2 and mask[-3] > 1:
+    if step.has(3) and q > 1 and step.spans(3, -3, q):
         joined = step.join(joined, step.x(3)[-3])
     if not flat:
         for i in (0, 1):

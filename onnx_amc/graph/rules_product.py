@@ -126,9 +126,8 @@ def gemm(step: Step) -> list[Axes]:
         if step.is_param(2):
             for tokens in offset:
                 step.book.mark(tokens, "produces", step.key)
-        sizes = (1,) * (2 - len(step.shape(2))) + step.shape(2)
-        rows = step.join(rows, offset[0]) if sizes[0] == out[0] and out[0] > 1 else rows
-        columns = step.join(columns, offset[1]) if sizes[1] == out[1] and out[1] > 1 else columns
+        rows = step.join(rows, offset[0]) if out[0] > 1 and step.spans(2, -2, out[0]) else rows
+        columns = step.join(columns, offset[1]) if out[1] > 1 and step.spans(2, -1, out[1]) else columns
     depth = step.shape(0)[0 if flip_a else 1]
     price(step, 1, [(out[0], rows), (out[1], columns), (depth, inputs)])
     if not flip_a:
@@ -156,8 +155,8 @@ def matmul(step: Step) -> list[Axes]:
                 step.book.mark(batch, "carries", step.key)
     lead: list[Tokens | None] = []
     for axis in range(-max(len(a), len(b)), -2):
-        met = [(s[axis], step.x(i)[axis]) for i, s in ((0, a), (1, b)) if len(s) >= -axis]
-        live = [tokens for size, tokens in met if size == max(size for size, _ in met)]
+        length = max(s[axis] for s in (a, b) if len(s) >= -axis)
+        live = [step.x(i)[axis] for i in (0, 1) if step.spans(i, axis, length)]
         lead.append(live[0] if len(live) == 1 else step.join(live[0], live[1]))
     tail = ([rows] if len(a) > 1 else []) + ([columns] if len(b) > 1 else [])
     axes = (*lead, *tail)

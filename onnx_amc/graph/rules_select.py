@@ -205,7 +205,7 @@ def _expanded(step: Step, out: list[Tokens | None]) -> None:
     target, rank = step.const(1), step.shape(1)[0]
     at = len(out) - rank
     for i, tokens in enumerate(_made(step, 1)):
-        if out[at + i] is None and (at + i < len(out) - len(step.shape(0)) or step.shape(0)[at + i - len(out)] == 1):
+        if out[at + i] is None and not step.spans(0, at + i - len(out), step.out_shape()[at + i]):
             out[at + i] = tokens
     named = [1] * rank if target is None else [int(v) for v in target]
     live = [(i - at, t) for i, t in enumerate(out) if t is not None and i >= at]

@@ -57,15 +57,15 @@ def concrete_shapes(proto: onnx.ModelProto, sizes: Mapping[str, tuple[int, ...]]
 def other_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """What inference tells of the shapes at another batch and other lengths; nothing where no input leaves any open.
 
-    A length of 1 hides where a Reshape takes its channels: what reads as (N, 1, 8) -> (N, 8, 1) scrambles at length 2. Around a
-    Reshape a run tells what inference does not.
+    A length of 1 hides where a Reshape takes its channels: what reads as (N, 1, 8) -> (N, 8, 1) scrambles at length 2. A run tells
+    what inference does not.
 
     """
     stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
     inputs = {i.name: i for i in proto.graph.input if i.name not in stored}
     if all(d.dim_value > 0 for i in inputs.values() for d in i.type.tensor_type.shape.dim):
         return {}
-    reshaped = {name for n in proto.graph.node if n.op_type == "Reshape" for name in (n.input[0], n.output[0])}
+    made = {o for n in proto.graph.node for o in n.output if o}
     first: dict[str, tuple[int, ...]] = {}
     for batch in (OTHER_BATCH, 1):  # some take no other
         given = {
@@ -76,7 +76,7 @@ def other_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) 
             for name, info in inputs.items()
         }
         found = given | _inferred(declared(proto, is_weight), stored | given)
-        unclear = sorted(reshaped - found.keys() - stored.keys())
+        unclear = sorted(made - found.keys())
         run = measured(proto, given, unclear) if unclear else {}
         if run or not unclear:
             return found | run
