@@ -119,6 +119,36 @@ def ones() -> Iterator[Row]:
         r = Attention <q_num_heads = 6, kv_num_heads = 6> (q, p, n, z) y = MatMul (r, v) }""", 0, "ties it to an axis that cannot be cut", opset=23, ir=11)
 
 
+def counted() -> Iterator[Row]:
+    """Counts of channels, which are less in a cut model: as numbers, and as sizes of what keeps its own."""
+    h, two = "h = Conv (x, w) n = Shape (h)", "float[8,3,1,1] w, float[4,8,1,1] v, float[4,16,1,1] k"
+    one, sizes = "int64[1] i0, int64[1] i1, int64[1] i2, int64[1] i4", {"i0": [0], "i1": [1], "i2": [2], "i4": [4]}
+    parts = "l = Cast <to = 6> (n) m = Cast <to = 7> (l) c = Slice (m, i1, i2) a = Slice (m, i0, i1) d = Slice (m, i2, i4)"
+    for name, body in (("a shape", "s = Identity (n)"), ("a part of a shape", "s = Slice (n, i0, i2)")):
+        yield Row(f"{name} as an output fixes", f"(float[N,3,6,6] x) => (float[N,4,6,6] y, int64[S] s) <{two}, {one}> {{ {h} {body} y = Conv (h, v) }}", 0,
+                  "it is the model's output 's'", weights=sizes)
+    branches = "then_branch = a () => (float[1] o) { g = Gather (n, i1) o = Cast <to = 1> (g) }, else_branch = b () => (float[1] q) { q = Cast <to = 1> (i1) }"
+    yield image("a shape that a branch reads fixes", f"n = Shape (h) s = Size (x) t = Cast <to = 9> (s) g = If (t) <{branches}> r = Mul (h, g)", 0, "int64[1] i1",
+                weights=sizes, reason="inside a subgraph")
+    for name, z, body in (("Reshape", "288", "u = Reshape (z, n)"), ("Expand", "8,1,1", "u = Expand (z, n)"), ("Resize", "8,3,3", "u = Resize (z, , , n)"),
+                          ("Slice", "8,7,7", "o = Sub (n, n) u = Slice (z, o, n)"), ("Slice of channels", "16,6,6", f"{parts} u = Slice (z, i0, c, i1)"),
+                          ("Split", "16,6,6", f"{parts} e = Concat <axis = 0> (c, c) u, f = Split <axis = 1> (z, e)"),
+                          ("Pad", "1,6,6", f"{parts} e = Concat <axis = 0> (i0, i0, i0, i0, i0, c, i0, i0) u = Pad (z, e)")):
+        wide = "float[4,17,1,1] k" if name == "Pad" else "float[4,16,1,1] k"
+        yield Row(f"{name} of an input by the channels of another tensor fixes", f"""(float[N,3,6,6] x, float[N,{z}] z) => (float[N,4,6,6] y)
+            <{two.replace("float[4,16,1,1] k", wide)}, {one}> {{ {h} {body} r = Concat <axis = 1> (h, u) y = Conv (r, k) }}""", 0,
+            "its channels" if name not in {"Reshape", "Expand", "Resize"} else "gives its length to another axis", weights=sizes)
+    yield Row("Expand of an input to the channels of another tensor, apart, fixes", f"""(float[N,3,6,6] x, float[N,8,1,1] z) => (float[N,4,6,6] y, float[N,4,6,6] q)
+        <{two}> {{ {h} u = Expand (z, n) y = Conv (h, v) q = Conv (u, v) }}""", 0, "gives its length to another axis")
+    for name, body, channels in (("less than sixteen", "e = Sub (b16, c)", 0), ("at most eight", "f = Cast <to = 6> (c) g = Min (f, b8) e = Cast <to = 7> (g)", 0),
+                                 ("a multiple of eight", "f = Add (c, i7) g = Div (f, i8) e = Mul (g, i8)", 0), ("itself", "f = Mul (i1, c) g = Sub (f, i0) e = Div (g, i1)", 8)):
+        yield Row(f"a fill of as many channels as the count gives, {name}", f"""(float[N,3,6,6] x) => (float[N,4,6,6] y) <{two}, {one}, int64[1] i7, int64[1] i8,
+            int64[1] b16, int32[1] b8> {{ {h} {parts} {body} t = Concat <axis = 0> (a, e, d) u = ConstantOfShape (t) r = Concat <axis = 1> (h, u) y = Conv (r, k) }}""",
+            channels, "" if channels else "calculates with the number of its channels", weights={**sizes, "i7": [7], "i8": [8], "b16": [16], "b8": [8]})
+    yield image("Expand to a shape whose channels no -1 stands for", """n = Shape (h) e = Equal (n, m) s = Where (e, o, n) k = Expand (z, s) r = Add (h, k)""", 8,
+                "int64[4] m, int64[4] o, float z", weights={"m": [-1] * 4, "o": [1] * 4})
+
+
 def odd() -> list[Row]:
     """All of them."""
-    return [*made(), *zeros(), *along(), *run_time(), *lengths(), *ones()]
+    return [*made(), *zeros(), *along(), *run_time(), *lengths(), *ones(), *counted()]

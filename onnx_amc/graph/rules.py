@@ -155,9 +155,9 @@ class Step:
             source = self.node.input[slot]
             measured = self.book.sizes.get(source, [None] * length)
             written = self.book.written.get(source, [None] * length)
-            for i, tokens in named:
-                if (taken := measured[i]) is not None:
-                    self._take_size(tokens, taken)
+            axes = dict(named)
+            for i, taken in enumerate(measured):
+                self._take_size(axes.get(i), taken)
             named = [(i, t) for i, t in named if measured[i] is None and ((size := written[i]) is None or size > 0)]
             whole = np.ones(length, dtype=np.int64)
             whole[[i for i, _ in named]] = [len(t) for _, t in named]
@@ -172,11 +172,11 @@ class Step:
 
         self.book.edits.append(Edit(self.key, slot, value, np.concatenate([t for _, t in named]), whole))
 
-    def _take_size(self, tokens: Tokens, taken: Tokens) -> None:
+    def _take_size(self, tokens: Tokens | None, taken: Tokens | None) -> None:
         """Have an axis keep as many as the one whose length it is given."""
-        if len(tokens) == len(taken):
+        if tokens is not None and taken is not None and len(tokens) == len(taken):
             self.book.tie(tokens, taken)
-        else:
+        elif taken is not None:
             self.fix(tokens, "takes its length from another axis")
             self.fix(taken, "gives its length to another axis")
 

@@ -1,7 +1,8 @@
 """Channel counts that the graph measures at run time: fine as the size of something, wrong as a number to calculate with.
 
 A masked network still measures all of its channels, a cut one measures what is left. `sizes` follows each element of a measured
-shape through the whole-number arithmetic of exporters, and fixes the channels where it ends in anything but a size.
+shape through what exporters do to sizes, and fixes the channels where it ends in anything but a size. What is calculated from a
+count fixes them too: 16 less a count of 8 is 8 as well, but not when fewer are counted.
 """
 
 from __future__ import annotations
@@ -10,59 +11,61 @@ import numpy as np
 import onnx
 
 from onnx_amc.graph.ledger import Tokens
+from onnx_amc.graph.proto import names_read
 from onnx_amc.graph.rules import Step
 
 Elements = list[Tokens | None]
-"""For each element of a flat tensor of sizes, the tokens whose number it depends on."""
+"""For each element of a flat tensor of sizes, the tokens whose number it is."""
 
-NAMES_SIZES = {
-    "Reshape": 1,
-    "Expand": 1,
-    "Resize": 1,
-    "Upsample": 1,
-    "Slice": 1,
-    "Split": 1,
-    "Pad": 1,
-    "ConstantOfShape": 0,
-}
-"""Operators that take sizes, from which input on."""
+Cell = tuple[Tokens | None, int | None]
+"""An element: the tokens whose number it is, or the number that it always is."""
 
-WITH_SIZES = "Add Sub Mul Div Mod Min Max Where Equal Greater Less Abs Neg ReduceProd ReduceMax ReduceMin ReduceSum"
-ARITHMETIC = frozenset(WITH_SIZES.split())
-"""What calculates with sizes: each result depends on all of them."""
+NAMES_SIZES = {"Reshape": 1, "Expand": 1, "Resize": 3, "ConstantOfShape": 0}
+"""Operators whose rules tie their axes to the sizes that they take, and the input that these are."""
+
+NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
+"""By what a count may be changed, which leaves it as it is."""
+
+CALCULATES = "calculates with the number of its channels"
+"""Why channels stay whose number is more than a size."""
 
 WHOLE = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL})
 
 
 def follow(step: Step) -> None:
-    """Say what sizes a node's outputs depend on, and fix the channels whose number is used as a value."""
+    """Say what sizes a node's outputs are, and fix the channels whose number is used as a value."""
     sizes, node = step.book.sizes, step.node
     if node.op_type in {"Shape", "Size"}:
         measured = _measured(step)
         if any(t is not None for t in measured):
             sizes[step.key] = measured
         return
-    if (
-        node.op_type == "Concat"
-        and all(n in step.shapes for n in (*node.input, step.key))
-        and len(step.out_shape()) == 1
-    ):
+    _fix(step, names_read(node) - set(node.input), "reads its number inside a subgraph")
+    if _is_list(step):
         step.book.written[step.key] = [v for i in range(len(node.input)) for v in _written(step, i)]
     fed = [i for i, name in enumerate(node.input) if name in sizes]
-    if not fed or (node.op_type in NAMES_SIZES and fed[0] >= NAMES_SIZES[node.op_type]):
+    if not fed or fed == [NAMES_SIZES.get(node.op_type)]:
         return
     try:
         moved = _moved(step)
     except (IndexError, ValueError, KeyError, TypeError):  # costs the channels, not the run
         moved = None
     if moved is None:
-        for i in fed:
-            for tokens in sizes[node.input[i]]:
-                step.fix(tokens, "calculates with the number of its channels")
+        _fix(step, {node.input[i] for i in fed}, CALCULATES)
     elif any(t is not None for t in moved):
-        for name in node.output:
-            if name:
-                sizes[name] = moved
+        sizes.update((name, moved) for name in node.output if name)
+
+
+def _fix(step: Step, names: set[str], why: str) -> None:
+    for name in sorted(names):
+        for tokens in step.book.sizes.get(name, ()):
+            step.fix(tokens, why)
+
+
+def _is_list(step: Step) -> bool:
+    """Whether a node puts sizes in a row."""
+    known = step.node.op_type == "Concat" and all(n in step.shapes for n in (*step.node.input, step.key))
+    return known and len(step.out_shape()) == 1
 
 
 def _measured(step: Step) -> Elements:
@@ -70,15 +73,17 @@ def _measured(step: Step) -> Elements:
     if step.node.op_type == "Shape":
         start, end = step.attrs.get("start", 0), step.attrs.get("end", len(axes))
         return axes[start:end]
-    live = [t for t in axes if t is not None]
-    return [np.concatenate(live) if live else None]
+    for tokens in axes:
+        step.fix(tokens, CALCULATES)
+    return []
 
 
 def _moved(step: Step) -> Elements | None:
-    """Elements of the output; None for an operator that does more than move sizes and calculate with them."""
+    """Elements of the output; None for an operator that does more than move sizes."""
     op, first, index = step.node.op_type, _elements(step, 0), step.const(1)
+    alone = not any(name in step.book.sizes for name in step.node.input[1:])
     found: Elements | None = None
-    if op in {"Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten"} or step.attrs.get("to") in WHOLE:
+    if alone and (op in {"Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten"} or step.attrs.get("to") in WHOLE):
         found = first
     elif op == "Gather" and index is not None and len(step.shape(0)) == 1:
         found = [first[int(i)] for i in index.ravel()]
@@ -87,17 +92,48 @@ def _moved(step: Step) -> Elements | None:
         found = first[low[0] : high[0] : stride[0]] if low and high else None
     elif op == "Concat":
         found = [t for i in range(len(step.node.input)) for t in _elements(step, i)]
-    elif op in ARITHMETIC:
-        live = [t for i in range(len(step.node.input)) for t in _elements(step, i) if t is not None]
-        found = [np.concatenate(live) if live else None] * int(np.prod(step.out_shape()))
+    elif op in {*NEUTRAL, "Equal", "Where"}:
+        made = [
+            _calculated(op, cell) for cell in zip(*(_cells(step, i) for i in range(len(step.node.input))), strict=True)
+        ]
+        step.book.written[step.key] = [known for _, known in made]
+        found = [tokens for tokens, _ in made]
     return found
 
 
+def _calculated(op: str, cell: tuple[Cell, ...]) -> Cell:
+    """An element of what is calculated from these; ValueError where it is a count's function and not the count."""
+    live = [i for i, (tokens, _) in enumerate(cell) if tokens is not None]
+    values = [known for _, known in cell]
+    if op == "Where" and values[0] is not None:  # the stretched axes of an exporter's `expand`, which are written as -1
+        return cell[1 if values[0] else 2]
+    if op == "Equal" and len(live) < 2:
+        other = values[1 - live[0]] if live else None
+        if other is not None and other <= 0:  # which no count is
+            return None, 0
+        if not live:
+            return None, None if None in values else int(values[0] == values[1])
+    if not live:
+        return None, None
+    rest = [known for i, known in enumerate(values) if i != live[0]]
+    if any(known != NEUTRAL.get(op) or known is None for known in rest) or (live[0] and op in {"Sub", "Div"}):
+        raise ValueError(op)
+    return cell[live[0]]
+
+
+def _cells(step: Step, i: int) -> list[Cell]:
+    """Elements of input i, spread over those of the output."""
+    shape = step.shape(i)
+    places = np.broadcast_to(np.arange(int(np.prod(shape))).reshape(shape), step.out_shape()).ravel()
+    found = list(zip(_elements(step, i), _written(step, i), strict=True))
+    return [found[int(p)] for p in places]
+
+
 def _written(step: Step, i: int) -> list[int | None]:
-    """The whole numbers of a constant input; None for what is none, such as NaN."""
-    value = step.const(i)
+    """The whole numbers that input i always is; None for what is none, such as NaN."""
+    length, value = int(np.prod(step.shape(i))), step.const(i)
     if value is None or value.dtype.kind not in "iubf":
-        return [None] * int(np.prod(step.shape(i)))
+        return step.book.written.get(step.node.input[i]) or [None] * length
     return [int(v) if np.isfinite(v) else None for v in value.ravel()]
 
 

@@ -38,7 +38,7 @@ def walked(
     for node in model.proto.graph.node:
         walk.visit(node)
     for output in model.proto.graph.output:
-        for tokens in axes.get(output.name) or ():
+        for tokens in (*(axes.get(output.name) or ()), *ledger.sizes.get(output.name, ())):
             ledger.fix(tokens, f"it is the model's output '{output.name}'")
     return ledger, ledger.classes(), axes
 
