@@ -105,6 +105,11 @@ def lengths() -> Iterator[Row]:
     yield image("halves behind a Reshape to a size that is calculated", """n = Shape (x) d = Div (n, i) u = Slice (d, o, i) t = Concat <axis = 0> (u, e)
                 q = Reshape (h, t) z = Relu (q) p, k = Split <axis = 1> (z) r = Concat <axis = 1> (k, p)""", 8,
                 "int64[1] i, int64[1] o, int64[3] e", weights={"i": [1], "o": [0], "e": [8, 6, 6]})
+    for opset, channels in ((8, 0), (9, 8)):
+        for name, body in (("a -1", "a = Reshape (h, s) q = Reshape (a, t)"), ("a 1 that stretches", "p = GlobalAveragePool (h) q = Expand (p, t)")):
+            yield image(f"{name} behind a Cast at opset {opset}", f"""n = Shape (x) d = Cast <to = 6> (n) l = Slice <starts = [0], ends = [1]> (d)
+                k = Concat <axis = 0> (l, m, e, e) t = Cast <to = 7> (k) {body} r = Relu (q)""", channels, "int64[3] s, int32[1] m, int32[1] e", opset=opset,
+                ir=opset - 5, weights={"s": [0, 48, 6], "m": -1 if name == "a -1" else 1, "e": 6}, reason="" if channels else "computed at run time")
 
 
 def ones() -> Iterator[Row]:

@@ -159,6 +159,9 @@ class Step:
             for i, taken in enumerate(measured):
                 self._take_size(axes.get(i), taken)
             named = [(i, t) for i, t in named if measured[i] is None and ((size := written[i]) is None or size > 0)]
+            for i, t in named:
+                if self.opset < 9 and (written[i] or 1) == 1:  # no Where tells a -1 or a 1 from a size to scale
+                    self.fix(t, "takes its length from what is computed at run time")
             whole = np.ones(length, dtype=np.int64)
             whole[[i for i, _ in named]] = [len(t) for _, t in named]
         if not named:

@@ -247,7 +247,7 @@ def _scaled(result: onnx.ModelProto, opset: int, kept: str, sizes: str, whole: n
     for name, array in (("whole", whole), ("rest", whole - 1), ("zero", np.zeros(1, np.int64))):
         result.graph.initializer.append(numpy_helper.from_array(array, f"{kept}/{name}"))
     steps = [("Mul", [sizes, kept], "more"), ("Div", [f"{kept}/more", f"{kept}/whole"], "sizes")]
-    if opset >= 9:  # before, there is no Where, nor any operator that would write a -1
+    if opset >= 9:  # before, there is no Where, and what is scaled is written and more than 1
         steps = [
             ("Mul", [sizes, kept], "more"),
             ("Add", [f"{kept}/more", f"{kept}/rest"], "up"),
