@@ -154,6 +154,14 @@ def counted() -> Iterator[Row]:
                 "int64[4] m, int64[4] o, float z", weights={"m": [-1] * 4, "o": [1] * 4})
 
 
+def statistics() -> Iterator[Row]:
+    """The second output of a LayerNormalization, which has the channels that the first has."""
+    for name, body, channels in (("its mean is an output", "z = Identity (m)", 0), ("its mean is read", "z = Conv (m, u)", 8)):
+        yield Row(f"LayerNormalization over space, {name}", f"""(float[N,3,9] x) => (float[N,4,9] y, float[N,C,1] z) <float[8,3,1] w, float[8] b, float[9] s,
+            float[4,8,1] v, float[2,8,1] u> {{ h = Conv (x, w, b) r, m = LayerNormalization (h, s) y = Conv (r, v) {body} }}""", channels,
+            "" if channels else "it is the model's output 'z'")
+
+
 def odd() -> list[Row]:
     """All of them."""
-    return [*made(), *zeros(), *along(), *run_time(), *lengths(), *ones(), *counted()]
+    return [*made(), *zeros(), *along(), *run_time(), *lengths(), *ones(), *counted(), *statistics()]

@@ -73,7 +73,8 @@ def layer_norm(step: Step) -> list[Axes]:
                 out[axis] = step.join(out[axis], tokens)
             else:
                 step.fix(tokens, "scales an axis that cannot be cut")
-    return [tuple(out), *(step.plain(i) for i in range(1, len(step.node.output)))]
+    statistics = (*x[:first], *(None for _ in x[first:]))
+    return [tuple(out), *(statistics for _ in step.node.output[1:])]
 
 
 @rule("GroupNormalization")
