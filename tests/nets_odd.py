@@ -41,6 +41,13 @@ def zeros() -> Iterator[Row]:
                    {wide}""", 8, "float s, int8 z", weights={"s": 0.05, "z": zero})
     yield flat("two zero points, contracted", f"p = QuantizeLinear (h, s, z) q = DequantizeLinear (p, s, o) {wide}", 0,
                "float s, int8 z, int8 o", weights={"s": 0.05, "z": 3, "o": 4})
+    for name, divisor, channels in (("itself", "d = Identity (h)", 0), ("its sum over positions", "p = Relu (h) d = ReduceSum (p, a)", 0),
+                                    ("its length over positions, and a little", "p = ReduceL2 <axes = [1]> (h) d = Clip (p, lo)", 8),
+                                    ("its deviation over positions, and a little", "p = Mul (h, h) n = ReduceMean <axes = [1]> (p) o = Add (n, lo) d = Sqrt (o)", 8)):
+        yield flat(f"channels divided by {name}, contracted", f"{divisor} q = Div (h, d) {wide}", channels, "float lo, int64[1] a", weights={"lo": 1e-3, "a": [1]},
+                   reason="" if channels else "is divided by")
+    yield flat("channels divided by themselves beside a contraction", "d = Div (h, h) q = Relu (h) t = Transpose <perm = [0,2,1]> (q) m = MatMul (q, t) "
+               "n = MatMul (m, h) r = Add (n, d)", 0, reason="is divided by")
 
 
 def along() -> Iterator[Row]:

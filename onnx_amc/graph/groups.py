@@ -195,8 +195,11 @@ def _demanded(
         sources = next(
             (s for t in demand.tensors if (s := zeros.sources(t, channels)) is not None and _named(model, s)), None
         )
-        if sources is None:
-            ledger.fix(demand.tokens, demand.reason)
+        if sources is None or zeros.divides(channels):
+            ledger.fix(
+                demand.tokens,
+                demand.reason if sources is None else "is divided by, which a mask at its source makes zero",
+            )
             continue
         for channel in channels.tolist():
             found[channel] = found.get(channel, frozenset()) | sources

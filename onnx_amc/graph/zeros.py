@@ -1,7 +1,7 @@
 """Which weights, set to zero, make a channel of a tensor zero: how a channel is masked where no initializer reads it.
 
 A channel that two activations are contracted over (Q.K of attention), or that is read through a weight computed from others, is
-masked at its source. That works only if every operator on the way turns zero into zero.
+masked at its source. That works only if every operator on the way turns zero into zero, and none divides by what may be zero then.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
+from onnx_amc.graph.divisors import Divisors
 from onnx_amc.graph.ledger import Axes, Owner
 from onnx_amc.graph.load import Model
 from onnx_amc.graph.proto import attributes, key_of
@@ -53,6 +54,7 @@ class Zeros:
         self.model, self.axes, self.labels = model, axes, labels
         self._known: dict[tuple[str, bytes], Sources | None] = {}
         self.producer = {o: n for n in model.proto.graph.node for o in n.output if o}
+        self.divisors = Divisors(model, self.producer).unsafe()
 
     def sources(self, tensor: str, channels: np.ndarray, depth: int = 0) -> Sources | None:
         """Owners whose slices of these channels (classes), set to zero, make the tensor zero there; None where none do."""
@@ -60,6 +62,10 @@ class Zeros:
         if key not in self._known:  # else every way through a chain of branches would be gone
             self._known[key] = self._traced(tensor, channels, depth)
         return self._known[key]
+
+    def divides(self, channels: np.ndarray) -> bool:
+        """Whether a node, wherever it is, divides by what carries these channels and may be zero: a mask makes 0 / 0 of it."""
+        return any(self._carries(t, channels) for t in self.divisors)
 
     def _traced(self, tensor: str, channels: np.ndarray, depth: int) -> Sources | None:
         if not self._carries(tensor, channels) or depth > DEEPEST:
