@@ -46,6 +46,8 @@ def zeros() -> Iterator[Row]:
                                     ("its deviation over positions, and a little", "p = Mul (h, h) n = ReduceMean <axes = [1]> (p) o = Add (n, lo) d = Sqrt (o)", 8)):
         yield flat(f"channels divided by {name}, contracted", f"{divisor} q = Div (h, d) {wide}", channels, "float lo, int64[1] a", weights={"lo": 1e-3, "a": [1]},
                    reason="" if channels else "is divided by")
+    yield flat("keys divided by their sum, where the queries are masked", """q = MatMul (h, k) z = MatMul (h, l) p = Abs (z) s = ReduceSum (p, a) d = Div (p, s)
+               t = Transpose <perm = [0,2,1]> (d) m = MatMul (t, h) r = MatMul (q, m)""", 16, "float[8,8] k, float[8,8] l, int64[1] a", weights={"a": [1]})
     yield flat("channels divided by themselves beside a contraction", "d = Div (h, h) q = Relu (h) t = Transpose <perm = [0,2,1]> (q) m = MatMul (q, t) "
                "n = MatMul (m, h) r = Add (n, d)", 0, reason="is divided by")
 

@@ -195,7 +195,7 @@ def _demanded(
         sources = next(
             (s for t in demand.tensors if (s := zeros.sources(t, channels)) is not None and _named(model, s)), None
         )
-        if sources is None or zeros.divides(channels):
+        if sources is None or zeros.divides(channels, sources):
             ledger.fix(
                 demand.tokens,
                 demand.reason if sources is None else "is divided by, which a mask at its source makes zero",

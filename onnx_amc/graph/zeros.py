@@ -63,9 +63,21 @@ class Zeros:
             self._known[key] = self._traced(tensor, channels, depth)
         return self._known[key]
 
-    def divides(self, channels: np.ndarray) -> bool:
-        """Whether a node, wherever it is, divides by what carries these channels and may be zero: a mask makes 0 / 0 of it."""
-        return any(self._carries(t, channels) for t in self.divisors)
+    def divides(self, channels: np.ndarray, sources: Sources) -> bool:
+        """Whether a node, wherever it is, divides by what these sources make in these channels and may be zero."""
+        masked = {o.tensor for o in sources}
+        return any(not masked.isdisjoint(self._origins(t, channels)) for t in self.divisors)
+
+    def _origins(self, tensor: str, channels: np.ndarray) -> set[str]:
+        """What a tensor is made of that carries these channels."""
+        found: set[str] = set()
+        left = [tensor]
+        while left:
+            name = left.pop()
+            if name not in found and self._carries(name, channels):
+                found.add(name)
+                left += self.producer[name].input if name in self.producer else []
+        return found
 
     def _traced(self, tensor: str, channels: np.ndarray, depth: int) -> Sources | None:
         if not self._carries(tensor, channels) or depth > DEEPEST:
