@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -14,7 +13,7 @@ from onnx_amc.fit.patches import Window
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Reader, Tokens
 from onnx_amc.graph.load import Model
-from onnx_amc.graph.proto import attributes
+from onnx_amc.graph.proto import attributes, names_read
 
 Mover = Callable[[np.ndarray, dict[str, object], list[int] | None], np.ndarray]
 
@@ -97,9 +96,8 @@ def find_layers(analysis: Analysis) -> tuple[list[Layer], dict[str, str]]:
     finder = _Finder(model)
     layers: list[Layer] = []
     refused: dict[str, str] = {}
-    uses = Counter(s.name for s in (finder.stored(r.w) for r in analysis.ledger.readers) if s is not None)
     for reader in analysis.ledger.readers:
-        found = finder.layer(reader, uses)
+        found = finder.layer(reader)
         if isinstance(found, Layer):
             layers.append(found)
         else:
@@ -115,7 +113,7 @@ class _Finder:
         self.producer = {o: n for n in model.proto.graph.node for o in n.output if o}
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.proto.graph.node:
-            for name in node.input:
+            for name in (*node.input, *names_read(node).difference(node.input)):
                 self.consumers.setdefault(name, []).append(node)
         self.outputs = {o.name for o in model.proto.graph.output}
 
@@ -133,7 +131,13 @@ class _Finder:
         moved = MOVERS[node.op_type](source.index, attributes(node), list(self.model.shapes[name]))
         return Stored(source.name, moved)
 
-    def layer(self, reader: Reader, uses: Counter[str]) -> Layer | str:
+    def alone(self, name: str) -> bool:
+        """Whether nothing but one node reads a tensor, nor any of those that it is moved from, back to the initializer."""
+        if name in self.outputs or len(self.consumers.get(name, [])) != 1:
+            return False
+        return name in self.model.weights or self.alone(self.producer[name].input[0])
+
+    def layer(self, reader: Reader) -> Layer | str:
         """Describe one reader, or say why it cannot be refitted."""
         node = self.producer[reader.node]
         weight = self.stored(reader.w)
@@ -141,8 +145,8 @@ class _Finder:
             return "it is fused with what follows"
         if weight is None:
             return "its weight is computed in the graph"
-        if uses[weight.name] > 1 or len(self.consumers.get(weight.name, [])) > 1:
-            return "its weight is shared with another node"
+        if not self.alone(reader.w):
+            return "its weight is shared: something else reads it too"
         attrs = attributes(node)
         if node.op_type == "Gemm" and (attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0):
             return "it scales its operands"
@@ -214,7 +218,7 @@ class _Finder:
     def _vector(self, name: str, length: int) -> Stored | None:
         """A bias that one node alone reads, one number per output."""
         found = self.stored(name)
-        if found is None or found.index.size != length or len(self.consumers.get(found.name, [])) != 1:
+        if found is None or found.index.size != length or not self.alone(name):
             return None
         return Stored(found.name, found.index.ravel())
 

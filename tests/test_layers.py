@@ -1,0 +1,46 @@
+"""Which weights and biases the refit may write: none that anything else reads."""
+
+from __future__ import annotations
+
+import pytest
+from test_refit import net
+
+from onnx_amc.prune.layers import find_layers
+
+BRANCHED = (
+    "{ h = MatMul (x, w) y = Add (h, b) z = If (c) <then_branch = one () => (float[N,P,4] o) { o = %s }, "
+    "else_branch = other () => (float[N,P,4] q) { q = Identity (y) }> }"
+)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "=> (float[N,5,4] y, float[6] z) <float[4,6] w> { t = Transpose (w) y = MatMul (x, t) z = ReduceMax <axes = [1]> (t) }",
+        "=> (float[N,5,4] y, float[6,4] t) <float[4,6] w> { t = Transpose (w) y = MatMul (x, t) }",
+        "=> (float[N,5,4] y, float[6,4] w) <float[6,4] w> { y = MatMul (x, w) }",
+        f"=> (float[N,5,4] y, float[N,5,4] z) <float[6,4] w, float[4] b, bool c> {BRANCHED % 'MatMul (x, w)'}",
+    ],
+    ids=["behind a Transpose", "an output behind a Transpose", "an output", "in a branch"],
+)
+def test_a_weight_that_anything_else_reads_is_refused(nodes: str) -> None:
+    layers, refused = find_layers(net(f"(float[N,5,6] x) {nodes}", c=True))
+    assert not layers
+    assert any("shared" in why for why in refused.values())
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "=> (float[N,4] y, float[4] z) <float[6,4] w, float[4,1] b> { c = Flatten <axis = 0> (b) z = Exp (c) y = Gemm (x, w, c) }",
+        "=> (float[N,4] y, float[4] b) <float[6,4] w, float[4] b> { y = Gemm (x, w, b) }",
+        "=> (float[N,4] y, float[4] b) <float[6,4] w, float[4] b> { h = MatMul (x, w) y = Add (h, b) }",
+        f"=> (float[N,4] y, float[N,4] z) <float[6,4] w, float[4] b, bool c> {BRANCHED % 'Add (h, y)'}",
+        f"=> (float[N,4] y, float[N,4] z) <float[6,4] w, float[4] b, bool c> {BRANCHED % 'Add (y, b)'}",
+    ],
+    ids=["behind a Flatten", "an output", "an added output", "a sum in a branch", "in a branch"],
+)
+def test_a_bias_that_anything_else_reads_stays(nodes: str) -> None:
+    (layer,), _ = find_layers(net(f"(float[N,6] x) {nodes}", c=True))
+    assert layer.bias is None
+    assert not layer.can_add_bias
