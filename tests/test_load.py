@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnxruntime as ort
+import oracle
 import pytest
 from nets import Row, image
 from onnx import TensorProto, helper, numpy_helper
@@ -66,6 +67,24 @@ def test_size_arithmetic_is_folded() -> None:
     model = load(row.model())
     assert [n.op_type for n in model.proto.graph.node] == ["Conv", "Reshape", "Conv"]
     assert model.value("p").tolist() == [0, 8, 6, 6]
+
+
+@pytest.mark.parametrize("stale", ["value_info", "output"])
+def test_shapes_that_a_file_states_may_be_out_of_date(stale: str) -> None:
+    """Somebody has set the input's batch free and nothing else."""
+    text = """(float[N,3,6,6] x) => (float[N,4] y, float[N,3,6,6] z)
+        <float[8,3,1,1] w, float[288,4] v, int64 i, int64[1] a, int64[1] e> {
+        z = Neg (x) h = Conv (z, w) n = Shape (%s) d = Gather (n, i) b = Unsqueeze (d, a) t = Concat <axis = 0> (b, e)
+        f = Reshape (h, t) y = MatMul (f, v) }"""
+    row = Row("n", text % ("h" if stale == "value_info" else "z"), 8, weights={"i": 0, "a": [0], "e": [-1]})
+    model = row.model()
+    if stale == "value_info":
+        model.graph.value_info.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, [1, 8, 6, 6]))
+    else:
+        model.graph.output[1].type.tensor_type.shape.dim[0].dim_value = 1
+    analysis = analyse(load(model))
+    assert sum(g.channels for g in analysis.groups) == 8
+    assert oracle.difference(analysis, {g.name: (1, 2, 5) for g in analysis.groups}) <= row.tolerance
 
 
 def test_sparse_initializers_and_local_functions_are_written_out() -> None:

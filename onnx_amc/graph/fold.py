@@ -13,7 +13,7 @@ from onnx_amc.errors import ModelError
 from onnx_amc.graph.light import declared
 from onnx_amc.graph.limits import is_huge
 from onnx_amc.graph.proto import declare_stored
-from onnx_amc.graph.shapes import is_light, is_weight, measured
+from onnx_amc.graph.shapes import inferred, is_light, is_weight, measured
 
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -81,12 +81,9 @@ Dims = list[int | None]
 
 def _known_shapes(proto: onnx.ModelProto) -> dict[str, Dims]:
     """Shapes, None for each dimension that may differ from input to input."""
-    try:
-        inferred = onnx.shape_inference.infer_shapes(declared(proto, is_weight), data_prop=True).graph
-    except onnx.shape_inference.InferenceError:
-        inferred = proto.graph
+    told = inferred(declared(proto, is_weight))
     found: dict[str, Dims] = {}
-    for info in [*inferred.value_info, *inferred.input, *inferred.output]:
+    for info in [*told.value_info, *told.input, *told.output]:
         kind = info.type.tensor_type
         if kind.HasField("shape"):
             found[info.name] = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]

@@ -110,17 +110,25 @@ def _inferred(light: onnx.ModelProto, given: Mapping[str, tuple[int, ...]]) -> d
     for info in light.graph.input:
         for dim, size in zip(info.type.tensor_type.shape.dim, given[info.name], strict=True):
             dim.dim_value = size
-    del light.graph.value_info[:]
-    try:
-        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-    except onnx.shape_inference.InferenceError:
-        inferred = light.graph
+    found = inferred(light)
     shapes: dict[str, tuple[int, ...]] = {}
-    for info in [*inferred.value_info, *inferred.output]:
+    for info in [*found.value_info, *found.output]:
         dims = info.type.tensor_type.shape.dim
         if info.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
             shapes.setdefault(info.name, tuple(d.dim_value for d in dims))
     return shapes
+
+
+def inferred(light: onnx.ModelProto) -> onnx.GraphProto:
+    """The graph with what follows from its inputs: what a file says of other shapes may be older than they are, and is dropped."""
+    del light.graph.value_info[:]
+    for info in light.graph.output:
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.ClearField("shape")
+    try:
+        return onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    except onnx.shape_inference.InferenceError:
+        return light.graph
 
 
 def _tried(
