@@ -87,6 +87,37 @@ def test_shapes_that_a_file_states_may_be_out_of_date(stale: str) -> None:
     assert oracle.difference(analysis, {g.name: (1, 2, 5) for g in analysis.groups}) <= row.tolerance
 
 
+@pytest.mark.parametrize("ir", [3, 8])
+def test_a_default_that_a_caller_may_replace_is_no_constant(ir: int) -> None:
+    """How often an image is enlarged; before IR 4 it is a constant that has to be listed."""
+    row = image("n", """k = Mul (twice, two) t = Concat <axis = 0> (one, one, k, k) s = Cast <to = 1> (t) u = Upsample (h, s)
+        m = Shape (u) q = Relu (u) r = Reshape (q, m)""", 8, "int64[1] twice, int64[1] two, int64[1] one",
+        weights={"twice": [2], "two": [2], "one": [1]}, opset=9, ir=ir)  # fmt: skip
+    model = row.model()
+    if ir > 3:
+        model.graph.input.append(helper.make_tensor_value_info("twice", TensorProto.INT64, [1]))
+    analysis = analyse(load(model))
+    kept = {g.name: (1, 2, 5) for g in analysis.groups}
+    assert sum(g.channels for g in analysis.groups) == 8
+    assert oracle.difference(analysis, kept) <= row.tolerance
+    small, masked = oracle.delivered(analysis, kept), oracle.masked(model, oracle.document_of(analysis, kept))
+    assert ("twice" in {i.name for i in small.graph.input}) == (ir > 3)
+    if ir > 3:
+        feed = oracle.feed(model, 2, 0) | {"twice": np.array([3])}
+        (ours,), (theirs,) = (oracle.run(m, [feed])[0] for m in (small, masked))
+        assert ours.shape == (2, 4, 36, 36)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_default_for_places_fixes_what_it_picks_from() -> None:
+    row = image("n", "r = Gather <axis = 1> (h, i)", 0, "int64[8] i", weights={"i": [7, 1, 5, 3, 4, 2, 0, 6]})
+    model = row.model()
+    model.graph.input.append(helper.make_tensor_value_info("i", TensorProto.INT64, [8]))
+    analysis = analyse(load(model))
+    assert not analysis.groups
+    assert [i.name for i in finish(analysis, cut(analysis, {})).graph.input] == ["x", "i"]
+
+
 def test_sparse_initializers_and_local_functions_are_written_out() -> None:
     text = """<ir_version: 8, opset_import: ["" : 17, "own" : 1]> toy (float[N,6] x) => (float[N,4] y) <float[8,4] v>
         { h = own.twice (x) m = MatMul (h, s) r = Relu (m) y = MatMul (r, v) }

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from onnx_amc.errors import ModelError
 from onnx_amc.graph.light import declared
 from onnx_amc.graph.limits import is_huge
-from onnx_amc.graph.proto import declare_stored
+from onnx_amc.graph.proto import declare_stored, defaults
 from onnx_amc.graph.shapes import inferred, is_light, is_weight, measured
 
 RANDOM = frozenset(
@@ -33,7 +33,8 @@ def fold(proto: onnx.ModelProto, where: str) -> None:
     graph = proto.graph
     shapes = _known_shapes(proto)
     given: dict[str, np.ndarray] = {}
-    weights = {t.name: t for t in graph.initializer}
+    free = defaults(proto)
+    weights = {t.name: t for t in graph.initializer if t.name not in free}
     known = {name for name, t in weights.items() if is_light(t)}
     foldable: list[onnx.NodeProto] = []
     for node in graph.node:
@@ -81,7 +82,8 @@ Dims = list[int | None]
 
 def _known_shapes(proto: onnx.ModelProto) -> dict[str, Dims]:
     """Shapes, None for each dimension that may differ from input to input."""
-    told = inferred(declared(proto, is_weight))
+    free = defaults(proto)
+    told = inferred(declared(proto, lambda t: is_weight(t) or t.name in free))
     found: dict[str, Dims] = {}
     for info in [*told.value_info, *told.input, *told.output]:
         kind = info.type.tensor_type
@@ -90,7 +92,8 @@ def _known_shapes(proto: onnx.ModelProto) -> dict[str, Dims]:
     found.update({t.name: list(t.dims) for t in proto.graph.initializer})
     fixed = {name for name, dims in found.items() if None not in dims}
     unknown = {n.input[0] for n in proto.graph.node if n.op_type == "Shape" and n.input[0] not in fixed}
-    if unknown and all(i.name in fixed for i in proto.graph.input) and not _data_dependent(proto) | _has_huge(found):
+    whole = not free and all(i.name in fixed for i in proto.graph.input)
+    if unknown and whole and not _data_dependent(proto) | _has_huge(found):
         given = {i.name: tuple(d or 0 for d in found[i.name]) for i in proto.graph.input}
         found.update({name: list(shape) for name, shape in measured(proto, given, sorted(unknown)).items()})
     return found

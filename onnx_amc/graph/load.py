@@ -27,7 +27,7 @@ from onnx_amc.graph.functions import inlined
 from onnx_amc.graph.limits import LARGEST_INPUT, is_huge, too_large
 from onnx_amc.graph.mend import mend
 from onnx_amc.graph.outside import fetch, scattered
-from onnx_amc.graph.proto import attributes, key_of, names_read
+from onnx_amc.graph.proto import attributes, defaults, key_of, names_read
 from onnx_amc.graph.shapes import concrete_shapes, other_shapes
 
 FLOATS = frozenset(
@@ -86,10 +86,15 @@ class Model:
         """The array of an initializer."""
         return numpy_helper.to_array(self.weights[name])
 
+    @cached_property
+    def defaults(self) -> frozenset[str]:
+        """Initializers for which a caller may give others."""
+        return frozenset(defaults(self.proto))
+
     def bounds(self, clip: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray] | None:
         """Lowest and highest value that a Clip lets through; None where they are computed in the graph."""
         attrs, given = attributes(clip), [*clip.input, "", ""][1:3]
-        if any(name and name not in self.weights for name in given):
+        if any(name and name not in self.weights.keys() - self.defaults for name in given):
             return None
         low, high = (
             self.value(name) if name else np.asarray(attrs.get(key, default))
@@ -352,7 +357,7 @@ def _accidental(tensor: onnx.TensorProto) -> bool:
 def _drop_unused(proto: onnx.ModelProto) -> None:
     """Remove initializers that no node reads any more after folding."""
     used = {name for node in proto.graph.node for name in names_read(node)} | {o.name for o in proto.graph.output}
-    unused = {t.name for t in proto.graph.initializer} - used
+    unused = {t.name for t in proto.graph.initializer} - used - defaults(proto)
     for listing in (proto.graph.initializer, proto.graph.input):
         for i in reversed(range(len(listing))):
             if listing[i].name in unused:

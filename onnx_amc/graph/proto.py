@@ -31,6 +31,12 @@ def names_read(node: onnx.NodeProto) -> set[str]:
     return names
 
 
+def defaults(proto: onnx.ModelProto) -> set[str]:
+    """Initializers for which a caller may give others: from IR 4 on those that are inputs too. Before, all of them must be."""
+    listed = {i.name for i in proto.graph.input} if proto.ir_version >= 4 else set()
+    return listed.intersection(t.name for t in proto.graph.initializer)
+
+
 def declare_stored(proto: onnx.ModelProto) -> None:
     """List every initializer among the inputs up to IR 3, in place: there they must be."""
     if proto.ir_version < 4:

@@ -112,7 +112,9 @@ class _Walk:
 
     def _value(self, name: str) -> np.ndarray | None:
         tensor = self.model.weights.get(name)
-        return self.model.value(name) if tensor is not None and tensor.data_type not in FLOATS else None
+        if tensor is None or tensor.data_type in FLOATS or name in self.model.defaults:
+            return None
+        return self.model.value(name)
 
 
 def _without_singles(step: Step, axes: Axes) -> Axes:
