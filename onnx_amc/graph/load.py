@@ -27,7 +27,7 @@ from onnx_amc.graph.functions import inlined
 from onnx_amc.graph.limits import LARGEST_INPUT, is_huge, too_large
 from onnx_amc.graph.mend import mend
 from onnx_amc.graph.outside import fetch, scattered
-from onnx_amc.graph.proto import attributes, defaults, key_of, names_read
+from onnx_amc.graph.proto import attributes, defaults, key_of, names_of, names_read, unused
 from onnx_amc.graph.shapes import concrete_shapes, other_shapes
 
 FLOATS = frozenset(
@@ -309,6 +309,7 @@ def _unshare(proto: onnx.ModelProto, original: onnx.ModelProto) -> dict[str, tup
     origin: dict[str, tuple[str, str]] = {}
     calls = _calls(proto, original)
     seen: set[str] = set()
+    taken = names_of(proto.graph)
     for node in proto.graph.node:
         for i, name in enumerate(node.input):
             if name not in shared:
@@ -319,7 +320,7 @@ def _unshare(proto: onnx.ModelProto, original: onnx.ModelProto) -> dict[str, tup
                 continue
             copy = onnx.TensorProto()
             copy.CopyFrom(shared[name])
-            copy.name = f"{name}/{key_of(node)}/{i}"
+            copy.name = unused(f"{name}/{key_of(node)}/{i}", taken)
             proto.graph.initializer.append(copy)
             _declare(proto, copy)
             node.input[i] = copy.name

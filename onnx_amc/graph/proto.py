@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import onnx
 
 
@@ -29,6 +32,23 @@ def names_read(node: onnx.NodeProto) -> set[str]:
             (o for inner in graph.node for o in inner.output), (t.name for t in (*graph.input, *graph.initializer))
         )
     return names
+
+
+def names_of(graph: onnx.GraphProto) -> set[str]:
+    """The name of every tensor in a graph and in those inside it."""
+    names = {t.name for t in (*graph.input, *graph.initializer, *graph.output)}
+    names |= {t.values.name for t in graph.sparse_initializer}
+    for node in graph.node:
+        names.update(node.input, node.output, *(names_of(inner) for inner in subgraphs(node)))
+    return names
+
+
+def unused(name: str, taken: set[str], ends: Sequence[str] = ("",)) -> str:
+    """A name for a new tensor, with `ends` for several: this one, or with a number behind it where any is taken. Now all are."""
+    numbered = (f"{name}{i}" if i > 1 else name for i in itertools.count(1))
+    found = next(n for n in numbered if taken.isdisjoint(n + end for end in ends))
+    taken.update(found + end for end in ends)
+    return found
 
 
 def defaults(proto: onnx.ModelProto) -> set[str]:

@@ -17,7 +17,7 @@ from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.light import declared, stripped
 from onnx_amc.graph.load import densify
-from onnx_amc.graph.proto import declare_stored, defaults, key_of, names_read
+from onnx_amc.graph.proto import declare_stored, defaults, key_of, names_of, names_read, unused
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -85,9 +85,10 @@ class Cut:
         for name, array in values.items():
             tensor = held[self._places[name]]
             tensor.CopyFrom(_tensor(tensor, _taken(array, self._cuts.get(name, {}))))
-        added = {output: bias for output, bias in biases.items() if _bias_name(output) not in self._places}
+        named = {n.output[0]: n.input[2] for n in self.model.graph.node if len(n.input) > 2}
+        added = {output: bias for output, bias in biases.items() if not named.get(output)}
         for output in biases.keys() - added.keys():
-            tensor = held[self._places[_bias_name(output)]]
+            tensor = held[self._places[named[output]]]
             tensor.CopyFrom(_tensor(tensor, biases[output]))
         if added:
             _add_biases(self.model, added)
@@ -136,6 +137,7 @@ def masked(original: onnx.ModelProto, slices: Sequence[Mapping[str, Any]]) -> on
     result.CopyFrom(original)
     densify(result)
     holders = _holders(result)
+    taken = names_of(result.graph)
     masks = [s for s in slices if s["mask"]]
     for tensor in dict.fromkeys(s["tensor"] for s in masks):
         mine = [s for s in masks if s["tensor"] == tensor]
@@ -147,7 +149,7 @@ def masked(original: onnx.ModelProto, slices: Sequence[Mapping[str, Any]]) -> on
             for entry in mine:
                 if not shared or entry.get("node") == user:
                     array[(slice(None),) * entry["axis"] + (entry["removed"],)] = 0
-            new = numpy_helper.from_array(array, f"{tensor}/masked/{user}" if shared else tensor)
+            new = numpy_helper.from_array(array, unused(f"{tensor}/masked/{user}", taken) if shared else tensor)
             if not shared:
                 holders[tensor].CopyFrom(new)
                 continue
@@ -218,6 +220,7 @@ def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
     """Rewrite the sizes that constants and attributes name."""
     nodes = {key_of(n): n for n in result.graph.node}
     inserted: dict[str, list[onnx.NodeProto]] = {}
+    taken = names_of(result.graph)
     for edit in analysis.ledger.edits:
         if bool(keep(edit.tokens).all()):
             continue
@@ -225,7 +228,7 @@ def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
         if isinstance(edit.slot, str):
             _set_attribute(node, edit.slot, value)
             continue
-        name = f"{edit.node}/input{edit.slot}/cut"
+        name = unused(f"{edit.node}/input{edit.slot}/cut", taken, SCALING)
         result.graph.initializer.append(numpy_helper.from_array(value, name))
         if edit.whole is not None:
             scaled = _scaled(result, analysis.model.opset, name, node.input[edit.slot], edit.whole)
@@ -241,6 +244,10 @@ def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
         copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in ordered]
         del result.graph.node[:]
         result.graph.node.extend(copies)
+
+
+SCALING = ("", *(f"/{part}" for part in ("whole", "rest", "zero", "more", "up", "scaled", "open", "sizes")))
+"""What the names of the tensors of `_scaled` end in."""
 
 
 def _scaled(result: onnx.ModelProto, opset: int, kept: str, sizes: str, whole: np.ndarray) -> list[onnx.NodeProto]:
@@ -267,15 +274,12 @@ def _set_attribute(node: onnx.NodeProto, name: str, value: np.ndarray | None) ->
         node.attribute.append(onnx.helper.make_attribute(name, value.tolist()))
 
 
-def _bias_name(output: str) -> str:
-    return f"{output}/bias"
-
-
 def _add_biases(result: onnx.ModelProto, biases: Arrays) -> None:
     nodes = {n.output[0]: n for n in result.graph.node}
     kinds = {t.name: t.data_type for t in result.graph.initializer}
+    taken = names_of(result.graph) if biases else set()
     for output, bias in biases.items():
-        node, name = nodes[output], _bias_name(output)
+        node, name = nodes[output], unused(f"{output}/bias", taken)
         weight = node.input[1]
         while weight in nodes and nodes[weight].op_type in MOVES:
             weight = nodes[weight].input[0]

@@ -14,6 +14,7 @@ from onnx_amc.fit.moments import Moments
 from onnx_amc.fit.patches import choose, patches
 from onnx_amc.graph.limits import WIDTH, at_a_time, room
 from onnx_amc.graph.load import Model, true_inputs
+from onnx_amc.graph.proto import names_of, unused
 from onnx_amc.prune.layers import Layer
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.session import open_session, run_session
@@ -53,14 +54,14 @@ def free_batch(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
     for info in [*true_inputs(proto), *proto.graph.output]:
         if info.type.tensor_type.shape.dim:
             info.type.tensor_type.shape.dim[0].dim_param = "N"
-    constants = {t.name: t for t in proto.graph.initializer}
+    constants, taken = {t.name: t for t in proto.graph.initializer}, names_of(proto.graph)
     for node in proto.graph.node:
         if node.op_type != "Reshape" or node.input[1] not in constants:
             continue
         target = numpy_helper.to_array(constants[node.input[1]]).copy()
         if target.size and target[0] == batch == model.shapes.get(node.input[0], (0,))[0]:
             target[0] = 0
-            name = f"{node.output[0]}/any"
+            name = unused(f"{node.output[0]}/any", taken)
             proto.graph.initializer.append(numpy_helper.from_array(target, name))
             node.input[1] = name
     return proto
