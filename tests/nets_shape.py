@@ -274,6 +274,14 @@ def files() -> Iterator[Row]:
     yield Row("functions that share a bias", f"{heads} y = MatMul (h, v) }} {layer}", 16, domains=', "own" : 1')
     yield Row("functions that share a fill", f"{heads} r = own.layer (h, k, b) y = MatMul (r, v) }} {layer}", 24, domains=', "own" : 1',
               weights={"k": np.full((8, 8), 0.1)})
+    dead = layer.replace("r = Relu", "d = MatMul (m, c) r = Relu")
+    yield Row("functions that compute what nothing reads", f"{heads} r = own.layer (h, k, b) y = MatMul (r, v) }} {dead}", 24,
+              domains=', "own" : 1', weights={"k": np.full((8, 8), 0.1)})
+    gate = '<opset_import: ["" : 17], domain: "own"> gate (a, b, k) => (r) { p = MatMul (a, k) q = MatMul (b, k) r = Add (p, q) }'
+    streams = "(float[N,6] x) => (float[N] y) <float[6,8] w, float[6,8] u, float[8] k> { g = MatMul (x, w) p = Relu (g) h = MatMul (x, u) q = Tanh (h)"
+    yield Row("a function whose vector reads two streams", f"{streams} y = own.gate (p, q, k) }} {gate}", 8, domains=', "own" : 1')
+    yield Row("two calls whose vector reads two streams each", f"""{streams} e = MatMul (x, w) s = Sigmoid (e) m = own.gate (p, q, k)
+        n = own.gate (s, s, k) y = Add (m, n) }} {gate}""", 8, domains=', "own" : 1')
 
 
 def shapes() -> list[Row]:

@@ -9,7 +9,7 @@ import onnx
 import onnx.inliner
 
 from onnx_amc.errors import ModelError
-from onnx_amc.graph.proto import subgraphs
+from onnx_amc.graph.proto import names_read, subgraphs
 
 MOST = 1_000_000
 """Nodes that a model may have once its functions are written out: functions that call each other twice double them each time."""
@@ -46,7 +46,18 @@ def inlined(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
     result.opset_import.extend(
         {o.domain: o for f in proto.functions for o in f.opset_import if o.domain not in known}.values()
     )
+    _drop_dead(result.graph, {o for n in proto.graph.node for o in n.output if o})
     return result
+
+
+def _drop_dead(graph: onnx.GraphProto, ours: set[str]) -> None:
+    """Leave out what functions compute and nothing reads: it belongs to no output of a call, by which a plan could name it."""
+    needed = ours | {o.name for o in graph.output}
+    for i in reversed(range(len(graph.node))):
+        if needed.isdisjoint(graph.node[i].output):
+            del graph.node[i]
+        else:
+            needed |= names_read(graph.node[i]) - {""}
 
 
 def _calls(nodes: Iterable[onnx.NodeProto]) -> Iterator[Name]:

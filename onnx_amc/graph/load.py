@@ -298,8 +298,14 @@ def _declare(proto: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
 
 
 def _unshare(proto: onnx.ModelProto, original: onnx.ModelProto) -> dict[str, tuple[str, str]]:
-    """Give each user its own copy of a vector or a constant fill that exporters store once; a shared matrix is a true tie."""
-    uses = Counter(name for node in proto.graph.node for name in set(node.input) if name)
+    """Give each user its own copy of a vector or a constant fill that exporters store once; a shared matrix is a true tie.
+
+    All nodes that came out of one call are one user: a plan can name the call alone.
+    """
+    calls = _calls(proto, original)
+    users = {key_of(node): calls.get(key_of(node), key_of(node)) for node in proto.graph.node}
+    pairs = {(name, users[key_of(node)]) for node in proto.graph.node for name in node.input if name}
+    uses = Counter(name for name, _ in pairs)
     offsets = {n.input[2] for n in proto.graph.node if n.op_type in QUANTISED and len(n.input) > 2}
     shared = {
         t.name: t
@@ -307,24 +313,23 @@ def _unshare(proto: onnx.ModelProto, original: onnx.ModelProto) -> dict[str, tup
         if uses[t.name] > 1 and (t.data_type in FLOATS or t.name in offsets) and _accidental(t)
     }
     origin: dict[str, tuple[str, str]] = {}
-    calls = _calls(proto, original)
-    seen: set[str] = set()
+    held: dict[tuple[str, str], str] = {}
     taken = names_of(proto.graph)
     for node in proto.graph.node:
         for i, name in enumerate(node.input):
             if name not in shared:
                 continue
-            if name not in seen:
-                seen.add(name)
-                origin[name] = (name, calls.get(key_of(node), key_of(node)))
-                continue
-            copy = onnx.TensorProto()
-            copy.CopyFrom(shared[name])
-            copy.name = unused(f"{name}/{key_of(node)}/{i}", taken)
-            proto.graph.initializer.append(copy)
-            _declare(proto, copy)
-            node.input[i] = copy.name
-            origin[copy.name] = (name, calls.get(key_of(node), key_of(node)))
+            use = name, users[key_of(node)]
+            if use not in held and name not in origin:
+                held[use] = name
+            elif use not in held:
+                copy = onnx.TensorProto()
+                copy.CopyFrom(shared[name])
+                copy.name = held[use] = unused(f"{name}/{key_of(node)}/{i}", taken)
+                proto.graph.initializer.append(copy)
+                _declare(proto, copy)
+            node.input[i] = held[use]
+            origin[held[use]] = use
     return origin
 
 
