@@ -252,6 +252,8 @@ def files() -> Iterator[Row]:
     branches = "then_branch = a () => (float[N,5,8] o) { o = Relu (p) }, else_branch = b () => (float[N,5,8] q) { q = Tanh (p) }"
     yield flat("If fixes what its branches read", f"p = MatMul (h, k) n = Size (x) t = Cast <to = 9> (n) r = If (t) <{branches}>", 8,
                "float[8,8] k", reason="reads it inside a subgraph")
+    yield flat("an If by a constant is no weight", f"p = MatMul (h, k) q = If (t) <{branches}> r = MatMul (q, u)", 16,
+               "float[8,8] k, float[8,8] u, bool t", weights={"t": True}, reason="reads it inside a subgraph")
     ours = ', "com.microsoft" : 1'
     for op in ("Gelu", "QuickGelu", "FastGelu"):
         yield flat(f"{op} as onnxruntime saves it", f"r = com.microsoft.{op} (h)", domains=ours)

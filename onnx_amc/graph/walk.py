@@ -70,7 +70,7 @@ class _Walk:
         )
         outputs = self._apply(step)
         sizes.follow(step)
-        names = [n for n in step.node.input if n]
+        names = names_read(step.node) - {""}
         if names and all(n in self.params for n in names):
             self.params.update(o for o in step.node.output if o)
         for name, axes in zip(step.node.output, outputs, strict=False):
