@@ -27,6 +27,8 @@ MOVERS: dict[str, Mover] = {
 }
 """Operators that only move elements, so that a weight behind them can still be written back."""
 
+FOREIGN = "its bias is shared, computed in the graph or one per row"
+"""Why a layer is not refitted whose output holds more than what could be written."""
 
 WIDEST = 6_000
 """Inputs above which a layer gets no Gram matrix, its memory being quadratic: it is fitted to fewer rows than that, by the dual."""
@@ -58,7 +60,6 @@ class Layer:
         weight: Where w lies; index is (groups, outputs, inputs, taps).
         bias: Where b lies, index (groups x outputs,); None where there is none.
         can_add_bias: Whether a bias may be given to the node.
-        scalable: Whether scaling w (and b) scales y: not where a bias is added that cannot be written.
         window: Geometry of the kernel.
         inputs: Tokens of the inputs, (groups, inputs); None where they cannot be cut.
         outputs: Tokens of the outputs, (groups x outputs,); None where they cannot be cut.
@@ -73,7 +74,6 @@ class Layer:
     weight: Stored
     bias: Stored | None
     can_add_bias: bool
-    scalable: bool
     window: Window
     inputs: Tokens | None
     outputs: Tokens | None
@@ -152,9 +152,14 @@ class _Finder:
             return "it scales its operands"
         if node.op_type in {"Conv", "ConvTranspose"}:
             return self._convolution(reader, node, weight, attrs)
-        flip = node.op_type == "Gemm" and attrs.get("transB", 0)
+        return self._product(reader, node, weight, flip=node.op_type == "Gemm" and bool(attrs.get("transB", 0)))
+
+    def _product(self, reader: Reader, node: onnx.NodeProto, weight: Stored, *, flip: bool) -> Layer | str:
         matrix = Stored(weight.name, (weight.index if flip else weight.index.T)[None, :, :, None])
-        output, bias, addable, scalable = self._bias(node, matrix.index.shape[1])
+        found = self._bias(node, matrix.index.shape[1])
+        if found is None:
+            return FOREIGN
+        output, bias, addable = found
         return Layer(
             reader.node,
             output,
@@ -163,7 +168,6 @@ class _Finder:
             matrix,
             bias,
             addable,
-            scalable,
             Window(),
             reader.inputs,
             reader.outputs,
@@ -183,7 +187,10 @@ class _Finder:
                          self.model.shapes[reader.node][2:])  # fmt: skip
         if window is None:
             return "its padding is unusual"
-        output, bias, addable, scalable = self._bias(node, index.shape[0] * index.shape[1])
+        found = self._bias(node, index.shape[0] * index.shape[1])
+        if found is None:
+            return FOREIGN
+        output, bias, addable = found
         stored = Stored(weight.name, index)
         return Layer(
             reader.node,
@@ -193,27 +200,28 @@ class _Finder:
             stored,
             bias,
             addable,
-            scalable,
             window,
             reader.inputs,
             reader.outputs,
             reader.whole,
         )
 
-    def _bias(self, node: onnx.NodeProto, outputs: int) -> tuple[str, Stored | None, bool, bool]:
-        """The biased output, where the bias lies, whether one may be added, and whether the output can be scaled."""
+    def _bias(self, node: onnx.NodeProto, outputs: int) -> tuple[str, Stored | None, bool] | None:
+        """The biased output, where the bias lies and whether one may be added; None where one is added that cannot be written."""
         if node.op_type != "MatMul":
             if len(node.input) < 3 or not node.input[2]:
-                return node.output[0], None, True, True
+                return node.output[0], None, True
+            if node.op_type == "Gemm" and self.model.shapes.get(node.input[2], ())[-1:] != (outputs,):
+                return None
             bias = self._vector(node.input[2], outputs)
-            return node.output[0], bias, False, bias is not None
+            return None if bias is None else (node.output[0], bias, False)
         users = self.consumers.get(node.output[0], [])
         if len(users) != 1 or users[0].op_type != "Add" or node.output[0] in self.outputs:
-            return node.output[0], None, False, True
+            return node.output[0], None, False
         other = next((n for n in users[0].input if n != node.output[0]), "")
         last = self.model.shapes.get(other, ())[-1:] == (outputs,)
         bias = self._vector(other, outputs) if last else None
-        return (users[0].output[0] if bias else node.output[0]), bias, False, True
+        return (users[0].output[0] if bias else node.output[0]), bias, False
 
     def _vector(self, name: str, length: int) -> Stored | None:
         """A bias that one node alone reads, one number per output."""

@@ -56,7 +56,7 @@ class Corrector:
     ) -> None:  # fmt: skip
         self.analysis = analysis
         model = analysis.model
-        self.layers = [layer for layer in layers if layer.scalable and layer.output in model.shapes]
+        self.layers = [layer for layer in layers if layer.output in model.shapes]
         self.points = [self._point(layer) for layer in self.layers]
         largest = max((int(np.prod(s)) for s in model.shapes.values()), default=1)
         count = int(np.clip(room(MEMORY, memory) // (24 * largest), 1, min(samples, len(index))))
