@@ -50,6 +50,11 @@ def without_domain(model: onnx.ModelProto) -> None:
     del model.opset_import[1]
 
 
+def with_the_domain_named(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        node.domain = node.domain or "ai.onnx"
+
+
 def with_unlisted_weights(model: onnx.ModelProto) -> None:
     del model.graph.input[1:]
 
@@ -62,6 +67,7 @@ def with_unlisted_weights(model: onnx.ModelProto) -> None:
         (PLAIN, without_type),
         (PLAIN, without_name),
         (GELU, without_domain),
+        (PLAIN, with_the_domain_named),
         (OLD, with_unlisted_weights),
     ],
     ids=lambda value: getattr(value, "name", getattr(value, "__name__", "")),

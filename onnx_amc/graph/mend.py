@@ -23,12 +23,20 @@ def mend(proto: onnx.ModelProto, where: str) -> None:
     graphs = list(_graphs(proto.graph))
     for graph in graphs:
         _open_dimensions(graph)
+        _plain_domain(graph)
     proto.graph.name = proto.graph.name or "graph"
     declare_stored(proto)
     known = {o.domain for o in proto.opset_import}
     if CONTRIB not in known and any(n.domain == CONTRIB for graph in graphs for n in graph.node):
         proto.opset_import.add(domain=CONTRIB, version=1)
     _sort(proto.graph, where)
+
+
+def _plain_domain(graph: onnx.GraphProto) -> None:
+    """Leave out the standard operators' domain, as onnx's checker wants it: onnxruntime knows it by either name."""
+    for node in graph.node:
+        if node.domain == "ai.onnx":
+            node.domain = ""
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
