@@ -207,6 +207,7 @@ def trainable(proto: onnx.ModelProto) -> set[str]:
     """Names of the float initializers that hold weights and biases.
 
     What is added to a product is a bias where it is a vector, and the product one by a weight: a mask of an attention is neither.
+    Nor is what a normalisation takes for its mean or variance too: torch has no gradient for it.
     """
     floats = {t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     vectors = {t.name for t in proto.graph.initializer if math.prod(t.dims[:-1]) == 1} & floats
@@ -221,7 +222,7 @@ def trainable(proto: onnx.ModelProto) -> set[str]:
         found |= {node.input[i] for i in WEIGHTS.get(node.op_type, ()) if i < len(node.input)} & floats
         if node.op_type == "Add" and not products.isdisjoint(node.input):
             found |= vectors.intersection(node.input)
-    return found
+    return found.difference(*(n.input[3:] for n in proto.graph.node if n.op_type == "BatchNormalization"))
 
 
 def _title(node: onnx.NodeProto) -> str:
