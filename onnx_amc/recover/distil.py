@@ -263,7 +263,8 @@ class Distiller:
         weights = list(self.reading.parameters())
 
         def work(places: np.ndarray) -> tuple[float, Sequence[Tensor | None]]:
-            loss = self._loss_of({name: value[places] for name, value in feed.items()}, part[places], hints)
+            mine = {name: value[places] if value.ndim else value for name, value in feed.items()}  # scalars are shared
+            loss = self._loss_of(mine, part[places], hints)
             loss = loss * (len(places) / len(part))
             return float(loss.detach()), torch.autograd.grad(loss, weights, allow_unused=True)
 

@@ -184,7 +184,7 @@ def in_onnxruntime(
         try:
             return run_session(session, names, feed, where=where)
         except DataError as error:  # of a fixed batch that constants inside the graph insist on
-            count = max(map(len, feed.values()), default=0)
+            count = max((len(value) for value in feed.values() if value.ndim), default=0)
             raise ModelError(f"with {count} samples at a time, {error.what}", where=where, fix=WITHOUT) from error
 
     return answers
