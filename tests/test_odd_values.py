@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
+import torch
 from onnx import numpy_helper, parser
 
 import onnx_amc
@@ -46,3 +48,23 @@ def test_a_scalar_that_all_samples_share_does_not_stop_a_training() -> None:
     model = network("y = Mul(z, t)", inputs="float[N,8] x, float t")
     told = cut(model, data={"x": X, "t": np.float32(1.5)}).record["recover"]
     assert told["epochs"] == 2
+
+
+def test_outputs_of_float64_are_trained_towards() -> None:
+    told = cut(network("y = Cast<to = 11>(z)", outputs="double[N,5] y")).record["recover"]
+    assert told["epochs"] == 2
+    assert told["after"] >= told["before"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"policy": "uniform"}, {"policy": "ddpg", "episodes": 3}], ids=["recovery", "search"]
+)
+def test_a_run_does_not_depend_on_torch_s_default_type(options: dict[str, Any]) -> None:
+    model = network("y = Identity(z)")
+    expected = cut(model, **options).model.SerializeToString()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert cut(model, **options).model.SerializeToString() == expected
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)

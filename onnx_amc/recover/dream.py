@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from onnx_amc.recover.layout import one_thread
+from onnx_amc.recover.layout import float32_by_default, one_thread
 from onnx_amc.recover.reading import Reading
 from onnx_amc.run.capture import fixed_batch
 from onnx_amc.run.crew import usable_cores
@@ -30,6 +30,7 @@ SURE = 0.95
 """Probability of its class from which an image is left alone."""
 
 
+@float32_by_default()
 def dreamt(
     model: onnx.ModelProto, data: Dataset, classes: int, seed: int, progress: Callable[[int, int], None]
 ) -> Dataset:

@@ -39,11 +39,12 @@ class MeanSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, found: Tensor, goal: Tensor) -> Tensor:
-        """Return a scalar of float32; the goal takes no gradient."""
+        """Return a scalar of float32, or of what is wider; the goal takes no gradient."""
         gap = found - goal
         ctx.dtype = found.dtype
         ctx.save_for_backward(gap)
-        error: Tensor = torch.linalg.vector_norm(gap, dtype=torch.float32).square() / gap.numel()
+        kind = torch.promote_types(gap.dtype, torch.float32)
+        error: Tensor = torch.linalg.vector_norm(gap, dtype=kind).square() / gap.numel()
         return error
 
     @staticmethod
@@ -68,3 +69,14 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Let new tensors be of float32, whatever the caller has set torch to."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -13,9 +13,11 @@ from onnx import numpy_helper
 from onnx_amc.recover.course import Progress, Replay, Standing, Task
 from onnx_amc.recover.distil import Distiller
 from onnx_amc.recover.hints import hints_of
+from onnx_amc.recover.layout import float32_by_default
 from onnx_amc.run.capture import free_batch
 
 
+@float32_by_default()
 def recovered(
     task: Task,
     score: Callable[[onnx.ModelProto], tuple[float, float]],
@@ -38,6 +40,7 @@ def recovered(
     return with_values(task.cut, found) if standing.best_epoch else task.cut, standing
 
 
+@float32_by_default()
 def repeated(task: Task, replay: Replay, progress: Progress = lambda _done, _total, _note: None) -> onnx.ModelProto:
     """Return what `recovered` gave, from what is known of that training."""
     return with_values(task.cut, _distiller(task).repeat(replay, progress))

@@ -284,15 +284,18 @@ def _logger(folder: str | None) -> Logger:
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
-    """Leave the global generators as they were: Stable-Baselines3 seeds them, and they are the caller's."""
+def globals_kept() -> Iterator[None]:
+    """Leave what is global as it was, and the caller's: generators, which Stable-Baselines3 seeds, and the type of new tensors."""
     plain, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    kind = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     try:
         yield
     finally:
         random.setstate(plain)
         np.random.set_state(arrays)  # noqa: NPY002
         torch.set_rng_state(tensors)
+        torch.set_default_dtype(kind)
 
 
 def save_agent(agent: OffPolicyAlgorithm, path: str) -> None:

@@ -137,9 +137,9 @@ def search(
         _evolve(space, journal, episodes, rng, ahead)
     else:
         walks = episodes - int(refining * episodes)
-        from onnx_amc.search.agent import generators_kept  # noqa: PLC0415  torch is heavy
+        from onnx_amc.search.agent import globals_kept  # noqa: PLC0415  torch is heavy
 
-        with generators_kept():
+        with globals_kept():
             _learn(space, facts, journal, policy, walks, seed, starts, luggage, ahead)
         journal.settle()
         # The first trials were mostly neighbours of one plan, which tell the weights apart but poorly.
