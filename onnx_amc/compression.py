@@ -30,7 +30,7 @@ from onnx_amc.quantising import in_int8
 from onnx_amc.run.capture import batch_of
 from onnx_amc.run.crew import Team
 from onnx_amc.run.data import Dataset
-from onnx_amc.run.feed import describe, doubts, sentence
+from onnx_amc.run.feed import describe, doubts, lost, sentence
 from onnx_amc.run.latency import measure
 from onnx_amc.run.metrics import Outputs, find_metric
 from onnx_amc.run.score import Scorer
@@ -195,8 +195,11 @@ class Compression:
         self.fed = describe(self.scorer.data, index)
         for row in self.fed:
             self.listener.note(f"the network is fed {sentence(row)}")
-        self.warnings = doubts(self.scorer, self.model.original)
-        for warning in self.warnings:
+        self._warn(doubts(self.scorer, self.model.original))
+
+    def _warn(self, found: Sequence[str]) -> None:
+        self.warnings = [*self.warnings, *found]  # another run of the same calibration keeps its own
+        for warning in found:
             self.listener.warn(warning)
 
     def _remark(self) -> None:
@@ -225,6 +228,8 @@ class Compression:
         self._remark()
         compressed = self._recounted(model, counts)
         outputs = None if self.scorer is None else self.scorer.outputs(model)
+        if self.scorer is not None and outputs is not None:
+            self._warn(lost(outputs, self.scorer.reference))
         compressed["score"] = self.scorer.score(outputs).value if self.scorer and outputs else None
         original = figures(self.model.original, self.analysis)
         original["score"] = self.scorer.original.value if self.scorer else None

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper, parser
 
 import onnx_amc
 from onnx_amc.delivery import Result
+from onnx_amc.listener import Listener
 
 SHAPES = {"a": (8, 32), "b": (32, 32), "c": (32, 5)}
 X = np.random.default_rng(1).standard_normal((120, 8)).astype(np.float32)
@@ -36,6 +38,23 @@ def network(
     }
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in (weights | more).items())
     return model
+
+
+class Warned(Listener):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+
+def answers(model: onnx.ModelProto) -> np.ndarray:
+    """The first output for all samples."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run(None, {"x": X})[0]
+    return found
 
 
 def cut(model: onnx.ModelProto, **options: Any) -> Result:
@@ -68,3 +87,39 @@ def test_a_run_does_not_depend_on_torch_s_default_type(options: dict[str, Any]) 
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
+def test_a_refit_takes_nothing_from_what_half_precision_cannot_hold(granularity: str) -> None:
+    """The last hidden layer goes beyond 65504 on some samples, where a Min behind it takes it back."""
+    model = parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17]> net (float16[N,8] x) => (float16[N,5] y) {
+            h = MatMul(x, a)
+            i = Relu(h)
+            j = MatMul(i, b)
+            k = Min(j, most)
+            l = Max(k, least)
+            y = MatMul(l, c)
+        }""")
+    rng = np.random.default_rng(0)
+    values = {
+        "a": rng.standard_normal((8, 32)),
+        "b": 2e3 * rng.standard_normal((32, 32)),
+        "c": rng.standard_normal((32, 5)),
+    }
+    values |= {"most": np.array(100.0), "least": np.array(-100.0)}
+    model.graph.initializer.extend(numpy_helper.from_array(v.astype(np.float16), name) for name, v in values.items())
+    found = cut(model, data={"x": X.astype(np.float16)}, granularity=granularity, recover=False)
+    weights = [numpy_helper.to_array(t) for t in found.model.graph.initializer]
+    assert all(np.isfinite(w).all() for w in weights)
+    assert found.record["warnings"] == []
+
+
+def test_outputs_that_are_no_longer_numbers_are_warned_of() -> None:
+    """A square root of what is positive in the original alone."""
+    inside = answers(network("y = Identity(z)"))
+    model, heard = network("s = Sub(z, least)  y = Sqrt(s)", least=inside.min(axis=0)), Warned()
+    found = cut(model, refit=False, recover=False, listener=heard)
+    assert len(heard.said) == 1
+    assert "answers NaN or infinity to" in heard.said[0]
+    assert found.record["warnings"] == heard.said

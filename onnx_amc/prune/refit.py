@@ -87,6 +87,8 @@ class Refitter:
             if alive.all():
                 continue
             w, shift = self._looked_up(layer, alive)
+            if not storable(self.analysis, layer.weight, w, shift):
+                continue
             write(self.analysis, values, layer.weight, w)
             if layer.bias is not None:
                 bias = read(self.analysis, layer.bias)
@@ -101,7 +103,8 @@ class Refitter:
         key = layer.node, alive.tobytes()
         if key not in self._known:
             w, shift = self._refitted(layer, alive)
-            found = w.astype(self.analysis.model.value(layer.weight.name).dtype), shift
+            with np.errstate(over="ignore"):  # what half precision cannot hold is not taken
+                found = w.astype(self.analysis.model.value(layer.weight.name).dtype), shift
             for array in found:
                 array.flags.writeable = False
             if self._bytes + found[0].nbytes > REMEMBERED:
@@ -197,3 +200,10 @@ def write(analysis: Analysis, values: Values, stored: Stored, new: np.ndarray) -
         values[stored.name] = analysis.model.value(stored.name).copy()
     flat = values[stored.name].reshape(-1)
     flat[stored.index] = new.astype(flat.dtype)
+
+
+def storable(analysis: Analysis, stored: Stored, *new: np.ndarray) -> bool:
+    """Whether numbers are finite in the type of a tensor, and stay so when they are stored."""
+    kind = analysis.model.value(stored.name).dtype
+    with np.errstate(over="ignore"):
+        return all(bool(np.isfinite(values.astype(kind)).all()) for values in new)

@@ -117,6 +117,14 @@ def doubts(scorer: Scorer, original: onnx.ModelProto) -> list[str]:
     return found
 
 
+def lost(outputs: Outputs, reference: Outputs) -> list[str]:
+    """A warning where a network answers NaN or infinity to samples that the original answers a number to; else none."""
+    gone = [np.isfinite(z0) & ~np.isfinite(z) for z, z0 in zip(outputs, reference, strict=True) if z0.dtype.kind == "f"]
+    share = np.mean(np.any([g.reshape(len(g), -1).any(axis=1) for g in gone], axis=0)) if gone else 0.0
+    what = f"the compressed model answers NaN or infinity to {share:.1%} of the samples, where the original does not"
+    return [f"{what}: cut less, or export the model in float32 if it is in half precision"] if share else []
+
+
 def recalls(found: np.ndarray, labels: np.ndarray) -> float:
     """Mean over the classes that occur of the share that is found; a network that looks at nothing gets 1 / classes."""
     return float(np.mean([(found[labels == c] == c).mean() for c in np.unique(labels)]))

@@ -40,9 +40,11 @@ class _Sums:
     second: np.ndarray | float = 0.0
 
     def add(self, found: np.ndarray, goal: np.ndarray) -> None:
-        """Add a batch of values (n, channels), and what the original has there."""
+        """Add a batch of values (n, channels), and what the original has there; where that is not finite, it is left out."""
         goal = goal.astype(np.float64)
         self.count += len(goal)
+        if not (known := np.isfinite(goal)).all():
+            found, goal = (np.where(known, values, 0) for values in (found, goal))
         gap = found - goal
         self.gap += float(np.square(gap, out=gap).sum())
         self.first = self.first + goal.sum(axis=0)
@@ -50,7 +52,9 @@ class _Sums:
 
     @property
     def relative(self) -> float:
-        """E|y - y0|^2 / E|y0 - E y0|^2."""
+        """E|y - y0|^2 / E|y0 - E y0|^2; 1e6 where y is not finite."""
+        if not np.isfinite(self.gap):
+            return 1e6
         spread = float(np.sum(self.second - np.square(self.first) / max(self.count, 1)))
         return self.gap / max(spread, 1e-30)
 

@@ -22,7 +22,7 @@ from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.limits import room
 from onnx_amc.graph.proto import names_read
 from onnx_amc.prune.layers import WIDEST, Layer
-from onnx_amc.prune.refit import Values, read, write
+from onnx_amc.prune.refit import Values, read, storable, write
 from onnx_amc.prune.surgery import Cut
 from onnx_amc.run.capture import batch_of, free_batch
 from onnx_amc.run.data import Dataset
@@ -167,7 +167,8 @@ class Sequential:
             found = ours.until(student.model, layer.node, [layer.x, *spot.beside])
             self._refit(spot, keep, found, self._goal(spot, theirs), values, biases, masks.get(layer.node))
             written = [layer.weight.name, *([layer.bias.name] if layer.bias else [])]
-            student.write({name: values[name] for name in written}, {n: biases[n] for n in [layer.node] if n in biases})
+            mine = {name: values[name] for name in written if name in values}
+            student.write(mine, {n: biases[n] for n in [layer.node] if n in biases})
         return values, biases
 
     def _answers(self) -> Iterator[tuple[str, Answers]]:
@@ -208,7 +209,10 @@ class Sequential:
         y, base = goal[layer.output][lives], None
         if spot.partner is not None:
             base = self._look(spot, [f[spot.partner] for f in found])
-            y = y + goal[spot.partner][lives] - base
+            with np.errstate(invalid="ignore"):
+                y = y + goal[spot.partner][lives] - base
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            return self._leave(layer, values, mask)
         shift = np.zeros((groups, outputs))
         flat = w.reshape(groups, outputs, -1)
         for mine, rows, columns, of_x, of_y in _problems(lives.reshape(groups, -1), np.repeat(alive, taps, axis=1)):
@@ -226,6 +230,8 @@ class Sequential:
                 fitted, bias = _thinned(problem, fitted, bias, mask[at].reshape(fitted.shape), min(self.effort.ridges))
             flat[at], shift[np.ix_(mine, rows)] = fitted.reshape(len(mine), len(rows), -1), bias.reshape(len(mine), -1)
         gained = shift.ravel()
+        if not storable(self.analysis, layer.weight, w, gained):
+            return self._leave(layer, values, mask)
         write(self.analysis, values, layer.weight, w)
         if layer.bias is not None:
             bias = read(self.analysis, layer.bias, values)
@@ -233,6 +239,12 @@ class Sequential:
             write(self.analysis, values, layer.bias, bias)
         elif layer.can_add_bias:
             biases[layer.node] = gained[lives]
+        return None
+
+    def _leave(self, layer: Layer, values: Values, mask: np.ndarray | None) -> None:
+        """Keep the weights of before, those of their support: where half precision overflows there is nothing to fit to."""
+        w = read(self.analysis, layer.weight, values)
+        write(self.analysis, values, layer.weight, w if mask is None else w * mask.reshape(w.shape))
 
     def _look(self, spot: _Spot, parts: Sequence[np.ndarray], *, patched: bool = False) -> np.ndarray:
         """Values of a tensor at the spot's positions, as columns; of the layer's input what its kernel sees there."""
