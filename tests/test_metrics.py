@@ -365,7 +365,8 @@ def test_a_metric_that_could_not_change_is_refused(name: str, columns: int) -> N
 def test_what_is_not_a_number_names_no_class() -> None:
     z, nothing = np.eye(8), np.full((8, 8), np.nan)
     assert top1([nothing], np.zeros(8, int), []) == top5([nothing], np.zeros(8, int), []) == 0.0
-    assert agreement([nothing], None, [z]) == 0.0
+    assert agreement([nothing], None, [z]) == agreement([nothing], None, [nothing]) == 0.0
+    assert agreement([np.full(8, -1)], None, [np.full(8, -1)]) == 1.0, "the number of a class"
     masked = np.where(z > 0, z, -np.inf)
     assert top1([masked], np.arange(8), []) == 1.0, "a class may be ruled out"
 

@@ -13,6 +13,7 @@ from onnx import numpy_helper, parser
 
 import onnx_amc
 from onnx_amc.delivery import Result
+from onnx_amc.errors import OptionError
 from onnx_amc.listener import Listener
 
 SHAPES = {"a": (8, 32), "b": (32, 32), "c": (32, 5)}
@@ -123,3 +124,18 @@ def test_outputs_that_are_no_longer_numbers_are_warned_of() -> None:
     assert len(heard.said) == 1
     assert "answers NaN or infinity to" in heard.said[0]
     assert found.record["warnings"] == heard.said
+
+
+def test_an_original_that_answers_no_number_is_refused_and_single_ones_are_warned_of() -> None:
+    inside = answers(network("y = Identity(z)"))
+    never, always = (bound(axis=0) for bound in (inside.max, inside.min))
+    with pytest.raises(OptionError, match="the original itself answers NaN or infinity to each of the"):
+        cut(network("s = Sub(z, top)  y = Sqrt(s)", top=never + 1))
+    heard = Warned()
+    bare = {"refit": False, "recover": False, "metric": "agreement"}
+    found = cut(network("s = Sub(z, low)  y = Sqrt(s)", low=np.quantile(inside, 0.02, axis=0)), listener=heard, **bare)
+    assert "the original itself answers NaN or infinity to" in heard.said[0]
+    assert 0.5 < found.record["original"]["score"] < 1
+    heard = Warned()
+    found = cut(network("s = Sub(z, low)  y = Sqrt(s)", low=always), listener=heard, **bare)
+    assert found.record["original"]["score"] == 1

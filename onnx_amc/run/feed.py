@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_amc.errors import OptionError
+from onnx_amc.run.finite import answered
 from onnx_amc.run.metrics import Outputs, per_class
 from onnx_amc.run.pixels import Pixels, channels_first
 from onnx_amc.run.presets import IMAGENET, fitted
@@ -85,8 +87,8 @@ def _numbers(value: float | Sequence[float]) -> str:
 def doubts(scorer: Scorer, original: onnx.ModelProto) -> list[str]:
     """Signs that the data is not what the network was trained on; none where it is made up.
 
-    Classes that it cannot tell apart are a sign, and so are pixels from 0 to 255 of which its outputs tell far less than of the
-    same pixels normalised.
+    Answers that are no numbers are a sign, and so are classes that it cannot tell apart, and pixels from 0 to 255 of which its
+    outputs tell far less than of the same pixels normalised.
 
     Args:
         scorer: Knows the data and the original's outputs.
@@ -95,6 +97,10 @@ def doubts(scorer: Scorer, original: onnx.ModelProto) -> list[str]:
     """
     found: list[str] = []
     data, outputs = scorer.data, scorer.reference
+    unheard = [~answered(z) for z in outputs if z.dtype.kind == "f"]
+    silent = np.any(unheard, axis=0).mean() if unheard else 0.0
+    if silent and not data.synthetic:
+        found.append(f"the original itself answers NaN or infinity to {silent:.1%} of the samples: {FIX}")
     if data.synthetic or outputs[0].ndim < 2 or outputs[0].dtype.kind != "f":
         return found
     labels = None if data.class_numbers is None else data.class_numbers[scorer.index]
@@ -132,7 +138,10 @@ def recalls(found: np.ndarray, labels: np.ndarray) -> float:
 
 def informed(outputs: Outputs) -> float:
     """How much the first output tells of which sample it belongs to, in nats: H(mean p) - mean H(p), p its softmax."""
-    z = outputs[0].reshape(len(outputs[0]), -1).astype(np.float64)
+    z = outputs[0][answered(outputs[0])]
+    if not len(z):
+        return 0.0
+    z = z.reshape(len(z), -1).astype(np.float64)
     p = z
     if (z < 0).any() or not np.allclose(z.sum(axis=1), 1, atol=1e-3):
         p = np.exp(z - z.max(axis=1, keepdims=True))
@@ -154,9 +163,12 @@ def _raw_and_normalised(data: Dataset, index: np.ndarray) -> tuple[np.ndarray, n
 
 
 def told(model: onnx.ModelProto, data: Dataset, x: np.ndarray, where: str) -> float:
-    """How much the outputs tell of the input when `x` is fed to the one input of the network."""
+    """How much the outputs tell of the input when `x` is fed to the one input of the network; nothing where none is a number."""
     fed = replace(data, arrays={data.inputs[0].name: x}, labels=None, pixels=None)
-    return informed(Scorer(model, fed, np.arange(len(x)), _nothing, "feed", where=where).reference)
+    try:
+        return informed(Scorer(model, fed, np.arange(len(x)), _nothing, "feed", where=where).reference)
+    except OptionError:
+        return 0.0
 
 
 def best_feed(model: onnx.ModelProto, data: Dataset, feeds: Mapping[str, Pixels], where: str) -> str:

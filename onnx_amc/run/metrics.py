@@ -56,7 +56,8 @@ def top5(outputs: Outputs, labels: np.ndarray | None, _reference: Outputs) -> fl
 
 def agreement(outputs: Outputs, _labels: np.ndarray | None, reference: Outputs) -> float:
     """Share of samples whose highest output is the original's, or whose output is, where that is class numbers (N,)."""
-    return float((said("agreement", outputs[0]) == said("agreement", reference[0])).mean())
+    same = said("agreement", outputs[0]) == said("agreement", reference[0])
+    return float((same & ~np.isnan(per_class(reference[0])).any(axis=1)).mean())  # NaN agrees with nothing
 
 
 def fidelity(outputs: Outputs, _labels: np.ndarray | None, reference: Outputs) -> float:

@@ -15,6 +15,7 @@ import onnxruntime as ort
 from onnx_amc.errors import ModelError, OptionError
 from onnx_amc.run.capture import BATCH, feeds, fixed_batch
 from onnx_amc.run.data import Dataset
+from onnx_amc.run.finite import answered
 from onnx_amc.run.metrics import Metric, Outputs, gaps, scale_of
 from onnx_amc.run.session import open_session, run_session
 
@@ -79,7 +80,8 @@ class Scorer:
         batch: How many of them are run at a time.
 
     Raises:
-        OptionError: The metric cannot be had of these outputs and labels, or is no finite number for the original.
+        OptionError: The metric cannot be had of these outputs and labels, or is no finite number for the original, or the original
+            answers no finite number.
 
     """
 
@@ -93,6 +95,13 @@ class Scorer:
         self.provider, self.where = provider, where
         self.labels = None if data.labels is None else data.labels[index]
         self.reference: Outputs = self.outputs(original)
+        floats = [z for z in self.reference if z.dtype.kind == "f"]
+        if floats and not any(answered(z).any() for z in floats):
+            raise OptionError(
+                f"the original itself answers NaN or infinity to each of the {len(index)} samples of {data.source}",
+                where=where,
+                fix="check the preprocessing of the data, and that the model itself gives finite results",
+            )
         known = self._value(self.reference, slice(None))
         if not np.isfinite(known):
             raise OptionError(
