@@ -15,6 +15,7 @@ import onnx_amc
 from onnx_amc.delivery import Result
 from onnx_amc.errors import OptionError
 from onnx_amc.listener import Listener
+from onnx_amc.run.metrics import fidelity, mse, power, psnr
 
 SHAPES = {"a": (8, 32), "b": (32, 32), "c": (32, 5)}
 X = np.random.default_rng(1).standard_normal((120, 8)).astype(np.float32)
@@ -139,3 +140,31 @@ def test_an_original_that_answers_no_number_is_refused_and_single_ones_are_warne
     heard = Warned()
     found = cut(network("s = Sub(z, low)  y = Sqrt(s)", low=always), listener=heard, **bare)
     assert found.record["original"]["score"] == 1
+
+
+MASK = np.array([0, 0, 0, 0, -np.inf], np.float32)
+
+
+def test_a_class_that_is_ruled_out_is_no_difference() -> None:
+    z = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
+    off = z + np.float32(0.1)
+    plain, masked = ([a[:, :4] for a in (z, off)], [a + MASK for a in (z, off)])
+    for metric in (mse, psnr):
+        share = 0.8 if metric is mse else 1.0  # of the elements that can differ
+        assert metric([masked[1]], None, [masked[0]]) == pytest.approx(
+            share * metric([plain[1]], None, [plain[0]]), rel=0.05
+        )
+    assert fidelity([masked[1]], None, [masked[0]]) == pytest.approx(fidelity([plain[1]], None, [plain[0]]))
+    assert fidelity([masked[0]], None, [masked[0]]) == 1
+    assert fidelity([z], None, [masked[0]]) == 1 - 1e6
+    now_and_then = np.where(np.arange(200).reshape(40, 5) % 7 == 0, -np.inf, z)
+    assert power(now_and_then) / power(z) == pytest.approx(6 / 7, rel=0.1)
+
+
+def test_a_network_that_rules_a_class_out_is_searched_and_trained_as_one_that_does_not() -> None:
+    models = [network("y = Add(z, mask)", mask=mask) for mask in (np.zeros(5, np.float32), MASK)]
+    plain, masked = (cut(model, policy="ddpg", episodes=2) for model in models)
+    assert all(t.loss < 10 for t in masked.trials)
+    assert masked.record["recover"]["epochs"] == plain.record["recover"]["epochs"] == 2
+    assert all(e["error"] < 10 for e in masked.details["layer_errors"])
+    assert masked.details["layer_errors"]

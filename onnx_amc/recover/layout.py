@@ -35,23 +35,39 @@ def held_by_pixel(value: Tensor) -> Tensor:
 
 
 class MeanSquare(torch.autograd.Function):
-    """The mean squared difference of two tensors, whose gradient lies in memory as the first does; that of torch's own does not."""
+    """The mean squared difference of two tensors, whose gradient lies in memory as the first does; that of torch's own does not.
+
+    Equal infinities, as of a class that a mask rules out, are no difference.
+    """
 
     @staticmethod
     def forward(ctx: Any, found: Tensor, goal: Tensor) -> Tensor:
         """Return a scalar of float32, or of what is wider; the goal takes no gradient."""
         gap = found - goal
+        kind = torch.promote_types(gap.dtype, torch.float32)
+        norm: Tensor = torch.linalg.vector_norm(gap, dtype=kind)
+        if bool(norm.isnan()):
+            gap = gap.masked_fill(found == goal, 0.0)
+            norm = torch.linalg.vector_norm(gap, dtype=kind)
         ctx.dtype = found.dtype
         ctx.save_for_backward(gap)
-        kind = torch.promote_types(gap.dtype, torch.float32)
-        error: Tensor = torch.linalg.vector_norm(gap, dtype=kind).square() / gap.numel()
-        return error
+        return norm.square() / gap.numel()
 
     @staticmethod
     def backward(ctx: Any, *above: Any) -> tuple[Tensor, None]:
         """Return the gradient of what was found, in its type and order."""
         (gap,) = ctx.saved_tensors
         return (gap * (above[0] * (2 / gap.numel()))).to(ctx.dtype), None
+
+
+def variance(value: Tensor) -> float:
+    """Of each element from sample to sample, averaged; infinities are left out."""
+    value = value.double()
+    endless = value.isinf()
+    if endless.any():
+        known = value.masked_fill(endless, 0.0)
+        value = torch.where(endless, known.sum(dim=0) / (~endless).sum(dim=0).clamp_min(1), known)
+    return float(value.var(dim=0, correction=0).mean())
 
 
 def coarse_products() -> bool:

@@ -89,7 +89,7 @@ class Reading(nn.Module):
                     fix=WITHOUT,
                 )
             value = torch.from_numpy(array)
-            if tensor.name in trained:
+            if tensor.name in trained and bool(value.isfinite().all()):  # infinity is a mask, not a bias
                 scale = scale_of(value, by_channel=tensor.name in kernels)
                 self.register_buffer(f"s{i}", scale)
                 self.weights[f"t{i}"] = nn.Parameter(value / scale)

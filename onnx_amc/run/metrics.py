@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from onnx_amc.errors import AmcError, OptionError
+from onnx_amc.run.finite import difference, levelled
 from onnx_amc.run.samples import Dataset
 
 Outputs = list[np.ndarray]
@@ -92,7 +93,8 @@ def psnr(outputs: Outputs, labels: np.ndarray | None, reference: Outputs) -> flo
 
     """
     target = _target("psnr", outputs, labels, reference)
-    peak = float(target.max()) - float(target.min()) or 1.0
+    known = target[np.isfinite(target)]
+    peak = (float(known.max()) - float(known.min()) if known.size else 0.0) or 1.0
     error = _squared(outputs[0], target)
     if not np.isfinite(error):
         return -PERFECT
@@ -204,14 +206,15 @@ def relative(z: np.ndarray, z0: np.ndarray) -> float:
 
 
 def power(z0: np.ndarray) -> float:
-    """Variance of each element from sample to sample, averaged; the mean square where there is none."""
+    """Variance of each element from sample to sample, averaged; the mean square where there is none. Infinities are left out."""
+    z0 = levelled(z0)
     return float(np.mean(np.square(z0 - z0.mean(axis=0, keepdims=True), dtype=np.float64))) or float(
         np.mean(np.square(z0, dtype=np.float64))
     )
 
 
 def _squared(z: np.ndarray, target: np.ndarray) -> float:
-    gap = np.subtract(z, target, dtype=np.float64)
+    gap = difference(z, target)
     return float(np.mean(np.square(gap, out=gap)))
 
 
