@@ -53,7 +53,8 @@ def details_of(search: Search, counts: np.ndarray) -> dict[str, Any]:
 
 
 def tried_json(search: Search, trials: Sequence[Tried]) -> list[dict[str, Any]]:
-    """Evaluated plans, their prices relative to the original's."""
+    """Evaluated plans, their prices relative to the original's; what was stopped early is an estimate, and has no parts."""
+    parted = search.scorers is not None and search.scorers[1].parts > 0
     return [
         {
             "source": t.source,
@@ -61,6 +62,7 @@ def tried_json(search: Search, trials: Sequence[Tried]) -> list[dict[str, Any]]:
             "score": t.score,
             "loss": t.loss,
             "reward": t.reward,
+            "estimate": parted and not t.parts,
         }
         for t in trials
     ]

@@ -282,8 +282,8 @@ class Search:
             each = {t.key: t for t in several}  # baselines may propose the same
             waits = {key: self.memo.later(_key("final", t.counts), partial(begin, t)) for key, t in each.items()}
             for done, tried in enumerate(several, start=1):
-                value, loss, *_ = waits[tried.key]()
-                found = replace(tried, score=value, loss=loss)
+                value, loss, *parts = waits[tried.key]()
+                found = replace(tried, score=value, loss=loss, parts=tuple(parts))
                 self.finals.append(found)
                 model = built.pop(tried.key, None)
                 if model is not None and (self.ready is None or found.reward > self.ready[0].reward):

@@ -278,6 +278,8 @@ def test_what_is_hopeless_for_one_budget_is_scored_for_another() -> None:
     results = pipeline.pareto(MLP, None, settings, [Budget("flops", 0.9), Budget("flops", 0.4)])
     alone = pipeline.compress(MLP, None, replace(settings, budget=Budget("flops", 0.4)))
     assert sum(not t.parts for t in results[0].trials) > 10, "plans were stopped"
+    assert [t["estimate"] for t in results[0].details["trials"]] == [not t.parts for t in results[0].trials]
+    assert not any(t["estimate"] for t in results[0].details["finals"])
     told, wanted = ([(t.key, t.score, t.source) for t in trials] for trials in (results[1].trials, alone.trials))
     assert told == wanted
     measured = {t.counts.tobytes() for r in results for t in r.trials if t.parts}

@@ -36,6 +36,15 @@ def test_the_front_is_what_no_plan_beats() -> None:
     assert [(r["ratio"], r["score"]) for r in rows.pareto_rows(run) if r["front"]] == [(0.5, 0.9), (0.4, 0.8)]
 
 
+def test_a_plan_that_was_stopped_early_is_not_on_the_front() -> None:
+    tried = [(0.4, 0.8, False), (0.45, 0.95, True), (0.5, 0.9, False)]
+    trials = [
+        {"source": "random", "ratio": r, "score": s, "reward": s, "loss": 0.0, "estimate": e} for r, s, e in tried
+    ]
+    run = record.Run(Path(), {}, {"trials": trials, "elsewhere": trials[1:2]})
+    assert [r["ratio"] for r in rows.pareto_rows(run) if r["front"]] == [0.4, 0.5]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -161,7 +161,7 @@ def pareto(rows: Sequence[Row], unit: str, metric: str, limit: float | None) -> 
                 "color": {"field": "source", "type": "nominal", "scale": color, "legend": {"symbolType": "circle"}},
                 "shape": {"field": "source", "type": "nominal", "scale": shape},
                 "opacity": {
-                    "condition": {"test": "datum.search == 'this budget'", "value": 0.85},
+                    "condition": {"test": "datum.search == 'this budget' && !datum.estimate", "value": 0.85},
                     "value": 0.35,
                 },
                 "tooltip": tooltip(

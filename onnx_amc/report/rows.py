@@ -80,14 +80,17 @@ def baseline_rows(run: Run) -> list[Row]:
 
 
 def pareto_rows(run: Run) -> list[Row]:
-    """Every plan tried, in this search and in those for other budgets; `front` where no other is as cheap and as good."""
+    """Every plan tried, in this search and in those for other budgets; `front` where no other is as cheap and as good.
+
+    What was stopped early is only an estimate: it is never on the front, and does not beat what is.
+    """
     own = [{**t, "search": "this budget"} for t in run.details["trials"]]
     rows = [*own, *({**t, "search": "another budget"} for t in run.details.get("elsewhere", []))]
     rows = [r for r in rows if r["score"] is not None]
     best = float("-inf")
     for row in sorted(rows, key=lambda r: (r["ratio"], -r["score"])):
-        row["front"] = row["score"] > best
-        best = max(best, row["score"])
+        row["front"] = row["score"] > best and not row.get("estimate")
+        best = row["score"] if row["front"] else best
     return rows
 
 
