@@ -112,7 +112,7 @@ else:
 
 
 def identity_of(settings: Settings, model: str, samples: str | None) -> dict[str, Any]:
-    """What a run's results are a function of: what other software said, or another function of the user's, does not hold.
+    """What a run's results are a function of: what other software said, or another function or agent of the user's, does not hold.
 
     Args:
         settings: Of the run.
@@ -123,6 +123,8 @@ def identity_of(settings: Settings, model: str, samples: str | None) -> dict[str
     named = {"--metric": settings.metric, "--reward": settings.reward}
     own = [(imported(name, option), name.partition(":")[0]) for option, name in named.items() if name and ":" in name]
     files = [getattr(sys.modules[module], "__file__", None) for _, module in own]
+    if settings.agent and Path(settings.agent).is_file() and os.access(settings.agent, os.R_OK):
+        files.append(settings.agent)  # otherwise the search says that it cannot be read
     return {
         "model": model,
         "settings": {name: value for name, value in asdict(settings).items() if name not in ASIDE},

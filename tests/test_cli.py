@@ -114,6 +114,20 @@ def test_resume_refuses_data_that_changed_under_the_same_name(place: Path, capsy
     assert "other data" in fails(capsys, 2, *command, "--resume")
 
 
+def test_resume_refuses_an_agent_that_changed_under_the_same_name(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compress", place / "digits_mlp.onnx", "--flops", 0.5, "--episodes", 2, "--no-recover", "--quiet"]
+    for seed in (1, 2):
+        saved = ["--seed", seed, "--save-agent", place / f"{seed}.npz", "-o", place / f"{seed}.onnx"]
+        assert main([str(a) for a in [*command, *saved]]) == 0
+    command += ["--agent", place / "1.npz", "--run-dir", place / "run", "-o", place / "x.onnx"]
+    assert main([str(a) for a in command]) == 0
+    assert main([str(a) for a in [*command, "--resume"]]) == 0
+    (place / "2.npz").replace(place / "1.npz")
+    assert "other options" in fails(capsys, 2, *command, "--resume")
+
+
 def test_uniform_without_refit_needs_no_data(place: Path) -> None:
     (place / "digits_mlp.npz").unlink()
     command = ["compress", str(place / "digits_mlp.onnx"), "--policy", "uniform", "--no-refit", "--quiet"]
