@@ -213,6 +213,14 @@ def test_a_csv_that_starts_with_a_mark_or_an_empty_line(tmp_path: Path) -> None:
         assert np.asarray(data.arrays["x"])[:, 0].tolist() == list(range(12))
 
 
+@pytest.mark.parametrize(
+    ("header", "samples"), [("0,1,2", 10), ('"0","1","2"', 10), ("0,1,3", 11), ("0.0,1.0,2.0", 11)]
+)
+def test_a_header_of_column_numbers_is_no_sample(header: str, samples: int, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("\n".join([header, *["4,5,6"] * 10]))
+    assert len(load(tmp_path / "t.csv", ROWS)) == samples
+
+
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
 def test_a_data_set_that_was_saved_with_a_format(kind: str, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")

@@ -91,13 +91,14 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def _csv(path: Path) -> Any:
-    """Read a CSV; without a header its columns are numbered."""
+    """Read a CSV; without a header its columns are numbered, as they are in the header that pandas gives unnamed ones."""
     from pyarrow import csv  # noqa: PLC0415
 
     between = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         cells = next(filter(None, map(str.strip, file)), "").split(between)
-    how = csv.ReadOptions(autogenerate_column_names=all(_number(cell) for cell in cells))
+    numbered = [cell.strip().strip('"') for cell in cells] == list(map(str, range(len(cells))))
+    how = csv.ReadOptions(autogenerate_column_names=all(map(_number, cells)) and not numbered)
     return csv.read_csv(path, read_options=how, parse_options=csv.ParseOptions(delimiter=between))
 
 
