@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -387,9 +388,11 @@ class Search:
 def _warm(policy: str) -> None:
     """Import what an agent needs, before any thread runs: in runs that did it beside them the interpreter crashed now and then."""
     if policy in AGENTS:
+        drawn = random.getstate()  # something there draws from the caller's generator when it is imported
         for name in ("onnx_amc.search.agent", "torch._dynamo"):  # the latter an optimizer imports at its first use
             with suppress(ImportError):  # told where it is needed
                 import_module(name)
+        random.setstate(drawn)
 
 
 def _key(kind: str, counts: np.ndarray) -> str:

@@ -228,3 +228,21 @@ def test_nothing_heavy_is_imported_beside_running_threads() -> None:
     script = f"MODEL = {str(MODEL.with_name('digits_resnet.onnx'))!r}{BESIDE}"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.split()[-2:] == ["True", "True"]
+
+
+KEPT = """
+import random
+import numpy as np
+import onnx_amc
+
+before = random.getstate(), np.random.get_state()[1].tolist()
+onnx_amc.compress(MODEL, flops=0.5, episodes=2, recover=False)
+print((random.getstate(), np.random.get_state()[1].tolist()) == before)
+"""
+
+
+def test_the_first_search_leaves_the_caller_s_generators_as_they_were() -> None:
+    """In a process of its own: it imports what an agent needs."""
+    script = f"MODEL = {str(MODEL)!r}{KEPT}"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.split()[-1] == "True"
