@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from onnx_amc.errors import DataError
-from onnx_amc.run import shelf
+from onnx_amc.run import samples, shelf
 from onnx_amc.run.data import InputSpec, load
 from onnx_amc.run.shelf import Pictures, Shelf
 
@@ -42,6 +42,18 @@ def test_a_large_folder_gives_the_same_samples_as_a_small_one(painted: Path, mon
     assert held.labels is not None
     assert streamed.labels is not None
     assert held.labels.tolist() == streamed.labels.tolist()
+
+
+def test_any_image_of_a_large_folder_that_changes_is_noticed(painted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "MEMORY", 100)
+    monkeypatch.setattr(samples, "STREAMED", 2)
+    first = load(painted, IMAGE).digest()
+    moved = painted.rename(painted.with_name("elsewhere"))
+    assert load(moved, IMAGE).digest() == first
+    Image.fromarray(np.zeros((6, 4, 3), np.uint8)).save(moved / "a" / "4.png")
+    second = load(moved, IMAGE).digest()
+    (moved / "a" / "4.png").rename(moved / "a" / "3.png")
+    assert len({first, second, load(moved, IMAGE).digest()}) == 3
 
 
 def test_a_broken_image_of_a_large_folder_is_named_when_it_comes_up(

@@ -96,11 +96,16 @@ class Dataset:
         return Excerpt(**given, numbers=numbers)
 
     def digest(self) -> str:
-        """SHA-256 of how many samples there are, of the labels, of the arrays in memory, and of a few samples as they are fed."""
+        """SHA-256 of how many samples there are, of the labels, of the arrays in memory, and of a few samples as they are fed.
+
+        Of what is decoded when it is asked for, the names and sizes of all files count as well: reading them all would take long.
+        """
         found = hashlib.sha256(f"{len(self)}".encode())
         if len(self):
             few = np.unique(np.linspace(0, len(self) - 1, STREAMED).astype(np.int64))
             fed = (a for at in few[:, None] for a in self.batch(at).values())  # one at a time: they may be large
+            for streamed in (a for a in self.arrays.values() if not isinstance(a, np.ndarray)):
+                found.update(streamed.listing().encode(errors="surrogateescape"))
             whole = (a for a in [*self.arrays.values(), self.labels] if isinstance(a, np.ndarray))
             for array in chain(fed, whole):
                 if array.dtype.hasobject:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,3 +72,9 @@ class Pictures:
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
         """Decode the images at `index` (B,) to (B,H,W,C)."""
         return np.stack([self.read(self.files[i]) for i in np.asarray(index).tolist()])
+
+    def listing(self) -> str:
+        """Name and size of each file, a line each; nothing where images are no files of their own."""
+        files = [file for file in self.files if isinstance(file, Path)]
+        top = os.path.commonpath([file.parent for file in files]) if files else ""
+        return "".join(f"{file.relative_to(top).as_posix()} {file.stat().st_size}\n" for file in files)
