@@ -17,7 +17,7 @@ import onnx
 
 from onnx_amc.builder import Builder, Kept
 from onnx_amc.config import REPLAYED, Settings
-from onnx_amc.delivery import Result, actual_cost, check_feed, class_count, figures, one_feed, outcome
+from onnx_amc.delivery import Result, actual_cost, check_feed, class_count, figures, names_classes, one_feed, outcome
 from onnx_amc.details import confusion_json, details_of, errors_json
 from onnx_amc.errors import BudgetError, SelfCheckError
 from onnx_amc.granularity import Units, units_of
@@ -169,7 +169,7 @@ class Compression:
         if data is not None:
             for name in data.unused:
                 self.listener.note(f"array '{name}' in {data.source} is neither an input nor labels: ignored")
-            name, metric = find_metric(settings.metric, data, class_count(self.model))
+            name, metric = find_metric(settings.metric, data, class_count(self.model), named=names_classes(self.model))
             how = (metric, name, settings.provider, self.model.source)
             batch = batch_of(self.model)
             self.scorer = Scorer(self.model.original, data, reward, *how, parts=PARTS, batch=batch)

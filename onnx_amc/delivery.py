@@ -26,6 +26,9 @@ from onnx_amc.run.session import open_session
 from onnx_amc.search.journal import Journal, Tried
 from onnx_amc.search.loop import CLOSED
 
+WHOLE = frozenset(getattr(onnx.TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64))
+"""Types of whole numbers."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -185,3 +188,11 @@ def class_count(model: Model) -> int | None:
     shape = model.shapes.get(outputs[0].name, ()) if outputs else ()
     wide = [d for d in shape[1:] if d > 1]
     return wide[0] if len(wide) == 1 else None
+
+
+def names_classes(model: Model) -> bool:
+    """Whether the first output is one whole number per sample: the class's, where a network ends in an ArgMax."""
+    outputs = model.proto.graph.output
+    shape = model.shapes.get(outputs[0].name, ()) if outputs else ()
+    kind = outputs[0].type.tensor_type.elem_type if outputs else 0
+    return kind in WHOLE and len(shape) > 0 and all(d == 1 for d in shape[1:])

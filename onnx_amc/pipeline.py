@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from onnx_amc.builder import Builder
 from onnx_amc.compression import Compression
 from onnx_amc.config import REPLAYED, Budget, Settings, check_levels, parse_round_to
-from onnx_amc.delivery import Result, check_feed, class_count, input_specs, int8_beside
+from onnx_amc.delivery import Result, check_feed, class_count, input_specs, int8_beside, names_classes
 from onnx_amc.details import provenance, times_json
 from onnx_amc.errors import OptionError, PlanError
 from onnx_amc.files import json_text, unwritable, write_text
@@ -187,7 +187,7 @@ def evaluate(
     classes = class_count(loaded)
     read = (data, preset) if known is None else (known, None)
     samples = sources.load(read[0], input_specs(loaded.proto), classes=classes, preset=read[1])
-    name, function = find_metric(metric, samples, classes)
+    name, function = find_metric(metric, samples, classes, named=names_classes(loaded))
     how = (function, name, provider_of(provider), loaded.source)
     scorer = Scorer(base.original, samples, np.arange(len(samples)), *how, batch=batch_of(base))
     found = scorer.original if against is None else scorer(loaded.original)

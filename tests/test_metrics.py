@@ -206,6 +206,11 @@ def test_what_suits_the_data(labels: np.ndarray | None, classes: int | None, nam
     assert find_metric(None, dataset(labels), classes) == (name, METRICS[name])
 
 
+def test_class_numbers_suit_a_network_that_gives_them() -> None:
+    assert find_metric(None, dataset(np.zeros(24, int)), None, named=True)[0] == "top1"
+    assert find_metric(None, dataset(None), None, named=True)[0] == "fidelity"
+
+
 def test_labels_that_suit_nothing_need_a_function() -> None:
     with pytest.raises(OptionError, match=r"int64 \(N, 5\) suit no metric by themselves"):
         find_metric(None, dataset(np.zeros((24, 5), int)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import onnx
@@ -114,8 +115,15 @@ def test_a_network_that_ends_in_an_argmax_is_scored_by_what_it_says() -> None:
     model.graph.node.append(onnx.helper.make_node("ArgMax", [last], ["class"], axis=1, keepdims=0))
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_tensor_value_info("class", onnx.TensorProto.INT64, ["N"]))
-    result = onnx_amc.compress(model, data=MLP.with_suffix(".npz"), flops=0.6, policy="knapsack", recover=False)
-    record = result.record
+    data = MLP.with_suffix(".npz")
+    how: dict[str, Any] = {"flops": 0.6, "policy": "knapsack", "recover": False}
+    record = onnx_amc.compress(model, data=data, metric="fidelity", **how).record
     assert record["original"]["score"] == 1.0
     assert 0.9 < record["compressed"]["score"] < 1.0
     assert record["baselines"]["uniform"]["score"] != record["compressed"]["score"]
+    told = onnx_amc.compress(model, data=data, **how).record
+    assert told["metric"] == onnx_amc.evaluate(model, data)["metric"] == "top1", "there are labels"
+    assert told["warnings"] == []
+    with np.load(data) as file:
+        wrong = onnx_amc.evaluate(model, {**file, "y": (file["y"] + 1) % 10})
+    assert "of a class right on average" in wrong["warnings"][0]

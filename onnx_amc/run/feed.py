@@ -11,7 +11,7 @@ import onnx
 
 from onnx_amc.errors import OptionError
 from onnx_amc.run.finite import answered
-from onnx_amc.run.metrics import Outputs, per_class
+from onnx_amc.run.metrics import Outputs, per_class, said
 from onnx_amc.run.pixels import Pixels, channels_first
 from onnx_amc.run.presets import IMAGENET, fitted
 from onnx_amc.run.samples import Dataset, InputSpec, show, spread
@@ -101,12 +101,13 @@ def doubts(scorer: Scorer, original: onnx.ModelProto) -> list[str]:
     silent = np.any(unheard, axis=0).mean() if unheard else 0.0
     if silent and not data.synthetic:
         found.append(f"the original itself answers NaN or infinity to {silent:.1%} of the samples: {FIX}")
-    if data.synthetic or outputs[0].ndim < 2 or outputs[0].dtype.kind != "f":
+    named = outputs[0].dtype.kind in "iu" and outputs[0].size == len(outputs[0])
+    if data.synthetic or not (named or (outputs[0].ndim > 1 and outputs[0].dtype.kind == "f")):
         return found
     labels = None if data.class_numbers is None else data.class_numbers[scorer.index]
     scores = per_class(outputs[0])
-    if labels is not None and scores.shape[1] > 1 and len(np.unique(labels)) > 1:
-        recall, chance = recalls(scores.argmax(axis=1), labels), 1 / len(np.unique(labels))
+    if labels is not None and (named or scores.shape[1] > 1) and len(np.unique(labels)) > 1:
+        recall, chance = recalls(said("top1", outputs[0]), labels), 1 / len(np.unique(labels))
         if recall < chance + NEAR * (1 - chance):
             found.append(
                 f"the original itself gets {recall:.1%} of a class right on average, and {chance:.1%} would be chance: what "

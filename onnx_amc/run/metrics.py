@@ -134,7 +134,7 @@ METRICS: dict[str, Metric] = {
 }  # fmt: skip
 
 
-def find_metric(name: str | None, data: Dataset, classes: int | None) -> tuple[str, Metric]:
+def find_metric(name: str | None, data: Dataset, classes: int | None, *, named: bool = False) -> tuple[str, Metric]:
     """Return the metric asked for, or what suits the data.
 
     What suits: with class numbers top1 for a classifier; with class maps miou; with float targets mse; otherwise agreement for a
@@ -144,12 +144,13 @@ def find_metric(name: str | None, data: Dataset, classes: int | None) -> tuple[s
         name: Of the metric, or `module:function`; modules in the current directory are found.
         data: The samples.
         classes: How many the model tells apart, None where it is no classifier.
+        named: Whether its first output is class numbers themselves.
 
     Raises:
         OptionError: Unknown name, a function that does not exist, labels wanted where there are none, or labels that suit nothing.
 
     """
-    name = name or _suited(data, classes)
+    name = name or _suited(data, classes, named=named)
     if name in {"top1", "top5"} and data.labels is None:
         raise OptionError(
             f"metric '{name}' needs labels", where="--metric", fix="give labels, or take --metric agreement"
@@ -242,12 +243,12 @@ def said(metric: str, z: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(rows).any(axis=1), -1, rows.argmax(axis=1))
 
 
-def _suited(data: Dataset, classes: int | None) -> str:
+def _suited(data: Dataset, classes: int | None, *, named: bool) -> str:
     """The metric that suits the labels, and the model where there are none."""
     if data.labels is None:
         return "fidelity" if classes is None else "agreement"
     if data.class_numbers is not None:
-        return "fidelity" if classes is None else "top1"
+        return "top1" if named or classes is not None else "fidelity"
     if data.labels.dtype.kind == "f":
         return "mse"
     if data.labels.ndim in {3, 4}:
