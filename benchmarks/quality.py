@@ -1,9 +1,9 @@
-"""The latency column of the README's main table: real networks at a budget, measured by a script that is not ours.
+"""The latency column of the README's main table: real networks at a budget, beside what a script says that is not ours.
 
     python benchmarks/quality.py [--shared ../shared] [--only resnet20] [--round-to auto 1] [--seed 0] [--out FILE.md]
 
-Each row runs `onnx-amc compress` on the `search` data and `measure.py` on the `test` data, which nothing was tuned on. The latency is
-what the run reports, and beside it what `measure.py` finds, whose two sessions disturb each other.
+Each row runs `onnx-amc compress` on the `search` data and `measure.py` on the `test` data, which nothing was tuned on. The latency
+is what the run reports, and beside it what `measure.py` finds, whose two sessions disturb each other.
 """
 
 from __future__ import annotations
