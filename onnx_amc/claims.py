@@ -10,7 +10,10 @@ from pathlib import Path
 from onnx_amc.errors import OptionError
 
 STDOUT = "-"
-OWN = ("plan.json", "record.json", "details.json", "evaluations.jsonl")
+RESULTS = ("plan.json", "record.json", "details.json")
+"""What a run leaves for each budget."""
+
+OWN = (*RESULTS, "evaluations.jsonl")
 """What a run keeps in its directory."""
 
 DESCRIBES = frozenset({"preprocess.json", "classes.json", "dataset_info.json", "state.json", "dataset_dict.json"})

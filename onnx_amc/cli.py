@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from onnx_amc.claims import OWN, STDOUT, claim, read_from, writable
+from onnx_amc.claims import OWN, RESULTS, STDOUT, claim, read_from, writable
 from onnx_amc.errors import AmcError, OptionError
 from onnx_amc.files import json_text, write_text
 from onnx_amc.options import parser
@@ -164,7 +164,7 @@ def _clear(folder: Path) -> None:
     except OptionError:  # none, or not in one piece
         return
     for run in runs:
-        for name in ("plan.json", "record.json", "details.json", "report.html"):
+        for name in (*RESULTS, "report.html"):
             (run.folder / name).unlink(missing_ok=True)
         if run.folder != folder:
             with contextlib.suppress(OSError):  # something else lies in it

@@ -15,6 +15,7 @@ from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.graph import cost, light
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.load import FLOATS
+from onnx_amc.graph.proto import all_read, defaults
 from onnx_amc.inspection import facts_of, matching, protected, shape_facts
 from onnx_amc.prune.layers import Layer, find_layers
 from onnx_amc.prune.sparse import SPARSE_IR, bytes_left, bytes_now, can_be_sparse, elements, in_nodes, nonzeros
@@ -246,8 +247,8 @@ def _thinned_prices(
         smaller = np.minimum(bytes_left(np.minimum(plans, live), sizes, widths), now)
         return np.asarray(np.where(sparse & (plans < tops), smaller, now).sum(axis=1))
 
-    read = cost.used(original)
-    unread = [t for t in original.graph.initializer if t.name not in read and t.data_type in FLOATS]  # a cut drops them
+    stay = all_read(original.graph) | defaults(original)
+    unread = [t for t in original.graph.initializer if t.name not in stay and t.data_type in FLOATS]  # a cut drops them
     # What is zero there may be so no longer when it is trained: biases begin so.
     rest = {"params": elements(original, beside) - int(sizes.sum()), "size": wholes["size"] - int(now.sum())}
     for tensor in unread:

@@ -14,7 +14,6 @@ from onnx_amc.graph import light
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Tokens
 from onnx_amc.graph.load import FLOATS, Model, densify
-from onnx_amc.graph.proto import names_read
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,10 @@ def macs(analysis: Analysis) -> Price:
 
 
 def params(analysis: Analysis) -> Price:
-    """Elements of the parameters, without those that nothing reads: a cut drops them."""
-    axes, read = _axes(analysis), used(analysis.model.proto)
+    """Elements of the parameters."""
+    axes = _axes(analysis)
     entries: list[tuple[str, int, Sequence[Tokens]]] = []
     for name, tensor in parameters(analysis.model).items():
-        if name not in read:
-            continue
         mine = axes.get(name, {})
         rest = int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
         entries.append((name, rest, list(mine.values())))
@@ -83,7 +80,7 @@ def parameters(model: Model) -> dict[str, onnx.TensorProto]:
 
 
 def size(analysis: Analysis, whole: int | None = None) -> Price:
-    """Bytes of the file: of all initializers that anything reads, and what the rest takes.
+    """Bytes of the file: of all initializers, and what the rest takes.
 
     Args:
         analysis: Of the network.
@@ -91,11 +88,11 @@ def size(analysis: Analysis, whole: int | None = None) -> Price:
             with what was calculated from constants in place of the nodes that did. None for what the original takes.
 
     """
-    axes, read = _axes(analysis), used(analysis.model.proto)
+    axes = _axes(analysis)
     entries: list[tuple[str, int, Sequence[Tokens]]] = []
     counted = 0
     for name, tensor in analysis.model.weights.items():
-        if tensor.data_type in light.PACKED or (whole is not None and name not in read):
+        if tensor.data_type in light.PACKED:
             continue
         mine = axes.get(name, {})
         width = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
@@ -114,11 +111,6 @@ def _dense_bytes(model: Model) -> int:
     dense.CopyFrom(model.original)
     densify(dense)
     return light.size(dense)
-
-
-def used(proto: onnx.ModelProto) -> set[str]:
-    """Names of all tensors that something reads."""
-    return {name for node in proto.graph.node for name in names_read(node)} | {o.name for o in proto.graph.output}
 
 
 def _axes(analysis: Analysis) -> dict[str, dict[int, Tokens]]:

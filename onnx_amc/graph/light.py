@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from onnx_amc.graph.proto import names_read
+from onnx_amc.graph.proto import all_read
 
 SMALL = 1024
 """Elements up to which a tensor stays in the graph: shapes must, and the rest does no harm (onnxruntime#26261)."""
@@ -171,7 +171,7 @@ def session(
         extra: Tensors to make outputs as well.
 
     """
-    used = {name for node in proto.graph.node for name in names_read(node)} | {o.name for o in proto.graph.output}
+    used = all_read(proto.graph)
     light, heavy = externalise(proto, "weights", lambda t: is_heavy(t) and t.name in used)
     present = {o.name for o in light.graph.output}
     light.graph.output.extend(onnx.ValueInfoProto(name=n) for n in extra if n not in present)

@@ -27,7 +27,7 @@ from onnx_amc.graph.functions import inlined
 from onnx_amc.graph.limits import LARGEST_INPUT, is_huge, too_large
 from onnx_amc.graph.mend import mend
 from onnx_amc.graph.outside import fetch, scattered
-from onnx_amc.graph.proto import attributes, defaults, key_of, names_of, names_read, unused
+from onnx_amc.graph.proto import all_read, attributes, defaults, key_of, names_of, unused
 from onnx_amc.graph.shapes import concrete_shapes, other_shapes
 
 FLOATS = frozenset(
@@ -362,9 +362,8 @@ def _accidental(tensor: onnx.TensorProto) -> bool:
 
 def _drop_unused(proto: onnx.ModelProto) -> None:
     """Remove initializers that no node reads any more after folding."""
-    used = {name for node in proto.graph.node for name in names_read(node)} | {o.name for o in proto.graph.output}
-    unused = {t.name for t in proto.graph.initializer} - used - defaults(proto)
+    unread = {t.name for t in proto.graph.initializer} - all_read(proto.graph) - defaults(proto)
     for listing in (proto.graph.initializer, proto.graph.input):
         for i in reversed(range(len(listing))):
-            if listing[i].name in unused:
+            if listing[i].name in unread:
                 del listing[i]

@@ -34,6 +34,11 @@ def names_read(node: onnx.NodeProto) -> set[str]:
     return names
 
 
+def all_read(graph: onnx.GraphProto) -> set[str]:
+    """Every tensor that a graph's nodes read, and its outputs."""
+    return {name for node in graph.node for name in names_read(node)} | {o.name for o in graph.output}
+
+
 def names_of(graph: onnx.GraphProto) -> set[str]:
     """The name of every tensor in a graph and in those inside it."""
     names = {t.name for t in (*graph.input, *graph.initializer, *graph.output)}

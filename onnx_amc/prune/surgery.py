@@ -17,7 +17,7 @@ from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.light import declared, stripped
 from onnx_amc.graph.load import densify
-from onnx_amc.graph.proto import declare_stored, defaults, key_of, names_of, names_read, unused
+from onnx_amc.graph.proto import all_read, declare_stored, defaults, key_of, names_of, names_read, unused
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -100,8 +100,7 @@ def finish(analysis: Analysis, result: onnx.ModelProto) -> onnx.ModelProto:
     """Make a cut model fit to deliver: share again what is equal again, restore constant nodes, drop what nothing reads."""
     _share(analysis, result)
     _restore_constants(analysis, result)
-    used = {name for node in result.graph.node for name in names_read(node)} | {o.name for o in result.graph.output}
-    used |= defaults(analysis.model.original)
+    used = all_read(result.graph) | defaults(analysis.model.original)
     for i in reversed(range(len(result.graph.initializer))):
         if result.graph.initializer[i].name not in used:
             del result.graph.initializer[i]
