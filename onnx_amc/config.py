@@ -217,7 +217,7 @@ class Settings:
         ):
             value = getattr(self, name)
             own = name in {"reward", "metric"}
-            if value not in known and not (own and ":" in value):
+            if value not in known and not (own and isinstance(value, str) and ":" in value):
                 more = ", or module:function" if own else ""
                 raise OptionError(
                     f"unknown {name} '{value}'",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ class Result:
     trials: list[Tried] = field(repr=False, default_factory=list)
     details: dict[str, Any] = field(repr=False, default_factory=dict)
     int8: onnx.ModelProto | None = field(repr=False, default=None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: rewards stay what they were, without the functions that made them."""
+        rules = {id(t.rule): t.rule.settled() for t in self.trials}
+        return self.__dict__ | {"trials": [replace(t, rule=rules[id(t.rule)]) for t in self.trials]}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model: beside its place first, then renamed, so that a file there is replaced by a whole one only."""
@@ -104,7 +109,7 @@ def actual_cost(kind: str, granularity: str) -> Callable[[onnx.ModelProto], floa
 def outcome(journal: Journal, policy: str, units: Units, counts: np.ndarray) -> dict[str, Any]:
     """What a search found: the plan delivered and who proposed it, the rewards, and what the loss counted for in them."""
     trials = [] if policy in CLOSED else [t for t in journal.trials if t.source == policy]
-    best = max(range(len(trials)), key=lambda i: trials[i].reward, default=None)
+    best = max(range(len(trials)), key=lambda i: trials[i].rank, default=None)
     first = next((t for t in journal.trials if np.array_equal(t.counts, counts)), None)
     return {
         "delivered": first.source if first else policy,

@@ -9,6 +9,8 @@ Several environments of one network can share its calibration and what plans sco
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any
 
 import gymnasium as gym
@@ -27,7 +29,9 @@ from onnx_amc.search.journal import Tried
 SOURCE = "environment"
 """Who proposes the plans, for the record: whatever agent walks, the environment does not know it."""
 
-UNREAD = ("max_drop", "ray", "agent", "save_agent", "tensorboard", "policy", "episodes", "ahead", "workers")
+UNREAD = (
+    "max_drop", "ray", "agent", "save_agent", "tensorboard", "policy", "episodes", "ahead", "workers", "finalists",
+)  # fmt: skip
 """Settings that only a search by `onnx_amc.compress` looks at."""
 
 
@@ -129,7 +133,7 @@ def pruning(
     Args:
         model: Path of an ONNX file, or a model.
         data: As for `onnx_amc.compress`.
-        granularity: `channel` or `weight`; set by the id.
+        granularity: `channel` or `weight`; set by the id, and that of a run must be the same.
         flops: Fraction of the multiply-accumulates to be left.
         params: Fraction of the parameters to be left.
         size: Fraction of the file's bytes to be left.
@@ -163,8 +167,22 @@ def pruning(
         with threadpool_limits(limits=1, user_api="blas"):
             run = Compression(model, data, wanted, listener or Listener())
         if shaping is not None:
-            run.search.journal.rule.shaping = shaping
+            _shape(run, shaping)
+    if run.settings.granularity != granularity:
+        what = f"it is the run of an environment of {run.settings.granularity}s, this one is of {granularity}s"
+        raise OptionError(what, where="run", fix=f"make onnx_amc/{run.settings.granularity.title()}Pruning-v0 of it")
     return ModelEnv(run, render_mode)
+
+
+def _shape(run: Compression, shaping: float) -> None:
+    """Choose what the error of the outputs counts for in the reward."""
+    rule = run.search.journal.rule
+    if rule.own is not None:
+        what = f"the reward '{run.settings.reward}' counts the error of the outputs as it likes"
+        raise OptionError(what, where="shaping", fix="leave that out, or the reward")
+    if not isinstance(shaping, Real) or not 0 <= shaping < math.inf:
+        raise OptionError(f"{shaping!r} is no weight", where="shaping", fix="give 0 or more")
+    rule.shaping = float(shaping)
 
 
 for _granularity in ("channel", "weight"):

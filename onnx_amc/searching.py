@@ -259,7 +259,7 @@ class Search:
         )
         keys = {t.key for t in plain}
         others = [t for t in self.journal.distinct if t.key not in keys and self.aimed.feasible(t.counts)]
-        others.sort(key=lambda t: -t.reward)
+        others.sort(key=lambda t: t.rank, reverse=True)
         few = [t for i, t in enumerate(plain) if i < FINAL_BASELINES or t.source == "uniform"]
         chosen = [*others[: self.settings.finalists], *few]
         self._refine(chosen)
@@ -381,7 +381,7 @@ class Search:
                 self.journal.ask(local.below(space, self.errors, counts), policy)
         fitting = [t for t in self.journal.distinct if space.feasible(t.counts)]
         self.ready = None
-        self._refine(sorted(fitting, key=lambda t: -t.reward)[:OTHERS])
+        self._refine(sorted(fitting, key=lambda t: t.rank, reverse=True)[:OTHERS])
         return max((t for t in self.finals if space.feasible(t.counts)), key=lambda t: t.reward).counts
 
 

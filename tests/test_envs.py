@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import pickle
 import subprocess
 import sys
 import warnings
@@ -166,12 +167,20 @@ def test_what_an_environment_does_not_know_it_says() -> None:
     walked(env, 0.4)
     with pytest.raises(gym.error.ResetNeeded):
         env.step(np.array([0.5], dtype=np.float32))
-    for setting in ({"max_drop": 1.0}, {"ray": "auto"}, {"save_agent": "a.npz"}, {"policy": "uniform"}):
+    for setting in (
+        {"max_drop": 1.0},
+        {"ray": "auto"},
+        {"save_agent": "a.npz"},
+        {"policy": "uniform"},
+        {"finalists": 5},
+    ):
         with pytest.raises(OptionError, match=f"does not heed {next(iter(setting))}"):
             gym.make(IDS["channel"][0], model=MLP, flops=0.5, **setting)
     for beside in ({"shaping": 0.0}, {"flops": 0.5}, {"max_drop": 1.0}, {"model": MLP}):
         with pytest.raises(OptionError, match=f"{next(iter(beside))} beside the run"):
             gym.make(IDS["channel"][0], run=env.run, **beside)
+    with pytest.raises(OptionError, match="of channels, this one is of weights"):
+        gym.make(IDS["weight"][0], run=env.run)
     kept = made("channel", keep=("/1/Gemm",))
     with pytest.raises(OptionError, match="no whole numbers from"):
         kept.deliver(kept.space.smallest - 1)
@@ -187,6 +196,27 @@ def test_the_error_of_the_outputs_counts_as_much_as_wanted() -> None:
     info = walked(made("channel", shaping=0.0), 0.4)
     assert info["loss"] > 0
     assert info["reward"] == pytest.approx(info["score"] - 1)
+
+
+@pytest.mark.parametrize("shaping", [-1.0, math.nan, math.inf, "4"])
+def test_a_weight_of_the_error_that_is_none_is_refused(shaping: object) -> None:
+    with pytest.raises(OptionError, match="is no weight"):
+        made("channel", shaping=shaping)
+
+
+@pytest.mark.parametrize("action", [[math.nan], [], [0.2, 0.5], None], ids=str)
+def test_what_is_no_action_decides_nothing(action: object) -> None:
+    """NaN comes from an agent that has diverged; it was the smallest level once."""
+    env = made("channel")
+    env.reset()
+    with pytest.raises(gym.error.InvalidAction):
+        env.step(action)  # type: ignore[arg-type]
+    assert env.counts.tolist() == env.space.full.tolist()
+    for beyond, end in ((np.inf, -1), (-np.inf, 0)):
+        env.reset()
+        bound = min(range(len(env.space.levels[0]))[end], env.space.highest(env.counts, 0))
+        env.step(np.array([beyond], dtype=np.float32))
+        assert env.counts[0] == env.space.levels[0][bound]
 
 
 @pytest.mark.parametrize(
@@ -227,16 +257,35 @@ def test_a_reward_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "def good(score, loss, left): return score - left['flops']\n"
         "def bad(score, loss, left): return left['nothing']\n"
         "def odd(score, loss, left): return float('nan')\n"
+        "def vast(score, loss, left): return -1e30\n"
     )
     monkeypatch.chdir(tmp_path)
     info = walked(made("channel", reward="mine:good"), 0.4)
     assert info["reward"] == pytest.approx(info["score"] - info["ratio"])
-    for name, said in (("bad", "KeyError: 'nothing'"), ("odd", "returned nan")):
+    with pytest.raises(OptionError, match="counts the error of the outputs as it likes"):
+        made("channel", reward="mine:good", shaping=1.0)
+    for name, said in (("bad", "KeyError: 'nothing'"), ("odd", "returned nan"), ("vast", r"returned -1e\+30")):
         with pytest.raises(OptionError, match=said):
             walked(made("channel", reward=f"mine:{name}"), 0.4)
     for name in ("mine:nothing", "unknown"):
         with pytest.raises(OptionError):
             made("channel", reward=name)
+
+
+@pytest.mark.parametrize("setting", ["reward", "metric"])
+def test_a_function_itself_is_no_name_of_one(setting: str) -> None:
+    given: dict[str, Any] = {setting: lambda *_: 0.0}
+    with pytest.raises(OptionError, match=f"unknown {setting}.*\n.*or module:function"):
+        made("channel", **given)
+
+
+@pytest.mark.parametrize(("reward", "granularity"), [("flops", "channel"), ("size", "weight")])
+def test_results_of_any_reward_can_be_pickled(reward: str, granularity: str) -> None:
+    env = made(granularity, reward=reward)
+    walked(env, 0.4)
+    result = env.deliver()
+    again = pickle.loads(pickle.dumps(result))
+    assert [t.reward for t in again.trials] == [t.reward for t in result.trials] == result.record["rewards"]
 
 
 def test_a_cost_that_the_granularity_does_not_know_is_refused() -> None:

@@ -12,6 +12,7 @@ from onnx_amc.search.loop import search
 from onnx_amc.search.racing import bar_of
 from onnx_amc.search.reward import Rule
 from onnx_amc.search.shaping import SHAPING, weight_of
+from onnx_amc.search.space import Space
 
 # ---- what the loss counts for ---------------------------------------------------------------------------------------
 
@@ -125,3 +126,48 @@ def test_a_reward_that_counts_costs_prefers_the_cheap(score: float) -> None:
     cheap, dear = np.array([10**6]), np.array([2 * 10**6])
     assert rule(score, 0.0, cheap) > rule(score, 0.0, dear)
     assert rule(score + 0.1, 0.0, cheap) > rule(score, 0.0, cheap)
+
+
+def test_the_best_of_many_estimates_is_not_the_best_plan() -> None:
+    """Plans that were stopped while the loss counted are estimates; once it counts for nothing one of them may look best."""
+    found = {n: [0.9, 0.1, *(0.9, 0.1) * 4] for n in range(9)} | {9: [0.95, 0.9]}
+    journal = Journal(lambda counts: found[int(counts[0])])
+    for n in found:
+        journal.ask(np.array([n]), "asked")
+    assert journal.best.counts == [0]
+    journal.rule.shaping = 0.0
+    assert journal.trials[-1].reward == max(t.reward for t in journal.trials)
+    assert journal.best.counts == [0]
+    assert journal.best_in(Space(("a",), (np.arange(10),), lambda plans: plans[:, 0], 9)).counts == [0]
+    few = Journal(lambda counts: found[int(counts[0])][:2], rule=Rule(shaping=0.0))
+    for n in found:
+        few.ask(np.array([n]), "asked")
+    assert few.best.counts == [9], "too few samples for parts: all are scored on all of them"
+
+
+def test_the_best_is_kept_as_plans_come_and_chosen_anew_when_rewards_change() -> None:
+    rng = np.random.default_rng(0)
+    found = [[float(v) for v in rng.random(2)] for _ in range(40)]
+    journal = Journal(lambda counts: found[int(counts[0])])
+    for n in range(40):
+        asked = journal.ask(np.array([n]), "asked")
+        assert journal.best is max(journal.trials, key=lambda t: t.reward)
+        if n % 7 == 6:
+            journal.rule.shaping = float(rng.choice([0.0, 1.0, 4.0]))
+            assert journal.best is max(journal.trials, key=lambda t: t.reward)
+    assert asked.source == "asked"
+
+
+def test_a_users_function_is_asked_once_for_each_plan() -> None:
+    """It may be slow, or draw: what it has said of a plan stays."""
+    asked: list[int] = []
+
+    def own(_score: float, _loss: float, counts: np.ndarray) -> float:
+        asked.append(int(counts[0]))
+        return float(len(asked))
+
+    journal = Journal(lambda _counts: [0.5, 0.5], rule=Rule(own=own))
+    given = [journal.ask(np.array([n]), "asked").reward for n in (3, 5, 3, 7)]
+    assert journal.best.counts == [7]
+    assert [t.reward for t in journal.trials] == given == [1.0, 2.0, 1.0, 3.0]
+    assert asked == [3, 5, 7]

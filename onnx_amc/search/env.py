@@ -75,12 +75,21 @@ class PruningEnv(gym.Env[np.ndarray, np.ndarray]):
         return self._observe(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Decide one unit."""
+        """Decide one unit; beyond 0 to 1 the nearer end counts.
+
+        Raises:
+            gym.error.ResetNeeded: The episode has ended.
+            gym.error.InvalidAction: The action is not one number, or NaN: an agent that has diverged is no plan of everything cut.
+
+        """
         if self._step == self.steps:
             raise gym.error.ResetNeeded("the episode has ended: call reset()")
-        wanted = float(np.clip(np.asarray(action, dtype=np.float64).reshape(-1)[0], 0.0, 1.0))
+        wanted = np.asarray(action, dtype=np.float64)
+        if wanted.size != 1 or np.isnan(wanted).any():
+            raise gym.error.InvalidAction(f"{action!r} is not the one number that a step takes, a ratio from 0 to 1")
         levels = self.space.levels[self._step]
-        index = min(self.space.nearest(self._step, wanted), self.space.highest(self.counts, self._step))
+        ratio = float(np.clip(wanted.item(), 0.0, 1.0))
+        index = min(self.space.nearest(self._step, ratio), self.space.highest(self.counts, self._step))
         self.counts[self._step] = levels[index]
         self._previous = float(levels[index] / levels[-1])
         info: dict[str, Any] = {"executed_action": np.array([self._previous], dtype=np.float32)}

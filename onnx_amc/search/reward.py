@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from onnx_amc.search.shaping import SHAPING, SHARE, WORST, Scale
 
 REWARDS = ("error", "flops", "params", "size", "latency")
 """R_err = -Error, and with something else R = -Error log(cost) (AMC section 3.3)."""
+
+
+LARGEST = 1e15
+"""A reward must be smaller: agents compute its square in single precision."""
 
 
 @dataclass
@@ -33,6 +38,7 @@ class Rule:
     scale: Scale = SHARE
     cost: Callable[[np.ndarray], float] | None = None
     own: Callable[[float, float, np.ndarray], float] | None = None
+    _known: dict[tuple[float, float, bytes], float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def short(self, score: float, loss: float) -> float:
         """R_err: what is missing to the best score, below zero, less the weighted loss; neither counts without bound.
@@ -49,13 +55,30 @@ class Rule:
     def __call__(self, score: float, loss: float, counts: np.ndarray) -> float:
         """Return the reward of a plan."""
         if self.own is not None:
-            return float(self.own(score, loss, counts))
-        short = self.short(score, loss)
-        if self.cost is None:
+            own = self.own
+            return self._once(lambda: float(own(score, loss, counts)), (score, loss, counts.tobytes()))
+        short, cost = self.short(score, loss), self.cost
+        if cost is None:
             return short
-        dear = math.log(max(self.cost(counts), math.e))
+        dear = self._once(lambda: math.log(max(cost(counts), math.e)), (0.0, 0.0, counts.tobytes()))
         # Above the best score that was known, what is cheap is better still.
         return short * dear if short <= 0 else short / dear
+
+    def settled(self) -> Rule:
+        """The same for plans that were rewarded before, and for no others: it holds no functions, so it can be pickled."""
+        other = copy(self)
+        other.cost, other.own = self.cost and _forgotten, self.own and _forgotten
+        return other
+
+    def _once(self, compute: Callable[[], float], key: tuple[float, float, bytes]) -> float:
+        """What was computed before: rewards are compared anew with every plan that is tried."""
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
+
+
+def _forgotten(*_given: object) -> float:
+    raise RuntimeError("a rule that was pickled knows the rewards of plans that were tried, and no others")
 
 
 def users(
@@ -84,6 +107,9 @@ def users(
         raise OptionError(
             what, where="--reward", fix="call it with (score, loss, {'flops': 0.5, ...}) to see why"
         ) from error
-    if not np.isfinite(found):
-        raise OptionError(f"'{name}' returned {found}", where="--reward", fix="return a finite number")
+    if not abs(found) < LARGEST:
+        what = f"'{name}' returned {found}"
+        raise OptionError(
+            what, where="--reward", fix=f"return a finite number, below {LARGEST:g} and above {-LARGEST:g}"
+        )
     return found
