@@ -36,7 +36,7 @@ from onnx_amc.run.metrics import Outputs, find_metric
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.rundir import Memo, RunDir, identity_of
-from onnx_amc.search.loop import CLOSED
+from onnx_amc.search.loop import CLOSED, check_agent
 from onnx_amc.searching import Search
 from onnx_amc.thinner import Thinner
 from onnx_amc.timing import ratio_of, table_of
@@ -82,6 +82,8 @@ class Compression:
     ) -> None:
         self.settings, self.listener, self.team = settings, listener, team
         self._begin({})
+        if settings.agent is not None:
+            check_agent(settings.agent, settings.policy)
         gc.collect()  # an earlier run in this process is a ring of objects and may still hold gigabytes
         with self._timed("analyse"):
             self.listener.stage("analyse", None)

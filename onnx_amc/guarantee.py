@@ -166,7 +166,7 @@ class Guarantee:
         return high
 
     def _closed(self, ratio: float, policy: str) -> bool:
-        return self._holds(ratio, {"policy": policy})
+        return self._holds(ratio, {"policy": policy, "agent": None, "save_agent": None, "tensorboard": None})
 
     def _searched(self, ratio: float) -> bool:
         episodes = max(1, self.first.settings.episodes // ROUNDS)

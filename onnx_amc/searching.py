@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
-from importlib import import_module
 
 import numpy as np
 import onnx
@@ -25,7 +23,7 @@ from onnx_amc.run.session import RUNNING
 from onnx_amc.rundir import Memo
 from onnx_amc.search import baselines, local
 from onnx_amc.search.journal import Journal, Later, Tried, key_of
-from onnx_amc.search.loop import AGENTS, CLOSED, Luggage, explained, propose, refine, search, second_pass
+from onnx_amc.search.loop import AGENTS, CLOSED, Luggage, explained, propose, refine, search, second_pass, warm
 from onnx_amc.search.pace import Bracket, Paces
 from onnx_amc.search.reward import REWARDS, Rule, users
 from onnx_amc.search.space import Space, upward
@@ -123,7 +121,7 @@ class Search:
         began = time.perf_counter()
         self.listener.stage("ranking", None)
         self.builder.prepare()
-        _warm(self.settings.policy)
+        warm(self.settings.policy)
         before, start = RUNNING.seconds, time.perf_counter()
         with ExitStack() as stack:
             crew = self.team or stack.enter_context(Crew(self.settings.workers, self.settings.ahead))
@@ -383,16 +381,6 @@ class Search:
         self.ready = None
         self._refine(sorted(fitting, key=lambda t: t.rank, reverse=True)[:OTHERS])
         return max((t for t in self.finals if space.feasible(t.counts)), key=lambda t: t.reward).counts
-
-
-def _warm(policy: str) -> None:
-    """Import what an agent needs, before any thread runs: in runs that did it beside them the interpreter crashed now and then."""
-    if policy in AGENTS:
-        drawn = random.getstate()  # something there draws from the caller's generator when it is imported
-        for name in ("onnx_amc.search.agent", "torch._dynamo"):  # the latter an optimizer imports at its first use
-            with suppress(ImportError):  # told where it is needed
-                import_module(name)
-        random.setstate(drawn)
 
 
 def _key(kind: str, counts: np.ndarray) -> str:

@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import onnx
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env as check_gymnasium
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_sb3
@@ -25,7 +26,11 @@ import onnx_amc
 from onnx_amc.envs import ModelEnv
 from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.listener import Listener
+from onnx_amc.search.agent import AgentConfig, make_agent, save_agent
+from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.journal import Tried
+from onnx_amc.search.space import Space
+from onnx_amc.search.state import LayerFacts
 
 ROOT = Path(__file__).parents[1]
 RESNET, MLP = (ROOT / "models" / f"digits_{name}.onnx" for name in ("resnet", "mlp"))
@@ -310,6 +315,23 @@ def test_an_agent_trained_on_one_network_begins_on_another(tmp_path: Path) -> No
     ):
         with pytest.raises(OptionError, match=said):
             onnx_amc.compress(MLP, agent=path, **options | {"policy": policy})
+
+
+def test_what_is_no_agent_is_refused_before_anything_else(tmp_path: Path) -> None:
+    def refused(path: str, policy: str, said: str) -> None:
+        with pytest.raises(OptionError, match=said):
+            onnx_amc.compress("nowhere.onnx", flops=0.5, agent=path, policy=policy)
+
+    space = Space(("a",), (np.arange(1, 9),), lambda plans: plans[:, 0], 8)
+    env = PruningEnv(space, [LayerFacts(8, 8, 1, 1, 1, 1, 64)], lambda _counts: 0.0)
+    agent, kept = make_agent(env, "ddpg", AgentConfig(), 0), str(tmp_path / "agent.npz")
+    save_agent(agent, kept)
+    refused(kept, "sac", "it holds other networks")
+    refused(str(tmp_path / "none.npz"), "ddpg", "cannot be read")
+    with torch.no_grad():
+        next(agent.policy.parameters()).fill_(math.nan)
+    save_agent(agent, kept)
+    refused(kept, "ddpg", "it holds NaN or infinity")
 
 
 def test_a_pickle_in_place_of_an_agent_is_not_executed(tmp_path: Path) -> None:

@@ -51,8 +51,10 @@ def test_no_difference_in_few_samples_is_not_none_at_all() -> None:
 
 
 @pytest.mark.parametrize("reduce", ["flops", "params"])
-def test_the_smallest_network_within_the_drop(reduce: str) -> None:
-    result = onnx_amc.compress(MLP, max_drop=1.5, reduce=reduce, episodes=6, recover=False)
+def test_the_smallest_network_within_the_drop(reduce: str, tmp_path: Path) -> None:
+    kept = tmp_path / "agent.npz"
+    result = onnx_amc.compress(MLP, max_drop=1.5, reduce=reduce, episodes=6, recover=False, save_agent=str(kept))
+    assert kept.exists(), "an agent is no matter of the plans in closed form that come first"
     record = result.record
     told, measure = record["max_drop"], {"flops": "macs", "params": "params"}[reduce]
     assert told["points"] <= 1.5

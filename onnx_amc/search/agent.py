@@ -314,7 +314,7 @@ def load_agent(agent: OffPolicyAlgorithm, path: str) -> None:
     """Give an agent the networks of another one, trained on any network: what it sees and answers has the same form everywhere.
 
     Raises:
-        OptionError: There is no such file, or it is not that of an agent of the same policy and size.
+        OptionError: There is no such file, it is not that of an agent of the same policy and size, or its numbers are not finite.
 
     """
     where, fix = f"--agent {path}", "give a file that --save-agent has written, and the same --policy"
@@ -325,6 +325,8 @@ def load_agent(agent: OffPolicyAlgorithm, path: str) -> None:
         raise OptionError(f"cannot be read: {error}", where=where, fix=fix) from error
     if {n: v.shape for n, v in found.items()} != {n: v.shape for n, v in wanted.items()}:
         raise OptionError("it holds other networks", where=where, fix=fix)
+    if not all(bool(value.isfinite().all()) for value in found.values()):
+        raise OptionError("it holds NaN or infinity: its training has diverged", where=where, fix="train another one")
     agent.policy.load_state_dict(found)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -195,6 +198,32 @@ def _learn(
     train(agent, walks, env.steps)
     if luggage.save is not None:
         save_agent(agent, luggage.save)
+
+
+def warm(policy: str) -> None:
+    """Import what an agent needs, before any thread runs: in runs that did it beside them the interpreter crashed now and then."""
+    if policy in AGENTS:
+        drawn = random.getstate()  # something there draws from the caller's generator when it is imported
+        for name in ("onnx_amc.search.agent", "torch._dynamo"):  # the latter an optimizer imports at its first use
+            with suppress(ImportError):  # told where it is needed
+                import_module(name)
+        random.setstate(drawn)
+
+
+def check_agent(path: str, policy: str) -> None:
+    """Refuse what is no agent of this policy, whose networks are the same for every network that it walks over.
+
+    Raises:
+        OptionError: The file cannot be read, or holds something else.
+
+    """
+    warm(policy)
+    from onnx_amc.search.agent import AgentConfig, globals_kept, load_agent, make_agent  # noqa: PLC0415  torch is heavy
+
+    one = Space(("one",), (np.array([1]),), lambda plans: plans.sum(axis=1), 1)
+    with globals_kept():
+        env = PruningEnv(one, [LayerFacts(1, 1, 1, 1, 1, 1, 1)], lambda _counts: 0.0)
+        load_agent(make_agent(env, policy, AgentConfig(), 0), path)
 
 
 def explained(space: Space, journal: Journal, errors: Sequence[np.ndarray]) -> list[np.ndarray]:
