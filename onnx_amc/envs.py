@@ -10,6 +10,7 @@ Several environments of one network can share its calibration and what plans sco
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -100,7 +101,7 @@ class ModelEnv(PruningEnv):
         kept = np.array([g["kept"] for g in result.record["groups"]])
         found = outcome(search.journal, SOURCE, run.units, kept)
         result.record.update(found | {"policy": SOURCE, "episodes": len(found["rewards"])})
-        return result
+        return replace(result, trials=list(result.trials))  # the walks to come are no part of it
 
     def _checked(self, counts: np.ndarray) -> np.ndarray:
         least, full, fix = self.space.smallest, self.space.full, "take `info['counts']` of an episode"

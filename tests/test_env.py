@@ -14,7 +14,7 @@ from stable_baselines3.common.env_checker import check_env as check_sb3
 
 from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.space import Space, levels_of
-from onnx_amc.search.state import FEATURES, LayerFacts
+from onnx_amc.search.state import FEATURES, LayerFacts, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,3 +156,9 @@ def test_the_counts_handed_out_are_copies() -> None:
     assert counts.min() > 0
     counts[:] = 0
     assert env.counts.min() > 0
+
+
+def test_a_network_that_costs_nothing_can_be_seen() -> None:
+    """Of a recurrent network there are no multiply-accumulates to count."""
+    seen = State([LayerFacts(4, 4, 1, 1, 1, 1, 0)] * 2, 0).observe(1, 0, 0.5)
+    assert seen.tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0.5]

@@ -156,6 +156,8 @@ def test_what_an_environment_delivers_is_replayed_to_the_same_bytes() -> None:
     assert (record["policy"], record["delivered"], record["episodes"]) == ("environment", "environment", 2)
     assert record["rewards"] == [t.reward for t in trials]
     assert record["rewards"][record["best_episode"]] == env.best.reward
+    walked(env, 0.5)
+    assert len(result.trials) == 2 < len(trials), "what it goes on to try is no part of the result"
 
 
 def test_what_an_environment_does_not_know_it_says() -> None:

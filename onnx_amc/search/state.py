@@ -39,7 +39,7 @@ class State:
 
     Args:
         facts: Of each step.
-        whole: Multiply-accumulates of the whole network.
+        whole: What the whole network costs, in the unit of `observe`'s prices.
 
     """
 
@@ -54,8 +54,12 @@ class State:
         self._whole = whole
 
     def observe(self, step: int, price: int, previous: float) -> np.ndarray:
-        """Float32 (11,): what is seen before step `step`, with `price` what the network costs as cut so far."""
+        """Float32 (11,): what is seen before step `step`, with `price` what the network costs as cut so far.
+
+        What is removed so far is told in the unit of the price, the budget's; what is left to come in multiply-accumulates.
+        """
         at = min(step, len(self._static) - 1)
-        dynamic = [1.0 - price / self._whole, self._rest[at], previous]
+        reduced = 1.0 - price / self._whole if self._whole else 0.0
+        dynamic = [reduced, self._rest[at], previous]
         seen: np.ndarray = np.clip(np.concatenate([self._static[at], dynamic]), 0.0, 1.0).astype(np.float32)
         return seen
