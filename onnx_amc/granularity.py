@@ -71,7 +71,9 @@ class Units:
 
     def shares(self, counts: np.ndarray) -> dict[str, float]:
         """What a plan costs of each kind, as shares of the original."""
-        return {kind: float(prices(counts[None])[0] / self.wholes[kind]) for kind, prices in self.prices.items()}
+        return {
+            kind: float(prices(counts[None])[0] / max(self.wholes[kind], 1)) for kind, prices in self.prices.items()
+        }
 
     def space(self, settings: Settings) -> Space:
         """Levels and budget.
@@ -179,10 +181,11 @@ def weights_of(analysis: Analysis, settings: Settings) -> Units:
     """
     kind = settings.budget.kind
     if kind not in {"params", "size"}:
+        option = "--" if settings.max_drop is None else "--reduce "
         raise OptionError(
-            f"--{kind} with --granularity weight: onnxruntime multiplies by zeros too, so they save parameters and bytes only",
+            f"{option}{kind} with --granularity weight: onnxruntime multiplies by zeros too, so they save parameters and bytes only",
             where="--granularity",
-            fix="take --params or --size, or --granularity channel",
+            fix=f"take {option}params or {option}size, or --granularity channel",
         )
     layers, refused = thinnable(analysis)
     names = tuple(layer.weight.name for layer in layers)

@@ -147,6 +147,11 @@ def test_impossible_drops(wrong: dict[str, Any]) -> None:
         onnx_amc.compress(MLP, **wrong)
 
 
+def test_what_zeros_do_not_reduce_is_refused_by_the_name_that_was_given() -> None:
+    with pytest.raises(OptionError, match=r"--reduce flops.*\n.*--reduce params"):
+        onnx_amc.compress(MLP, max_drop=1.0, granularity="weight")
+
+
 def test_a_drop_of_just_what_is_allowed_holds() -> None:
     """100 (0.97 - 0.96) is a little more than 1."""
     drop = drop_of(Score(0.96, 0.0), Score(0.97, 0.0), 100)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_search import BEST, FACTS, FULL, SPACE
 
+from onnx_amc.granularity import Units
 from onnx_amc.search import baselines
 from onnx_amc.search.journal import Journal
 from onnx_amc.search.loop import search
@@ -171,3 +172,9 @@ def test_a_users_function_is_asked_once_for_each_plan() -> None:
     assert journal.best.counts == [7]
     assert [t.reward for t in journal.trials] == given == [1.0, 2.0, 1.0, 3.0]
     assert asked == [3, 5, 7]
+
+
+def test_of_what_a_network_has_none_of_nothing_is_left() -> None:
+    """A recurrent network has no multiply-accumulates that are counted; a user's reward is told shares of them all the same."""
+    units = Units(("a",), (np.array([4]),), (), {"flops": lambda plans: 0 * plans[:, 0]}, {"flops": 0}, (), lambda _: 0)
+    assert units.shares(np.array([4])) == {"flops": 0.0}
