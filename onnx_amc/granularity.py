@@ -182,8 +182,9 @@ def weights_of(analysis: Analysis, settings: Settings) -> Units:
     kind = settings.budget.kind
     if kind not in {"params", "size"}:
         option = "--" if settings.max_drop is None else "--reduce "
+        why = "onnxruntime multiplies by zeros too, so they save parameters and bytes only"
         raise OptionError(
-            f"{option}{kind} with --granularity weight: onnxruntime multiplies by zeros too, so they save parameters and bytes only",
+            f"{option}{kind} with --granularity weight: {why}",
             where="--granularity",
             fix=f"take {option}params or {option}size, or --granularity channel",
         )
