@@ -10,7 +10,7 @@ import onnx.parser
 import onnxruntime as ort
 import oracle
 import pytest
-from nets import Row, image
+from nets import Row, flat, image
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_amc import compress
@@ -116,6 +116,38 @@ def test_a_default_for_places_fixes_what_it_picks_from() -> None:
     analysis = analyse(load(model))
     assert not analysis.groups
     assert [i.name for i in finish(analysis, cut(analysis, {})).graph.input] == ["x", "i"]
+
+
+@pytest.mark.parametrize(
+    ("body", "declared", "values", "free"),
+    [
+        ("q = Pad (h, p, k)", "int64[6] p, float k", {"p": [0] * 6, "k": 0.0}, "k"),
+        ("d = QuantizeLinear (h, s) q = DequantizeLinear (d, s, o)", "float s, uint8 o", {"s": 0.05, "o": 0}, "o"),
+        (
+            "d = QuantizeLinear (h, s, z) q = DequantizeLinear (d, s, o)",
+            "float s, int8 z, int8 o",
+            {"s": 0.05, "z": 3, "o": 3},
+            "o",
+        ),
+        ("p = Mul (h, h) n = ReduceMean <axes = [1]> (p) d = Add (n, k) q = Div (h, d)", "float k", {"k": 2.0}, "k"),
+    ],
+)
+def test_a_default_is_no_zero_and_no_divisor_that_is_none(
+    body: str, declared: str, values: dict[str, object], free: str
+) -> None:
+    """Channels that are contracted with themselves are masked at their source: it must be zero behind, whatever a caller gives."""
+    row = flat(
+        "n",
+        f"{body} t = Transpose <perm = [0,2,1]> (q) m = MatMul (q, t) r = MatMul (m, h)",
+        8,
+        declared,
+        weights=values,
+    )
+    model = row.model()
+    assert sum(g.channels for g in analyse(load(model)).groups) == 8
+    tensor = next(t for t in model.graph.initializer if t.name == free)
+    model.graph.input.append(helper.make_tensor_value_info(free, tensor.data_type, list(tensor.dims)))
+    assert not analyse(load(model)).groups
 
 
 def test_sparse_initializers_and_local_functions_are_written_out() -> None:

@@ -52,7 +52,7 @@ class Divisors:
     def _above(self, tensor: str, *, strictly: bool) -> bool:
         node = self.producer.get(tensor)
         if node is None or node.op_type == "Clip":
-            low = self._value(tensor) if node is None else (self.model.bounds(node) or (None,))[0]
+            low = self.model.constant(tensor) if node is None else (self.model.bounds(node) or (None,))[0]
             return low is not None and bool(np.all(low > 0 if strictly else low >= 0))
         op, given = node.op_type, [n for n in node.input if n]
         if op in POSITIVE or (not strictly and (op in SQUARES or self._squares(node))):
@@ -67,18 +67,15 @@ class Divisors:
         return op in SAME and self.above(given[0], strictly=strictly)
 
     def _squares(self, node: onnx.NodeProto) -> bool:
-        power = self._value(node.input[1]) if node.op_type == "Pow" else None
+        power = self.model.constant(node.input[1]) if node.op_type == "Pow" else None
         twice = node.op_type == "Mul" and node.input[0] == node.input[1]
         return twice or (power is not None and not np.any(power % 2))
 
     def _raises(self, node: onnx.NodeProto) -> bool:
-        power = self._value(node.input[1])
+        power = self.model.constant(node.input[1])
         return power is not None and bool(np.all(power >= 0))
 
     def _whole(self, tensor: str) -> bool:
         """Whether it is a constant without a zero."""
-        value = self._value(tensor)
+        value = self.model.constant(tensor)
         return value is not None and bool(np.all(value != 0))
-
-    def _value(self, tensor: str) -> np.ndarray | None:
-        return self.model.value(tensor) if tensor in self.model.weights else None

@@ -91,16 +91,18 @@ class Model:
         """Initializers for which a caller may give others."""
         return frozenset(defaults(self.proto))
 
+    def constant(self, name: str) -> np.ndarray | None:
+        """The array of an initializer for which no caller may give another; None for any other tensor."""
+        return self.value(name) if name in self.weights and name not in self.defaults else None
+
     def bounds(self, clip: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray] | None:
         """Lowest and highest value that a Clip lets through; None where they are computed in the graph."""
         attrs, given = attributes(clip), [*clip.input, "", ""][1:3]
-        if any(name and name not in self.weights.keys() - self.defaults for name in given):
-            return None
         low, high = (
-            self.value(name) if name else np.asarray(attrs.get(key, default))
+            self.constant(name) if name else np.asarray(attrs.get(key, default))
             for name, key, default in zip(given, ("min", "max"), (-np.inf, np.inf), strict=True)
         )
-        return low, high
+        return None if low is None or high is None else (low, high)
 
     @property
     def opset(self) -> int:

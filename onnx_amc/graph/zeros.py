@@ -22,7 +22,8 @@ FIRST = (
     "Identity Cast CastLike Dropout Relu LeakyRelu PRelu Elu Selu Celu Gelu Tanh Abs Neg Sign Sin Asin Atan Sinh Asinh Erf Sqrt "
     "Div HardSwish Mish Swish Softsign Floor Ceil Round Transpose Reshape Flatten Squeeze Unsqueeze Slice Split Gather Expand Tile "
     "DepthToSpace SpaceToDepth QuantizeLinear DequantizeLinear MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool "
-    "GlobalLpPool ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare RMSNormalization Resize Upsample"
+    "GlobalLpPool ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare RMSNormalization Resize Upsample "
+    "GridSample RoiAlign MaxRoiPool Col2Im CenterCropPad GatherElements"
 )
 KEEPS_ZERO = frozenset(FIRST.split())
 """Operators whose output is zero where their first input is."""
@@ -164,7 +165,8 @@ class Zeros:
     def _offset(self, node: onnx.NodeProto) -> bool:
         """Whether a quantised zero is not, or may not be, the number zero."""
         zero = node.input[2] if len(node.input) > 2 else ""
-        return bool(zero) and (zero not in self.model.weights or bool(np.any(self.model.value(zero))))
+        known = self.model.constant(zero)
+        return bool(zero) and (known is None or bool(np.any(known)))
 
     def _quantiser(self, node: onnx.NodeProto) -> str | None:
         """What the numbers that this node reads were before they were quantised with the same zero point."""
@@ -173,8 +175,8 @@ class Zeros:
             before = self.producer.get(before.input[0])
         if before is None or before.op_type != "QuantizeLinear" or len(before.input) < 3:
             return None
-        known = zero in self.model.weights and before.input[2] in self.model.weights
-        same = known and np.array_equal(self.model.value(zero), self.model.value(before.input[2]))
+        one, other = self.model.constant(zero), self.model.constant(before.input[2])
+        same = one is not None and other is not None and np.array_equal(one, other)
         return before.input[0] if same or zero == before.input[2] else None
 
     def _pads_zeros(self, node: onnx.NodeProto) -> bool:
@@ -185,4 +187,5 @@ class Zeros:
             return False
         if len(node.input) < 3 or not node.input[2]:
             return True
-        return node.input[2] in self.model.weights and not np.any(self.model.value(node.input[2]))
+        value = self.model.constant(node.input[2])
+        return value is not None and not np.any(value)
