@@ -114,8 +114,8 @@ def lengths() -> Iterator[Row]:
     yield image("halves behind a Reshape to a size that is calculated", """n = Shape (x) d = Div (n, i) u = Slice (d, o, i) t = Concat <axis = 0> (u, e)
                 q = Reshape (h, t) z = Relu (q) p, k = Split <axis = 1> (z) r = Concat <axis = 1> (k, p)""", 8,
                 "int64[1] i, int64[1] o, int64[3] e", weights={"i": [1], "o": [0], "e": [8, 6, 6]})
-    for opset, channels in ((8, 0), (9, 8)):
-        for name, body in (("a -1", "a = Reshape (h, s) q = Reshape (a, t)"), ("a 1 that stretches", "p = GlobalAveragePool (h) q = Expand (p, t)")):
+    for opset, ways in ((8, 0), (9, 8)):
+        for name, body, channels in (("a -1", "a = Reshape (h, s) q = Reshape (a, t)", 8), ("a 1 that stretches", "p = GlobalAveragePool (h) q = Expand (p, t)", ways)):
             yield image(f"{name} behind a Cast at opset {opset}", f"""n = Shape (x) d = Cast <to = 6> (n) l = Slice <starts = [0], ends = [1]> (d)
                 k = Concat <axis = 0> (l, m, e, e) t = Cast <to = 7> (k) {body} r = Relu (q)""", channels, "int64[3] s, int32[1] m, int32[1] e", opset=opset,
                 ir=opset - 5, weights={"s": [0, 48, 6], "m": -1 if name == "a -1" else 1, "e": 6}, reason="" if channels else "computed at run time")
@@ -159,6 +159,12 @@ def counted() -> Iterator[Row]:
         yield Row(f"a fill of as many channels as the count gives, {name}", f"""(float[N,3,6,6] x) => (float[N,4,6,6] y) <{two}, {one}, int64[1] i7, int64[1] i8,
             int64[1] b16, int32[1] b8> {{ {h} {parts} {body} t = Concat <axis = 0> (a, e, d) u = ConstantOfShape (t) r = Concat <axis = 1> (h, u) y = Conv (r, k) }}""",
             channels, "" if channels else "calculates with the number of its channels", weights={**sizes, "i7": [7], "i8": [8], "b16": [16], "b8": [8]})
+    for name, body, channels, why in (
+            ("the batch, merged", "e = Mul (a, c) t = Concat <axis = 0> (e, i1, d) q = Reshape (h, t) z = Conv (q, p) r = Reshape (z, m)", 8, ""),
+            ("positions, filled,", "f = Slice (d, i0, i1) e = Mul (f, c) t = Concat <axis = 0> (a, e) q = ConstantOfShape (t) g = ReduceSum (q) r = Add (h, g)", 0, "a number calculated"),
+            ("channels", "e = Mul (c, c) f = Cast <to = 1> (e) g = ReduceSum (f) r = Mul (h, g)", 0, "calculates with")):
+        yield Row(f"channels times {name}{'' if channels else ' fixes'}", f"""(float[N,3,6,6] x) => (float[N,4,6,6] y) <{two.split(", float[4,16", maxsplit=1)[0]}, float[1,1,1,1] p, {one}>
+            {{ {h} {parts} {body} y = Conv (r, v) }}""", channels, why, weights=sizes)
     yield image("Expand to a shape whose channels no -1 stands for", """n = Shape (h) e = Equal (n, m) s = Where (e, o, n) k = Expand (z, s) r = Add (h, k)""", 8,
                 "int64[4] m, int64[4] o, float z", weights={"m": [-1] * 4, "o": [1] * 4})
 

@@ -48,8 +48,25 @@ def space() -> Iterator[Row]:
                 weights={"s": [8, 9, 9]}, opset=18)
     yield image("Upsample", "r = Upsample (h, s)", 8, "float[4] s", weights={"s": [1, 1, 2, 2]}, opset=9)
     yield image("Upsample by attribute", "r = Upsample <scales = [1.0, 1.0, 2.0, 2.0]> (h)", opset=8)
-    yield image("no rule", "q = MaxRoiPool <pooled_shape = [6, 6]> (h, i) r = Relu (q)", 0, "float[1,5] i",
-                weights={"i": [[0, 0, 0, 5, 5]]}, reason="has no rule yet")
+    yield image("Resize by a scale that leaves as many channels fixes", "r = Resize (h, n, s)", 0, "float[0] n, float[4] s", weights={**none, "s": [1, 1.1, 2, 2]},
+                reason="resamples it")
+    yield image("Upsample by a scale that leaves as many channels fixes", "r = Upsample <scales = [1.0, 1.1, 2.0, 2.0]> (h)", 0, opset=8, reason="resamples it")
+    for name, scale, channels in (("", 1, 8), (" that leave as many channels fixes", 1.1, 0)):
+        yield image(f"Resize by scales joined at run time{name}", """z = Size (x) f = Cast <to = 1> (z) g = Div (f, f) i = Add (g, g) j = Reshape (i, o)
+                    t = Concat <axis = 0> (s, j, j) r = Resize (h, n, t)""", channels, "float[0] n, float[2] s, int64[1] o", weights={**none, "s": [1, scale], "o": [1]})
+    for name, low, channels in (("", 0, 8), (" and of some channels fixes", 0.2, 0)):
+        yield image(f"Resize of a part of the image{name}", 'r = Resize <mode = "linear", coordinate_transformation_mode = "tf_crop_and_resize"> (h, k, s)', channels,
+                    "float[8] k, float[4] s", weights={"k": [0, low, 0.2, 0.2, 1, 1, 0.7, 0.7], "s": [1, 1, 2, 2]})
+    yield image("MaxRoiPool", "q = MaxRoiPool <pooled_shape = [6, 6]> (h, i) r = Relu (q)", 8, "float[1,5] i", weights={"i": [[0, 0, 0, 5, 5]]})
+    yield image("RoiAlign", "r = RoiAlign <output_height = 2, output_width = 3, sampling_ratio = 2> (h, k, i)", 8, "float[1,4] k, int64[1] i",
+                weights={"k": [[0, 1, 4, 5]], "i": [0]})
+    yield Row("GridSample", """(float[N,3,6,6] x, float[N,5,4,2] z) => (float[N,4,5,4] y) <float[8,3,3,3] w, float[4,8,1,1] v>
+        { h = Conv <pads = [1,1,1,1]> (x, w) r = GridSample (h, z) y = Conv (r, v) }""", 8)
+    yield image("CenterCropPad of space", "r = CenterCropPad <axes = [-2, 3]> (h, s)", 8, "int64[2] s", weights={"s": [4, 8]}, opset=18)
+    yield image("CenterCropPad of everything fixes", "r = CenterCropPad (h, s)", 0, "int64[4] s", 6, weights={"s": [1, 6, 4, 8]}, opset=18, reason="crops or pads it")
+    yield Row("Col2Im", """(float[N,3,9] x) => (float[N,4,4,4] y) <float[8,3,1] w, int64[2] s, int64[2] k, float[4,2,1,1] v>
+        { h = Conv (x, w) r = Col2Im (h, s, k) y = Conv (r, v) }""", 2, weights={"s": [4, 4], "k": [2, 2]}, opset=18)
+    yield image("no rule", "r = Compress <axis = 2> (h, i)", 0, "bool[6] i", weights={"i": [1, 0, 1, 1, 0, 1]}, reason="has no rule yet")
     yield Row("any height and width", """(float[N,3,H,W] x) => (float[N,4,P,Q] y) <float[8,3,3,3] w, float[8] b, float[4,8,1,1] v>
         { h = Conv <pads = [1,1,1,1]> (x, w, b) r = Relu (h) y = Conv (r, v) }""", 8)
 
@@ -100,7 +117,11 @@ def order() -> Iterator[Row]:
     yield image("Expand", "q = GlobalAveragePool (h) r = Expand (q, s)", 8, "int64[4] s", weights={"s": [1, 8, 3, 3]})
     yield image("Expand that names no channels", "q = GlobalAveragePool (h) r = Expand (q, s)", 8, "int64[2] s", weights={"s": [3, 3]})
     yield image("Tile in space", "r = Tile (h, s)", 8, "int64[4] s", weights={"s": [1, 1, 2, 1]})
-    yield image("Tile of channels fixes", "r = Tile (h, s)", 0, "int64[4] s", 16, weights={"s": [1, 2, 1, 1]}, reason="repeats it")
+    yield image("Tile of channels", "r = Tile (h, s)", 8, "int64[4] s", 16, weights={"s": [1, 2, 1, 2]})
+    yield image("Tile of the samples", "t = Tile (h, s) r = Reshape (t, o)", 8, "int64[4] s, int64[4] o", weights={"s": [2, 1, 1, 1], "o": [-1, 8, 6, 6]})
+    yield image("Tile of one channel to many", "q = Conv (h, k) t = Tile (q, s) r = Add (h, t)", 8, "float[1,8,1,1] k, int64[4] s", weights={"s": [1, 8, 1, 1]})
+    yield image("Tile of channels as often as the run says fixes", """z = Size (x) d = Div (z, z) t = Add (d, d) u = Reshape (t, o) s = Concat <axis = 0> (o, u, o, o)
+                r = Tile (h, s)""", 0, "int64[1] o", 16, weights={"o": [1]}, reason="as often as the run says")
 
 
 def runtime() -> Iterator[Row]:
@@ -145,8 +166,21 @@ def places() -> Iterator[Row]:
     yield image("GatherND over the batch", "r = GatherND (h, i)", 8, "int64[2,1] i", weights={"i": [[0], [0]]})
     yield image("GatherND of channels fixes", "q = GatherND (h, i) r = Unsqueeze (q, a)", 0, "int64[1,2] i, int64[1] a", 1,
                 weights={"i": [[0, 1]], "a": [1]}, reason="picks from it")
-    yield image("GatherElements over space", "r = GatherElements <axis = 3> (h, i)", 0, "int64[1,8,6,2] i",
-                weights={"i": np.ones((1, 8, 6, 2))}, reason="by their place")
+    sample, places = "(float[1,3,6,6] x) => (float[1,4,6,P] y) <float[8,3,1,1] w, float[4,8,1,1] v", {"i": np.arange(96) % 5}
+    elements = sample + ", int64[1,8,6,2] i, float[1,8,6,2] u> {{ h = Conv (x, w) r = {} y = Conv (r, v) }}"
+    yield Row("GatherElements over space", elements.format("GatherElements <axis = 3> (h, i)"), 8, weights=places)
+    yield Row("ScatterElements over space", elements.format("ScatterElements <axis = -1> (h, i, u)"), 8, weights=places)
+    yield image("GatherElements over channels fixes", "r = GatherElements <axis = 1> (h, i)", 0, "int64[1,8,6,6] i", weights={"i": np.arange(288) % 8},
+                reason="by their place")
+    yield Row("ScatterElements of fewer channels fixes", elements.replace("1,8,6,2", "1,7,6,2").format("ScatterElements <axis = 3> (h, i, u)"), 0,
+              weights={"i": np.arange(84) % 5}, reason="by their place")
+    best = "s = MatMul (h, k) t, i = TopK <axis = 1> (s, n) j = {} (i, o) q = GatherElements <axis = 1> (h, j)"
+    declared = "float[8,1] k, int64[1] n, int64[3] o"
+    yield flat("the best positions, by Tile", f"{best.format('Tile')} r = Relu (q)", 8, declared, weights={"n": [5], "o": [1, 1, 8]})
+    yield flat("the best positions, put back", f"{best.format('Expand')} p = MatMul (q, m) r = ScatterElements <axis = 1> (h, j, p)", 8, f"{declared}, float[8,8] m",
+               weights={"n": [3], "o": [1, 1, 8]})
+    yield image("ScatterND over the batch", "r = ScatterND (h, i, u)", 8, "int64[1,1] i, float[1,8,6,6] u", weights={"i": [[0]]})
+    yield image("ScatterND into channels fixes", "r = ScatterND (h, i, u)", 0, "int64[1,2] i, float[1,6,6] u", weights={"i": [[0, 1]]}, reason="by place")
     yield image("Trilu", "r = Trilu (h)")
 
 
@@ -177,6 +211,12 @@ def selection() -> Iterator[Row]:
                 "int64[1] a, int64[1] s, int64[1] e, int64[1] i", weights={"a": [0], "s": [-5], "e": [END], "i": [1]})
     yield image("Slice of channels and space", "r = Slice (h, s, e, i)", 4, "int64[3] s, int64[3] e, int64[3] i", 4,
                 weights={"s": [1, 1, 0], "e": [-1, 5, END], "i": [2, 1, 3]}, reason="no weight reads it")
+    turned = "int64[2] s, int64[2] e, int64[2] i, int64[2] t"
+    for name, at in (("by the end", -1), ("by a number", 7)):
+        yield image(f"Slice backwards, {name}", "p = Slice (h, s, e, i, t) r = Concat <axis = 1> (p, h)", 8, turned, 16,
+                    weights={"s": [at, -1], "e": [-END, -END], "i": [1, 3], "t": [-1, -1]})
+    yield image("Slice of some backwards fixes", "r = Slice (h, s, e, i, t)", 0, turned, 7, weights={"s": [6, -1], "e": [-END, -END], "i": [1, 3], "t": [-1, -1]},
+                reason="takes every other channel")
     yield image("Slice with a stride fixes", "r = Slice (h, s, e, i, t)", 0, "int64[1] s, int64[1] e, int64[1] i, int64[1] t", 4,
                 weights={"s": [0], "e": [8], "i": [1], "t": [2]}, reason="takes every other channel")
     yield image("Gather permutes", "r = Gather <axis = 1> (h, i)", 8, "int64[8] i", weights={"i": [7, 1, 5, 3, 4, 2, -8, 6]})

@@ -114,8 +114,9 @@ def conv_transpose(step: Step) -> list[Axes]:
 def gemm(step: Step) -> list[Axes]:
     """Y = alpha A' B' + beta C."""
     flip_a, flip_b = bool(step.attrs.get("transA", 0)), bool(step.attrs.get("transB", 0))
-    inputs = contract(step, 0, 0 if flip_a else 1, 1, 1 if flip_b else 0)
-    rows, columns = step.x(0)[1 if flip_a else 0], step.x(1)[0 if flip_b else 1]
+    inputs = contract(step, 0, -2 if flip_a else -1, 1, 1 if flip_b else 0)
+    single = len(step.shape(0)) == 1  # onnxruntime takes a vector for one row: what a Squeeze leaves of a batch of 1
+    rows, columns = None if single else step.x(0)[1 if flip_a else 0], step.x(1)[0 if flip_b else 1]
     if step.is_param(1):
         step.book.mark(columns, "produces", step.key)
     if step.is_param(0):
@@ -128,7 +129,7 @@ def gemm(step: Step) -> list[Axes]:
                 step.book.mark(tokens, "produces", step.key)
         rows = step.join(rows, offset[0]) if out[0] > 1 and step.spans(2, -2, out[0]) else rows
         columns = step.join(columns, offset[1]) if out[1] > 1 and step.spans(2, -1, out[1]) else columns
-    depth = step.shape(0)[0 if flip_a else 1]
+    depth = step.shape(0)[-2 if flip_a else -1]
     price(step, 1, [(out[0], rows), (out[1], columns), (depth, inputs)])
     if not flip_a:
         read(step, 0, 1, None if inputs is None else inputs[None], columns)

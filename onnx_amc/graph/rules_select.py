@@ -73,7 +73,7 @@ def split(step: Step) -> list[Axes]:
 
 @rule("Slice")
 def slice_(step: Step) -> list[Axes]:
-    """A run of the channels; its bounds move with the cut. A stride over channels fixes them."""
+    """A run of the channels, whose bounds move with the cut, or all of them backwards; another stride fixes them."""
     x, shape = step.x(0), step.shape(0)
     starts, ends = step.setting("starts", 1), step.setting("ends", 2)
     axes, steps = step.setting("axes", 3), step.setting("steps", 4)
@@ -94,6 +94,9 @@ def slice_(step: Step) -> list[Axes]:
             continue
         low, high, stride = slice(starts[at], ends[at], steps[at]).indices(shape[axis])
         whole = starts[at] == 0 and ends[at] >= ENDLESS
+        if stride == -1 and low >= shape[axis] - 1 and high < 0 and (starts[at] == -1 or step.settled(0, axis)):
+            out[axis] = tokens[::-1]  # from end to end, whatever is left
+            continue
         if stride != 1 or not (whole or step.settled(0, axis)):
             step.fix(tokens, "takes every other channel" if stride != 1 else "slices an axis of any length")
             out[axis] = None
@@ -170,21 +173,90 @@ def gather_nd(step: Step) -> list[Axes]:
     return [(None,) * (len(step.shape(1)) - 1) + x[last:]]
 
 
-@rule("GatherElements", "Trilu")
-def by_place(step: Step) -> list[Axes]:
-    """What an element is depends on its place along some axes; the others pass."""
-    x, rank = step.x(0), len(step.shape(0))
-    fixed = {rank - 2, rank - 1}
-    if step.node.op_type == "GatherElements":
-        fixed = set(range(rank))
-        for tokens in step.x(1):
-            step.fix(tokens, "is indexed by it")
-    for i in fixed:
-        step.fix(x[i], "takes its elements by their place")
-    return [tuple(None if i in fixed else t for i, t in enumerate(x))]
+@rule("ScatterND")
+def scatter_nd(step: Step) -> list[Axes]:
+    """Axes that are indexed stay whole; those behind them pass, with those of the updates."""
+    mark_params(step)
+    x, last = step.x(0), step.shape(1)[-1]
+    rows = len(step.shape(1)) - 1
+    for tokens in (*x[:last], *step.x(1), *step.x(2)[:rows]):
+        step.fix(tokens, "writes into it by place")
+    behind = (step.join(a, b) for a, b in zip(x[last:], step.x(2)[rows:], strict=True))
+    return [((None,) * last + tuple(behind))]
 
 
-@rule("Expand", "Tile")
+@rule("GatherElements", "ScatterElements")
+def by_element(step: Step) -> list[Axes]:
+    """The axis that is indexed stays whole; the others pass where the indices are as long, and are cut with them."""
+    mark_params(step)
+    x, others = step.x(0), range(1, len(step.node.input))
+    axis = normal([int(step.attrs.get("axis", 0))], len(x))[0]
+    indices = step.const(1)
+    out: list[Tokens | None] = list(x)
+    cut: list[tuple[int, Tokens]] = []
+    for i, tokens in enumerate(x):
+        named = [step.x(k)[i] for k in others]
+        if i == axis or tokens is None or step.shape(1)[i] != len(tokens):
+            for t in (tokens, *named):
+                step.fix(t, "takes or writes its elements by their place")
+            out[i] = None
+            continue
+        if named[0] is None and indices is not None:
+            cut.append((i, tokens))
+            named = named[1:]
+        for t in named:
+            out[i] = step.join(out[i], t)
+    if cut:
+
+        def value(keep: Keep) -> np.ndarray:
+            new = np.asarray(indices)
+            for i, tokens in cut:
+                new = np.compress(keep(tokens), new, axis=i)
+            return new
+
+        step.edit(1, np.concatenate([t for _, t in cut]), value)
+    return [tuple(out)]
+
+
+@rule("Trilu")
+def triangle(step: Step) -> list[Axes]:
+    """What an element is depends on its place along the last two axes; the others pass."""
+    x = step.x(0)
+    for tokens in x[-2:]:
+        step.fix(tokens, "takes its elements by their place")
+    return [(*x[:-2], None, None)]
+
+
+@rule("Tile")
+def tile(step: Step) -> list[Axes]:
+    """Channels stand once more behind all of them; an axis of length 1 that is repeated gets channels of its own, all alike."""
+    shape, repeats = step.shape(0), step.const(1)
+    out: list[Tokens | None] = []
+    made: list[tuple[int, Tokens]] = []
+    for i, tokens in enumerate(step.x(0)):
+        times = step.out_shape()[i] // max(shape[i], 1)
+        out.append(tokens)
+        if times != 1 and repeats is None:
+            step.fix(tokens, "repeats it as often as the run says")
+            out[i] = None
+        elif tokens is not None:
+            out[i] = np.tile(tokens, times)
+        elif times > 1 and shape[i] == 1 and step.settled(0, i):
+            made.append((i, step.book.fresh(Owner(step.key, -1 - i), times)))
+            out[i] = made[-1][1]
+    if made:
+
+        def value(keep: Keep) -> np.ndarray:
+            new = np.array(repeats, dtype=np.int64)
+            for i, tokens in made:
+                new[i] = keep(tokens).sum()
+            return new
+
+        step.edit(1, np.concatenate([t for _, t in made]), value)
+    return [tuple(out)]
+
+
+@rule("Expand")
 def stretch(step: Step) -> list[Axes]:
     """Copies along axes of length 1; an axis with channels must keep its length."""
     before, after = step.shape(0), step.out_shape()
@@ -195,8 +267,7 @@ def stretch(step: Step) -> list[Axes]:
         if tokens is not None and old != new:
             step.fix(tokens, "repeats it")
         out.append(tokens if old == new else None)
-    if step.node.op_type == "Expand":
-        _expanded(step, out)
+    _expanded(step, out)
     return [tuple(out)]
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from onnx_amc.graph.ledger import Axes, Keep, Owner, Tokens
-from onnx_amc.graph.rules import Step, normal, rule
+from onnx_amc.graph.rules import Step, mark_params, normal, rule
 
 # ---- space --------------------------------------------------------------------------------------------------------
 
@@ -83,10 +83,10 @@ def resize(step: Step) -> list[Axes]:
     out: list[Tokens | None] = []
     before, after = step.shape(0), step.out_shape()
     axes = normal([int(a) for a in step.attrs.get("axes", range(len(before)))], len(before))
-    sizes = step.const(3) if step.node.op_type == "Resize" else None
+    sizes, same = step.const(3) if step.node.op_type == "Resize" else None, _same(step, len(axes))
     moving: list[tuple[int, Tokens]] = []
     for i, tokens in enumerate(step.x(0)):
-        if tokens is not None and before[i] != after[i]:
+        if tokens is not None and (before[i] != after[i] or (i in axes and not same[axes.index(i)])):
             step.fix(tokens, "resamples it")
             out.append(None)
             continue
@@ -96,6 +96,57 @@ def resize(step: Step) -> list[Axes]:
     if step.node.op_type == "Resize" and step.has(3):
         step.follow(3, moving, sizes, len(axes))
     return [tuple(out)]
+
+
+def _same(step: Step, count: int) -> np.ndarray:
+    """Whether each axis that a Resize names stays as it is if its length does: 8 x 1.1 is 8, but of other places."""
+    slot = 2 if step.node.op_type == "Resize" and step.opset >= 11 else 1
+    same = np.ones(count, dtype=bool)
+    if "scales" in step.attrs or (step.has(slot) and step.shape(slot) != (0,)):
+        value = step.attrs["scales"] if "scales" in step.attrs else step.const(slot)
+        known = step.book.written.get(step.node.input[slot], [None] * count) if value is None else value
+        same = np.array([scale == 1 for scale in known])
+    if step.attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize":
+        region = step.const(1)
+        same = same & (False if region is None else (region.reshape(2, -1) == [[0], [1]]).all(axis=0))
+    return same
+
+
+@rule("GridSample", "RoiAlign", "MaxRoiPool")
+def sample(step: Step) -> list[Axes]:
+    """Each channel is sampled by itself, at places that the other inputs name."""
+    mark_params(step)
+    x = step.x(0)
+    for axes in (x[2:], *(step.x(i) for i in range(1, len(step.node.input)))):
+        for tokens in axes:
+            step.fix(tokens, "samples along it, or at it")
+    if step.node.op_type == "GridSample":
+        return [(x[0], x[1], *step.plain()[2:])]
+    step.fix(x[0], "picks from it")
+    return [(None, x[1], None, None)]
+
+
+@rule("Col2Im")
+def columns(step: Step) -> list[Axes]:
+    """The elements of each channel's window stand one after the other: they live and die together."""
+    x, window = step.x(0), step.const(2)
+    step.fix(x[2], "moves it into space")
+    if x[1] is None or window is None:
+        step.fix(x[1], "has windows known at run time only")
+        return [(x[0], *step.plain()[1:])]
+    block = x[1].reshape(-1, int(np.prod(window)))
+    step.book.tie(block, block[:, :1])
+    return [(x[0], block[:, 0], *step.plain()[2:])]
+
+
+@rule("CenterCropPad")
+def centre(step: Step) -> list[Axes]:
+    """The axes that it names are cropped or padded; the others pass."""
+    x = step.x(0)
+    named = normal([int(a) for a in step.attrs.get("axes", range(len(x)))], len(x))
+    for i in named:
+        step.fix(x[i], "crops or pads it")
+    return [tuple(None if i in named else t for i, t in enumerate(x))]
 
 
 @rule("Pad")

@@ -29,6 +29,9 @@ NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 CALCULATES = "calculates with the number of its channels"
 """Why channels stay whose number is more than a size."""
 
+WIDE = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32})
+"""Types in which a size is the same number."""
+
 WHOLE = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL})
 
 
@@ -63,8 +66,9 @@ def _fix(step: Step, names: set[str], why: str) -> None:
 
 
 def _is_list(step: Step) -> bool:
-    """Whether a node puts sizes in a row."""
-    known = step.node.op_type == "Concat" and all(n in step.shapes for n in (*step.node.input, step.key))
+    """Whether a node puts sizes in a row, or writes such a row in another type."""
+    lists = step.node.op_type == "Concat" or step.attrs.get("to") in WIDE
+    known = lists and all(n in step.shapes for n in (*step.node.input, step.key))
     return known and len(step.out_shape()) == 1
 
 
@@ -115,6 +119,10 @@ def _calculated(op: str, cell: tuple[Cell, ...]) -> Cell:
             return None, None if None in values else int(values[0] == values[1])
     if not live:
         return None, None
+    if (
+        op == "Mul" and len(live) == 1 and values[1 - live[0]] is None
+    ):  # by the batch: an axis of both is as long as that
+        return cell[live[0]]
     rest = [known for i, known in enumerate(values) if i != live[0]]
     if any(known != NEUTRAL.get(op) or known is None for known in rest) or (live[0] and op in {"Sub", "Div"}):
         raise ValueError(op)
@@ -130,11 +138,11 @@ def _cells(step: Step, i: int) -> list[Cell]:
 
 
 def _written(step: Step, i: int) -> list[int | None]:
-    """The whole numbers that input i always is; None for what is none, such as NaN."""
+    """The whole numbers that input i always is; None for what is none, such as NaN or 1.1."""
     length, value = int(np.prod(step.shape(i))), step.const(i)
     if value is None or value.dtype.kind not in "iubf":
         return step.book.written.get(step.node.input[i]) or [None] * length
-    return [int(v) if np.isfinite(v) else None for v in value.ravel()]
+    return [int(v) if np.isfinite(v) and v == int(v) else None for v in value.ravel()]
 
 
 def _elements(step: Step, i: int) -> Elements:

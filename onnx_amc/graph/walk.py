@@ -60,7 +60,7 @@ class _Walk:
             axes=inputs,
             shapes=self.model.shapes,
             others=self.model.others,
-            values=self._value,
+            values=self.model.constant,
             params=self.params,
             stored=self.model.weights,
             made=self.model.made,
@@ -109,12 +109,6 @@ class _Walk:
         if tensor.data_type not in FLOATS and name not in self.quantised:
             return (None,) * len(tensor.dims)
         return tuple(self.ledger.fresh(Owner(name, i), d) if d > 1 else None for i, d in enumerate(tensor.dims))
-
-    def _value(self, name: str) -> np.ndarray | None:
-        tensor = self.model.weights.get(name)
-        if tensor is None or tensor.data_type in FLOATS or name in self.model.defaults:
-            return None
-        return self.model.value(name)
 
 
 def _without_singles(step: Step, axes: Axes) -> Axes:
