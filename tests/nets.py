@@ -255,6 +255,8 @@ def attention() -> Iterator[Row]:
         body = f"r = Attention <q_num_heads = {q // 4}, kv_num_heads = {k // 4}> (q, k, z)"
         yield Row(f"Attention as one operator, {q // 4} heads on {k // 4}", fused.format(q=q, k=k, body=body), k // 4, opset=23, ir=11,
                   weights={"s": [0, 0, 2, 4], "t": [0, 0, 2, 4], "o": [0, 0, 8]})
+    yield Row("Attention as one operator, all queries on one head", fused.format(q=12, k=4, body="r = Attention <q_num_heads = 3, kv_num_heads = 1> (q, k, z)"), 3,
+              "has one head", opset=23, ir=11, weights={"s": [0, 0, 3, 4], "t": [0, 0, 1, 4], "o": [0, 0, 12]})
     masked = fused.format(q=8, k=8, body="r = Attention <q_num_heads = 2, kv_num_heads = 2> (q, k, z, mm)").replace("int64[3] o>", "int64[3] o, float[2,5,5] mm>")
     yield Row("Attention with a mask for each head", masked, 2, opset=23, ir=11, weights={"s": [0, 0, 2, 4], "t": [0, 0, 2, 4], "o": [0, 0, 8]})
     apart = """(float[N,5,6] x) => (float[N,5,6] y) <float[6,8] wq, float[8] bq, float[6,8] wk, float[6,8] wv, float[8,6] v, int64[4] s,
@@ -268,6 +270,10 @@ def attention() -> Iterator[Row]:
     single = "q4 = Identity (q) k4 = Identity (k) z4 = Identity (z)"
     yield Row("attention without heads", apart.format(split=single, join="r = Identity (a)").replace("[0,1,3,2]", "[0,2,1]"), 16,
               weights={"s": [0, 0, 1, 8], "o": [0, 0, 8]})
+    yield Row("Attention as one operator, turned flat", fused.format(q=8, k=8, body="""d = RotaryEmbedding <num_heads = 2> (q, cs, sn, at)
+        e = RotaryEmbedding <num_heads = 2> (k, cs, sn, at) r = Attention <q_num_heads = 2, kv_num_heads = 2> (d, e, z)""").replace("[N", "[1").replace(
+        "int64[3] o>", "int64[3] o, float[9,2] cs, float[9,2] sn, int64[1,5] at>"), 2, opset=23, ir=11,
+        weights={"s": [0, 0, 2, 4], "t": [0, 0, 2, 4], "o": [0, 0, 8], "at": [[0, 1, 2, 3, 4]]})
     turns = "{0}4 = Reshape ({0}, s) {0}t = Transpose <perm = [0,2,1,3]> ({0}4)"
     yield Row("Attention as one operator, turned", fused.format(q=8, k=8, body=" ".join(turns.format(n) for n in "qkz") + """
         d = RotaryEmbedding (qt, cs, sn, at) a = Attention (d, kt, zt) b = Transpose <perm = [0,2,1,3]> (a) r = Reshape (b, o)""").replace("[N", "[1").replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_amc.graph.ledger import Axes, Tokens
-from onnx_amc.graph.rules import Step, rule
+from onnx_amc.graph.rules import Step, mark_params, rule
 
 
 @rule("Attention")
@@ -27,17 +27,18 @@ def attention(step: Step) -> list[Axes]:
     of_query = _heads(step, 0, q, flat=flat)
     of_key = [_heads(step, i, k, flat=flat) for i in (1, 2)]
     keys = step.join(of_key[0], of_key[1])
-    joined = step.join(of_query, None if keys is None else np.repeat(keys, q // k))
+    joined = of_query if k == 1 else step.join(of_query, None if keys is None else np.repeat(keys, q // k))
     if step.has(3) and q > 1 and step.spans(3, -3, q):
         joined = step.join(joined, step.x(3)[-3])
     if not flat:
         for i in (0, 1):
             step.book.bare_product(step.x(i)[3], (), f"{step.label} scales by the root of its width")
         return [(step.x(0)[0], joined, step.x(0)[2], step.x(2)[3]), *outputs[1:]]
-    if joined is None or keys is None:
+    if joined is None:
         return outputs
     step.edit("q_num_heads", joined, lambda keep: np.array(int(keep(joined).sum())))
-    step.edit("kv_num_heads", keys, lambda keep: np.array(int(keep(keys).sum())))
+    if keys is not None:
+        step.edit("kv_num_heads", keys, lambda keep: np.array(int(keep(keys).sum())))
     width = step.out_shape()[2] // q
     return [(step.x(0)[0], step.x(0)[1], np.repeat(joined, width)), *outputs[1:]]
 
@@ -59,9 +60,15 @@ def _heads(step: Step, i: int, count: int, *, flat: bool) -> Tokens | None:
 @rule("RotaryEmbedding")
 def rotary(step: Step) -> list[Axes]:
     """Turns pairs of columns of each head; the heads pass."""
-    x = step.x(0)
+    mark_params(step)
+    x, count = step.x(0), int(step.attrs.get("num_heads", 0))
     if len(x) == 3:
-        step.fix_all("turns pairs of its columns")
-        return [step.plain()]
+        if not count:
+            step.fix(x[2], "turns pairs of its columns")
+        heads = _heads(step, 0, count, flat=True) if count else None
+        if heads is None:
+            return [(x[0], x[1], None)]
+        step.edit("num_heads", heads, lambda keep: np.array(int(keep(heads).sum())))
+        return [(x[0], x[1], np.repeat(heads, step.shape(0)[2] // count))]
     step.fix(x[3], "turns pairs of its columns")
     return [(x[0], x[1], x[2], None)]
