@@ -301,7 +301,6 @@ def normalisations() -> Iterator[Row]:
         j = Mul (i, s) r = Add (j, o)""", 2, "int64[3] to, float[2] one, float[2] nil, int64[4] back, float[8,1,1] s, float[8,1,1] o",
                 weights={"to": [0, 2, -1], "back": [0, 8, 6, 6], "one": [1, 1], "nil": [0, 0]})
     yield image("MeanVarianceNormalization over space", "r = MeanVarianceNormalization <axes = [2,3]> (h)")
-    yield image("LpNormalization over channels fixes", "r = LpNormalization <axis = 1> (h)", 0, reason="mixes its channels")
     yield image("LpNormalization over space", "r = LpNormalization (h)")
     yield flat("LayerNormalization fixes", "r = LayerNormalization (h, s, o)", 0, pair, reason="statistics over it")
     yield image("LayerNormalization over space", "r = LayerNormalization <axis = 2> (h, s, o)", 8, "float[6,6] s, float[6,6] o")

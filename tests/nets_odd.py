@@ -52,6 +52,22 @@ def zeros() -> Iterator[Row]:
                "n = MatMul (m, h) r = Add (n, d)", 0, reason="is divided by")
 
 
+def sums() -> Iterator[Row]:
+    """What adds channels up: a zero adds nothing."""
+    one, told = "int64[1] a", "not zero where its weights are"
+    for name, body, channels in (("a sum", "q = ReduceSum (h, a) r = Add (h, q)", 8), ("a sum of absolutes", "q = ReduceL1 (h, a) r = Mul (h, q)", 8),
+                                 ("a sum of squares", "q = ReduceSumSquare (h, a) r = Mul (h, q)", 8), ("the length", "q = ReduceL2 (h, a) r = Div (h, q)", 8),
+                                 ("the length, at once,", "r = LpNormalization <axis = 1> (h)", 8), ("the length of what is never zero", "q = Sigmoid (h) r = LpNormalization <axis = 1> (q)", 0),
+                                 ("a sum of what is never zero", "p = Exp (h) q = ReduceSum (p, a) r = Add (h, q)", 0)):
+        yield image(f"{name} over channels{'' if channels else ' fixes'}", body, channels, one, weights={"a": [1]}, reason="" if channels else told, opset=18)
+    yield flat("Einsum that sums over channels", 'q = Einsum <equation = "nti->nt"> (h) p = Unsqueeze (q, a) r = Add (h, p)', 8, one, weights={"a": [2]})
+    yield Row("a factorisation machine", """(float[N,5,6] x) => (float[N,1] y) <float[6,8] w, int64[1] a> { h = MatMul (x, w) s = ReduceSum <keepdims = 0> (h, a)
+        p = Mul (s, s) q = Mul (h, h) t = ReduceSum <keepdims = 0> (q, a) d = Sub (p, t) y = ReduceSum (d, a) }""", 8, weights={"a": [1]})
+    for name, body in (("its length", "d = ReduceL2 <axes = [1,2,3]> (k)"), ("the root of its squares", "p = Pow (k, two) q = ReduceSum (p, a) d = Sqrt (q)")):
+        yield image(f"a weight divided by {name}", f"{body} e = Div (k, d) f = Mul (e, s) r = Conv (h, f)", 16,
+                    "float[8,8,3,3] k, float[8,1,1,1] s, float two, int64[3] a", weights={"two": 2, "a": [1, 2, 3]})
+
+
 def along() -> Iterator[Row]:
     """Channels on an axis that a node runs along, indexes by or takes a softmax over."""
     yield Row("channels as the time of an LSTM", """(float[1,3,6] x) => (float[1,4,5] y) <float[8,3,1] w, float[1,20,6] p, float[1,20,5] q,
@@ -59,7 +75,7 @@ def along() -> Iterator[Row]:
         s = Squeeze (l, one) u = Transpose <perm = [1,0,2]> (s) y = Conv (u, v) }""", 0, "runs along it", weights={"one": [1]})
     yield Row("channels as the keys of an Attention", """(float[1,3,8] x) => (float[1,3,8] y) <float[8,3,1] w, float[8,8] k>
         { h = Conv (x, w) z = MatMul (x, k) y = Attention <q_num_heads = 2, kv_num_heads = 2> (z, h, h) }""", 0, "softmax", opset=23, ir=11)
-    yield flat("channels that index", "i = Cast <to = 7> (h) j = Gather (k, i) r = ReduceSum <keepdims = 0> (j, m)", 0, "float[3,2] k, int64[1] m",
+    yield flat("channels that index", "i = Cast <to = 7> (h) j = Gather (k, i) r = ReduceSum <keepdims = 0> (j, m)", 2, "float[3,2] k, int64[1] m",
                weights={"m": [-1], "w": np.zeros((6, 8)), "b": [0, 1, 2, 0, 1, 2, 0, 1]}, reason="is indexed by it")
     yield flat("Slice by 32-bit bounds", "p = Slice (h, a, s, i) q = Slice (h, s, e, i) t = Relu (q) r = Concat <axis = 2> (t, p)", 8,
                "int32[1] a, int32[1] s, int32[1] e, int32[1] i", weights={"a": [0], "s": [3], "e": [8], "i": [2]})
@@ -179,4 +195,4 @@ def statistics() -> Iterator[Row]:
 
 def odd() -> list[Row]:
     """All of them."""
-    return [*made(), *zeros(), *along(), *run_time(), *lengths(), *ones(), *counted(), *statistics()]
+    return [*made(), *zeros(), *sums(), *along(), *run_time(), *lengths(), *ones(), *counted(), *statistics()]

@@ -123,6 +123,14 @@ class Step:
         else:
             self.fix(tokens, f"{why} (only --approximate cuts it)")
 
+    def add_up(self, i: int, axis: int, why: str) -> None:
+        """Sum over an axis of input i, or over its squares: where it is zero it adds nothing, and a cut is exact."""
+        if self.book.approximate:
+            self.loosen(self.x(i)[axis], why)
+        else:
+            told = f"{self.label} {why}, and it is not zero where its weights are (only --approximate cuts it)"
+            self.book.demand(self.x(i)[axis], (self.node.input[i],), told)
+
     def fix_all(self, why: str) -> None:
         """Fix everything that reaches this node."""
         for axes in self.axes:

@@ -196,7 +196,7 @@ def einsum(step: Step) -> list[Axes]:
                 joined = step.join(joined, other)
             axes[letter] = joined
         elif len(holders) == 1:
-            step.fix(tokens[0], "sums over it")
+            step.add_up(holders[0], operands[holders[0]].index(letter), "sums over it")
         elif len(holders) == 2:
             _contracted(step, holders, tokens)
         else:

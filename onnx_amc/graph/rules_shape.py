@@ -27,10 +27,14 @@ def pool(step: Step) -> list[Axes]:
     return [out for _ in step.node.output]
 
 
+SUMS = frozenset({"ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"})
+"""Reductions to which a zero adds nothing."""
+
+
 @rule("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceSumSquare",
       "ReduceLogSum", "ReduceLogSumExp", "ArgMax", "ArgMin")  # fmt: skip
 def reduce(step: Step) -> list[Axes]:
-    """A channel that is reduced over is read without a weight, and stays; all others pass."""
+    """A channel that is reduced over is read without a weight, and stays unless it can be made zero; all others pass."""
     rank = len(step.shape(0))
     if step.node.op_type.startswith("Arg"):
         axes: list[int] | None = [int(step.attrs.get("axis", 0))]
@@ -45,6 +49,8 @@ def reduce(step: Step) -> list[Axes]:
     for axis in gone:
         if step.node.op_type.startswith("Arg"):
             step.fix(step.x(0)[axis], "reduces over it")
+        elif step.node.op_type in SUMS:
+            step.add_up(0, axis, "reduces over it")
         else:
             step.loosen(step.x(0)[axis], "reduces over it")
     if step.attrs.get("keepdims", 1):
@@ -70,7 +76,9 @@ def across(step: Step) -> list[Axes]:
         axis = normal([int(step.attrs.get("axis", 1 if old else -1))], rank)[0]
         mixed = set(range(axis, rank)) if old else {axis}
     for i in mixed:
-        if kind in {"LRN", "LpNormalization", "MeanVarianceNormalization"}:
+        if kind == "LpNormalization":
+            step.add_up(0, i, "mixes its channels")
+        elif kind in {"LRN", "MeanVarianceNormalization"}:
             step.loosen(x[i], "mixes its channels")
         else:
             step.fix(x[i], "mixes its channels")

@@ -101,7 +101,7 @@ class Zeros:
             return ([] if start is None else [start]), True
         if op in KEEPS_ZERO or (op == "Pad" and self._pads_zeros(node)):
             return given[:1], True
-        if op == "Clip" and self._keeps_zero(node):
+        if op in {"Clip", "Pow"} and self._keeps_zero(node):
             return given[:1], True
         if op == "Concat":
             return [n for n in given if self._carries(n, channels)], True
@@ -158,7 +158,10 @@ class Zeros:
         return frozenset().union(*known) if known and len(known) == len(held) else None
 
     def _keeps_zero(self, node: onnx.NodeProto) -> bool:
-        """Whether zero lies between the bounds of a Clip."""
+        """Whether zero lies between the bounds of a Clip, and the power of a Pow is more than zero."""
+        if node.op_type == "Pow":
+            power = self.model.constant(node.input[1])
+            return power is not None and bool(np.all(power > 0))
         bounds = self.model.bounds(node)
         return bounds is not None and bool(np.all(bounds[0] <= 0) and np.all(bounds[1] >= 0))
 
