@@ -175,6 +175,9 @@ def counted() -> Iterator[Row]:
         yield Row(f"a fill of as many channels as the count gives, {name}", f"""(float[N,3,6,6] x) => (float[N,4,6,6] y) <{two}, {one}, int64[1] i7, int64[1] i8,
             int64[1] b16, int32[1] b8> {{ {h} {parts} {body} t = Concat <axis = 0> (a, e, d) u = ConstantOfShape (t) r = Concat <axis = 1> (h, u) y = Conv (r, k) }}""",
             channels, "" if channels else "calculates with the number of its channels", weights={**sizes, "i7": [7], "i8": [8], "b16": [16], "b8": [8]})
+    yield Row("a shape that is split and joined again", f"""(float[N,3,H,W] x) => (float[N,4,P,Q] y) <{two.split(", float[4,16", maxsplit=1)[0]}, int64[3] f>
+        {{ {h} a, b, c, d = Split (n) q = Reshape (h, f) z = Relu (q) t = Concat <axis = 0> (a, b, c, d) r = Reshape (z, t) y = Conv (r, v) }}""", 8,
+        weights={"f": [0, 8, -1]}, opset=13)
     for name, body, channels, why in (
             ("the batch, merged", "e = Mul (a, c) t = Concat <axis = 0> (e, i1, d) q = Reshape (h, t) z = Conv (q, p) r = Reshape (z, m)", 8, ""),
             ("positions, filled,", "f = Slice (d, i0, i1) e = Mul (f, c) t = Concat <axis = 0> (a, e) q = ConstantOfShape (t) g = ReduceSum (q) r = Add (h, g)", 0, "a number calculated"),

@@ -7,6 +7,8 @@ count fixes them too: 16 less a count of 8 is 8 as well, but not when fewer are 
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import onnx
 
@@ -56,7 +58,8 @@ def follow(step: Step) -> None:
     if moved is None:
         _fix(step, {node.input[i] for i in fed}, CALCULATES)
     elif any(t is not None for t in moved):
-        sizes.update((name, moved) for name in node.output if name)
+        ends = [len(moved)] if node.op_type != "Split" else np.cumsum([step.shapes[o][0] for o in node.output]).tolist()
+        sizes.update((o, moved[a:b]) for o, (a, b) in zip(node.output, itertools.pairwise([0, *ends]), strict=False))
 
 
 def _fix(step: Step, names: set[str], why: str) -> None:
@@ -86,8 +89,11 @@ def _moved(step: Step) -> Elements | None:
     """Elements of the output; None for an operator that does more than move sizes."""
     op, first, index = step.node.op_type, _elements(step, 0), step.const(1)
     alone = not any(name in step.book.sizes for name in step.node.input[1:])
+    parts = op == "Split" and all(len(step.out_shape(i)) == 1 for i in range(len(step.node.output)))
     found: Elements | None = None
-    if alone and (op in {"Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten"} or step.attrs.get("to") in WHOLE):
+    if alone and (
+        parts or op in {"Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten"} or step.attrs.get("to") in WHOLE
+    ):
         found = first
     elif op == "Gather" and index is not None and len(step.shape(0)) == 1:
         found = [first[int(i)] for i in index.ravel()]
