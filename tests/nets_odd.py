@@ -63,6 +63,8 @@ def sums() -> Iterator[Row]:
     yield flat("Einsum that sums over channels", 'q = Einsum <equation = "nti->nt"> (h) p = Unsqueeze (q, a) r = Add (h, p)', 8, one, weights={"a": [2]})
     yield Row("a factorisation machine", """(float[N,5,6] x) => (float[N,1] y) <float[6,8] w, int64[1] a> { h = MatMul (x, w) s = ReduceSum <keepdims = 0> (h, a)
         p = Mul (s, s) q = Mul (h, h) t = ReduceSum <keepdims = 0> (q, a) d = Sub (p, t) y = ReduceSum (d, a) }""", 8, weights={"a": [1]})
+    yield Row("the cosine of two towers", """(float[N,6] x, float[N,6] z) => (float[N] y) <float[6,8] w, float[6,8] k, int64[1] a> { h = MatMul (x, w) g = MatMul (z, k)
+        p = LpNormalization (h) q = LpNormalization (g) m = Mul (p, q) y = ReduceSum <keepdims = 0> (m, a) }""", 8, weights={"a": [1]})
     for name, body in (("its length", "d = ReduceL2 <axes = [1,2,3]> (k)"), ("the root of its squares", "p = Pow (k, two) q = ReduceSum (p, a) d = Sqrt (q)")):
         yield image(f"a weight divided by {name}", f"{body} e = Div (k, d) f = Mul (e, s) r = Conv (h, f)", 16,
                     "float[8,8,3,3] k, float[8,1,1,1] s, float two, int64[3] a", weights={"two": 2, "a": [1, 2, 3]})
