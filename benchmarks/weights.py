@@ -104,12 +104,13 @@ def main() -> int:
             budget, data = Budget("params", ratio), args.shared / "data"
             model, first = args.shared / "models" / f"{name}.onnx", None
             for policy in todo:
-                settings = Settings(budget, granularity="weight", seed=seed, recover=recover, recover_minutes=30)
+                settings = Settings(
+                    budget, granularity="weight", seed=seed, recover=recover, recover_minutes=30 if recover else None
+                )
                 if policy in {"plain", "magnitude"}:
                     refit = policy != "plain"
-                    simple = replace(
-                        settings, criterion="magnitude", policy="uniform", refit=refit, recover=recover and refit
-                    )
+                    how: dict[str, Any] = {} if refit else {"recover": False, "recover_minutes": None}
+                    simple = replace(settings, criterion="magnitude", policy="uniform", refit=refit, **how)
                     run = Compression(model, str(data / search), simple, Listener())
                 else:
                     first = first or Compression(model, str(data / search), settings, Listener())

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.builder import Builder, Kept
-from onnx_amc.config import REPLAYED, Settings
+from onnx_amc.config import REPLAYED, TRAINING, Settings
 from onnx_amc.delivery import Result, actual_cost, check_feed, class_count, figures, names_classes, one_feed, outcome
 from onnx_amc.details import confusion_json, details_of, errors_json
 from onnx_amc.errors import BudgetError, SelfCheckError
@@ -40,7 +40,7 @@ from onnx_amc.search.loop import CLOSED, check_agent
 from onnx_amc.searching import Search
 from onnx_amc.thinner import Thinner
 from onnx_amc.timing import ratio_of, table_of
-from onnx_amc.training import course_of, parts_of, train
+from onnx_amc.training import course_of, parts_of, train, untrained
 
 TIMING = (0.7, 3.0)
 """Seconds of the last measurement of latency, at least and at most; between them a sixth of the run before."""
@@ -135,9 +135,9 @@ class Compression:
 
         """
         other = copy(self)
+        if changes.get("recover") is False:
+            changes, other.trained = changes | TRAINING, None
         other.settings = replace(self.settings, **changes)
-        if other.settings.recover is False:
-            other.trained = None
         other._begin(self.seconds)  # noqa: SLF001  its own copy
         other.units = other._units()  # noqa: SLF001
         other.search = other._search()  # noqa: SLF001
@@ -169,6 +169,7 @@ class Compression:
         self.fed: list[dict[str, Any]] = []
         self.warnings: list[str] = []
         if data is not None:
+            self._warn(untrained(data, settings, parts))
             for name in data.unused:
                 self.listener.note(f"array '{name}' in {data.source} is neither an input nor labels: ignored")
             name, metric = find_metric(settings.metric, data, class_count(self.model), named=names_classes(self.model))

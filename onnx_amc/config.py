@@ -31,6 +31,11 @@ LEAST_OF = {
 }  # fmt: skip
 """Settings that are whole numbers, and the least that each may be."""
 
+TRAINING: dict[str, Any] = {
+    "recover_epochs": None, "recover_minutes": None, "recover_labels": False, "recover_flip": False,
+}  # fmt: skip
+"""Settings of a training, and what they are where nobody has asked for anything."""
+
 LEAST_MEMORY = 0.5
 """GB below which a run makes no sense: the libraries take half of that."""
 
@@ -226,6 +231,12 @@ class Settings:
                 )
 
     def _check_combinations(self) -> None:
+        if asked := self.asked_of_training:
+            why = "--no-recover trains nothing" if self.recover is False else None
+            if self.recover is None and not self.refit:
+                why = "--no-refit alone trains nothing"
+            if why is not None:
+                raise OptionError(why, where=", ".join(asked), fix="add --recover in its place, or leave these out")
         if self.pattern is not None and (self.granularity != "weight" or not 0 < self.pattern[0] < self.pattern[1]):
             what = f"{self.pattern[0]}:{self.pattern[1]} with --granularity {self.granularity}"
             raise OptionError(what, where="--pattern", fix="give N:M with 0 < N < M, and --granularity weight")
@@ -240,6 +251,11 @@ class Settings:
                 if self.budget.kind == "channels":
                     raise OptionError("--channels searches nothing", where=where, fix="give a budget, such as --flops")
                 raise OptionError(f"the policy {self.policy} has no agent", where=where, fix=fix)
+
+    @property
+    def asked_of_training(self) -> list[str]:
+        """Options that say how to train, as far as they were given."""
+        return [f"--{k.replace('_', '-')}" for k, usual in TRAINING.items() if getattr(self, k) != usual]
 
     @property
     def least(self) -> float:

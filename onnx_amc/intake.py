@@ -40,18 +40,19 @@ def _place(model: ModelSource) -> Path | onnx.ModelProto:
 
 
 def load_both(
-    model: ModelSource, data: DataSource | None, preset: str | None, *, needed: bool = True
-) -> tuple[Model, sources.Dataset | None]:
+    model: ModelSource, data: DataSource | None, preset: str | None, *, needed: bool = True,
+    least: int = sources.MIN_SAMPLES,
+) -> tuple[Model, sources.Dataset | None]:  # fmt: skip
     """Read a model and, where its inputs leave lengths open, the data first: they are as long as the first sample.
 
-    Where none is `needed`, what lies beside the model may be unlike its inputs.
+    Where none is `needed`, what lies beside the model may be unlike its inputs; `least` is how many samples it takes.
     """
     bare = read(_place(model))
     specs, source = input_specs(bare.proto), data if data is not None else sidecar(model)
     if source is None or not any(None in spec.shape[1:] for spec in specs):
         return sized(bare, {}), None
     try:
-        found = sources.load(source, specs, preset=preset)
+        found = sources.load(source, specs, preset=preset, least=least)
     except DataError:
         if needed or data is not None:
             raise

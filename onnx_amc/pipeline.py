@@ -179,14 +179,14 @@ def evaluate(
         OptionError: The outputs of the two models are not alike, or the metric cannot be had.
 
     """
-    loaded, known = load_both(model, data, preset)
+    loaded, known = load_both(model, data, preset, least=1)
     base = loaded if against is None else load_model(against, loaded.sizes)
     if (mine := _outputs(loaded)) != (theirs := _outputs(base)):
         what = f"its outputs are {theirs}, those of {loaded.source} {mine}"
         raise OptionError(what, where=f"--against {base.source}", fix="name the model that this one was made from")
     classes = class_count(loaded)
     read = (data, preset) if known is None else (known, None)
-    samples = sources.load(read[0], input_specs(loaded.proto), classes=classes, preset=read[1])
+    samples = sources.load(read[0], input_specs(loaded.proto), classes=classes, preset=read[1], least=1)
     name, function = find_metric(metric, samples, classes, named=names_classes(loaded))
     how = (function, name, provider_of(provider), loaded.source)
     scorer = Scorer(base.original, samples, np.arange(len(samples)), *how, batch=batch_of(base))

@@ -77,6 +77,17 @@ def parts_of(data: Dataset | None, settings: Settings, model: Model | None = Non
     return Parts(calibration, reward, np.setdiff1d(np.arange(len(data)), reward) if wanted else None)
 
 
+def untrained(data: Dataset, settings: Settings, parts: Parts) -> list[str]:
+    """A warning where it was said how to train, and nothing will be; else none."""
+    asked = ", ".join(settings.asked_of_training)
+    if parts.trained is not None or not asked:
+        return []
+    there = f"{len(data)} samples, {'made up' if data.synthetic else 'too few'}"
+    return [
+        f"{asked} is of no effect: there are {there}, and without --recover it takes {ENOUGH + JUDGES} real ones to train"
+    ]
+
+
 def _check_labels(data: Dataset, model: Model | None) -> None:
     """Refuse labels that could not count in the training."""
     if data.class_numbers is None:

@@ -76,6 +76,15 @@ def test_model_without_prunable_layer(place: Path, capsys: pytest.CaptureFixture
         (["--flops", "0.5", "--workers", "0"], "no whole number from 1"),
         (["--flops", "0.5", "--recover-epochs", "0"], "no whole number from 1"),
         (["--flops", "0.5", "--recover-minutes", "-1"], "no time"),
+        (["--flops", "0.5", "--no-recover", "--recover-epochs", "3"], "--recover-epochs: --no-recover trains nothing"),
+        (
+            ["--flops", "0.5", "--no-recover", "--recover-labels", "--recover-flip"],
+            "--recover-labels, --recover-flip: --no-",
+        ),
+        (
+            ["--flops", "0.5", "--no-refit", "--recover-minutes", "3"],
+            "--recover-minutes: --no-refit alone trains nothing",
+        ),
         (["--flops", "0.5", "--memory", "0.1"], "0.1 GB are too few"),
         (["--flops", "0.5", "--memory", "nan"], "nan GB are too few"),
         (["--flops", "0.5", "--keep", "nosuchnode"], "matches no node"),

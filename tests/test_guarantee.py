@@ -230,7 +230,8 @@ def test_the_smallest_network_of_single_weights_beside_one_that_is_kept(reduce: 
     how: dict[str, Any] = {"granularity": "weight", "keep": ("3.weight",), "policy": "uniform", "recover_epochs": 1}
     told = onnx_amc.compress(MLP, max_drop=20, reduce=reduce, recover=True, **how).record["max_drop"]
     assert told["trained"]
-    settings = Settings(Budget(reduce, 1.0), max_drop=20.0, refit=False, **how | {"recover": False})
+    untrained = how | {"recover": False, "recover_epochs": None}
+    settings = Settings(Budget(reduce, 1.0), max_drop=20.0, refit=False, **untrained)
     run = Compression(MLP, None, settings, Listener())
     least = guarantee.Guarantee(run, 20.0).least
     space = run.again(budget=Budget(reduce, least)).search.space

@@ -12,7 +12,7 @@ from onnx import numpy_helper, parser
 from test_metrics import MLP, dataset, segmenter
 
 import onnx_amc
-from onnx_amc.errors import ModelError
+from onnx_amc.errors import DataError, ModelError
 from onnx_amc.run.metrics import SHARE, Outputs, fidelity, miou
 from onnx_amc.run.samples import Dataset, InputSpec
 from onnx_amc.run.score import RACED, WORST, Opened, Scorer
@@ -127,3 +127,18 @@ def test_a_network_that_ends_in_an_argmax_is_scored_by_what_it_says() -> None:
     with np.load(data) as file:
         wrong = onnx_amc.evaluate(model, {**file, "y": (file["y"] + 1) % 10})
     assert "of a class right on average" in wrong["warnings"][0]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_sample_can_be_scored(count: int) -> None:
+    """A network of a fixed batch too; and of so few nobody says that they are guessed."""
+    fixed = onnx.load(MLP)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    with np.load(MLP.with_suffix(".npz")) as file:
+        few = {k: v[:count] if k in {"x", "y"} else v for k, v in file.items()}
+    few["y"] = (few["y"] + 1) % 10
+    for model in (onnx.load(MLP), fixed):
+        found = onnx_amc.evaluate(model, few)
+        assert (found["samples"], found["score"], found["warnings"]) == (count, 0.0, [])
+    with pytest.raises(DataError, match="only 0 samples\n  -> give 1 or more"):
+        onnx_amc.evaluate(MLP, {k: v[:0] if k in {"x", "y"} else v for k, v in few.items()})

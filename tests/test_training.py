@@ -15,6 +15,7 @@ from onnx import numpy_helper, parser
 import onnx_amc
 from onnx_amc import training
 from onnx_amc.cli import main
+from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
 from onnx_amc.display import Display
 from onnx_amc.errors import OptionError, PlanError
@@ -79,7 +80,7 @@ def test_noise_is_not_trained_on_unless_it_is_asked_for() -> None:
 
 
 def test_training_makes_a_cut_model_better_and_the_record_says_so() -> None:
-    plain = onnx_amc.compress(MLP, **{**CUT, "recover": False})
+    plain = onnx_amc.compress(MLP, **{**CUT, "recover": False, "recover_epochs": None})
     found = onnx_amc.compress(MLP, **CUT)
     told = found.record["recover"]
     assert told["after"] > told["before"] + 0.05
@@ -358,3 +359,28 @@ def test_a_weight_that_no_gradient_reaches_does_not_stop_a_training_from_going_o
     assert main([*command, str(out), "--resume"]) == 0
     assert epochs == [2]
     assert out.read_bytes() == whole.read_bytes()
+
+
+def test_what_is_said_of_a_training_that_there_will_not_be_is_warned_of() -> None:
+    """Few samples do not make an error of a limit that a pipeline gives to every run."""
+    with np.load(MLP.with_suffix(".npz")) as file:
+        few = {k: v[:300] if k in {"x", "y"} else v for k, v in file.items()}
+    how: dict[str, Any] = {"channels": 0.5, "policy": "uniform"}
+    record = onnx_amc.compress(MLP, few, recover_minutes=1, **how).record
+    said = [w for w in record["warnings"] if "of no effect" in w]
+    assert len(said) == 1
+    assert (
+        "--recover-minutes is of no effect: there are 300 samples, too few, and without --recover it takes 500"
+        in said[0]
+    )
+    assert record["recover"] is None
+    assert onnx_amc.compress(MLP, few, recover_epochs=1, recover=True, **how).record["recover"]["epochs"] == 1
+
+
+def test_a_run_that_is_another_of_one_that_trains_need_not_train() -> None:
+    """Of `--max-drop`: it tries networks without a training, whatever was said of that."""
+    run = Compression(MLP, None, Settings(Budget("flops", 0.5), recover=True, recover_epochs=2), Listener())
+    other = run.again(recover=False)
+    assert other.trained is None
+    assert other.settings.recover_epochs is None
+    assert run.settings.recover_epochs == 2

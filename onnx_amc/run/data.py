@@ -18,7 +18,7 @@ from onnx_amc.run.madeup import synthesise
 from onnx_amc.run.pixels import Pixels, channels_first, pixels
 from onnx_amc.run.presets import fitted, settings_of
 from onnx_amc.run.recipe import agreed, recipe, settings_in
-from onnx_amc.run.samples import MIN_SAMPLES, Dataset, InputSpec, check, check_dataset, missing, show
+from onnx_amc.run.samples import MIN_SAMPLES, Dataset, InputSpec, check, check_dataset, enough, missing, show
 
 __all__ = ["MIN_SAMPLES", "Dataset", "InputSpec", "load", "sidecar", "synthesise"]
 
@@ -32,6 +32,7 @@ def load(
     *,
     classes: int | None = None,
     preset: str | None = None,
+    least: int = MIN_SAMPLES,
 ) -> Dataset:
     """Read the user's data and check it against the model.
 
@@ -42,14 +43,16 @@ def load(
         inputs: What the model takes.
         classes: Number of classes the model tells apart; labels have to be below it.
         preset: How images are normalised and brought to size, by a name of `run.presets`.
+        least: Samples that are needed: to split them into parts takes some, to score a model one.
 
     Raises:
-        DataError: It cannot be read or does not fit the model, or there are fewer than `MIN_SAMPLES` samples; a preset that the
-            data contradicts or has no use for.
+        DataError: It cannot be read or does not fit the model, or there are fewer samples than that; a preset that the data
+            contradicts or has no use for.
         OptionError: An unknown preset.
 
     """
     found = _load(source, inputs, classes, preset)
+    enough(found, least)
     if preset is not None and (found.pixels is None or found is source):
         raise DataError(
             what="it is fed as it is: there are no images for --preset to normalise",

@@ -14,7 +14,7 @@ from onnx_amc.run.finite import answered
 from onnx_amc.run.metrics import Outputs, per_class, said
 from onnx_amc.run.pixels import Pixels, channels_first
 from onnx_amc.run.presets import IMAGENET, fitted
-from onnx_amc.run.samples import Dataset, InputSpec, show, spread
+from onnx_amc.run.samples import MIN_SAMPLES, Dataset, InputSpec, show, spread
 from onnx_amc.run.score import Scorer
 
 LOOKED_AT, LARGE = 64, 2**20
@@ -106,7 +106,8 @@ def doubts(scorer: Scorer, original: onnx.ModelProto) -> list[str]:
         return found
     labels = None if data.class_numbers is None else data.class_numbers[scorer.index]
     scores = per_class(outputs[0])
-    if labels is not None and (named or scores.shape[1] > 1) and len(np.unique(labels)) > 1:
+    telling = labels is not None and len(labels) >= MIN_SAMPLES and len(np.unique(labels)) > 1
+    if labels is not None and telling and (named or scores.shape[1] > 1):
         recall, chance = recalls(said("top1", outputs[0]), labels), 1 / len(np.unique(labels))
         if recall < chance + NEAR * (1 - chance):
             found.append(

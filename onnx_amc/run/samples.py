@@ -187,7 +187,7 @@ def check(data: Dataset, called: Mapping[str, str], classes: int | None) -> Data
             where=data.source,
             fix="give every input the same samples, in the same order",
         )
-    _check_count(data)
+    enough(data)
     for spec in data.inputs:
         if isinstance(array := data.arrays[spec.name], np.ndarray):
             _check_finite(array, spec, f"{data.source}: {called[spec.name]}")
@@ -196,7 +196,7 @@ def check(data: Dataset, called: Mapping[str, str], classes: int | None) -> Data
 
 def check_dataset(data: Dataset, inputs: Sequence[InputSpec], classes: int | None) -> Dataset:
     """Hold a dataset, perhaps made for another model, against this one by feeding one sample."""
-    _check_count(data)
+    enough(data)
     fed = data.batch(np.arange(1))
     for spec in inputs:
         if spec.name not in fed:
@@ -214,13 +214,16 @@ def check_dataset(data: Dataset, inputs: Sequence[InputSpec], classes: int | Non
     return data if same else replace(data, labels=labels)
 
 
-def _check_count(data: Dataset) -> None:
-    if len(data) < MIN_SAMPLES:
-        raise DataError(
-            what=f"only {len(data)} samples",
-            where=data.source,
-            fix=f"give {MIN_SAMPLES} or more; some hundreds are good",
-        )
+def enough(data: Dataset, least: int = 1) -> None:
+    """Refuse fewer samples than are needed.
+
+    Raises:
+        DataError: There are fewer.
+
+    """
+    if len(data) < least:
+        fix = f"give {least} or more; some hundreds are good"
+        raise DataError(what=f"only {len(data)} samples", where=data.source, fix=fix)
 
 
 def _check_type(array: np.ndarray, spec: InputSpec, where: str) -> None:
