@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from onnx_amc.errors import (
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from onnx_amc.intake import DataSource, ModelSource
     from onnx_amc.listener import Listener
 
-__version__ = version("onnx-amc")
+    __version__: str
 
 __all__ = [
     "AmcError",
@@ -42,6 +41,17 @@ __all__ = [
     "inspect",
     "pareto",
 ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> str:
+        """The version, which takes longer to look up than all else here."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version  # noqa: PLC0415
+
+        return version("onnx-amc")
 
 
 def compress(

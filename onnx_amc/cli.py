@@ -8,24 +8,23 @@ import errno
 import math
 import os
 import shlex
-import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from onnx_amc.claims import OWN, RESULTS, STDOUT, claim, read_from, writable
-from onnx_amc.errors import AmcError, OptionError
+from onnx_amc.errors import INTERRUPTED, AmcError, OptionError
 from onnx_amc.files import json_text, write_text
 from onnx_amc.options import parser
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from onnx_amc.config import Budget, Settings
     from onnx_amc.display import Display
 
-DONE, FAULT, INTERRUPTED = 0, 1, 130
+DONE, FAULT = 0, 1
 THEIRS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.EEXIST})
 """Errors of files that are for the user to mend."""
 
@@ -34,8 +33,14 @@ LESS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return 0 done, 2 input or options, 3 budget out of reach, 1 a fault of ours, 130 interrupted."""
+def main(argv: Sequence[str] | None = None, loaded: Callable[[], None] = lambda: None) -> int:
+    """Run one command; return 0 done, 2 input or options, 3 budget out of reach, 1 a fault of ours, 130 interrupted.
+
+    Args:
+        argv: What was typed; None for what the process was given.
+        loaded: Called once the packages that a command needs are imported, and an interruption can be heard.
+
+    """
     sys.stdout, sys.stderr = (stream or _nowhere() for stream in (sys.stdout, sys.stderr))  # None where it is closed
     args = parser().parse_args(argv)
     args.written = list[str]()
@@ -44,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser().print_help()
         return OptionError.exit_code
     try:
-        _called(args)
+        _called(args, loaded)
     except BrokenPipeError:  # whoever reads what is printed has read enough; all files are written by then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AmcError as error:
@@ -60,12 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("onnx-amc: this is a fault of ours; please report it with the lines above", file=sys.stderr)
         return FAULT
     return DONE
-
-
-def run() -> None:
-    """Entry point of the console script; what stops a container stops a run as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
 
 
 def _nowhere() -> TextIO:
@@ -307,7 +306,7 @@ COMMANDS = {
 }
 
 
-def _called(args: argparse.Namespace) -> None:
+def _called(args: argparse.Namespace, loaded: Callable[[], None]) -> None:
     """Carry out the command; too little memory is for the user to mend, and what the system says of a file."""
     from onnx_amc import __version__  # noqa: PLC0415
 
@@ -315,6 +314,9 @@ def _called(args: argparse.Namespace) -> None:
         if args.version:
             print(__version__)
         else:
+            from onnx_amc import pipeline  # noqa: F401, PLC0415  keeps --help light
+
+            loaded()
             COMMANDS[args.command](args)
         sys.stdout.flush()
     except MemoryError as error:
@@ -341,7 +343,3 @@ def _save(found: dict[str, Any], to: str | None) -> None:
         print(json_text(found), end="")
     elif to:
         write_text(Path(to), json_text(found))
-
-
-if __name__ == "__main__":
-    run()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+INTERRUPTED = 130
+"""Exit code of what Ctrl-C or SIGTERM has ended."""
+
 
 class AmcError(Exception):
     """Something the user can understand and mend.

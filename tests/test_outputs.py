@@ -249,6 +249,38 @@ def test_a_container_that_is_stopped_leaves_a_run_that_goes_on(place: Path) -> N
     assert not (place / "m.amc.onnx").exists()
 
 
+EARLY = """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == MODULE:
+            os.kill(os.getpid(), signal.SIGINT)
+
+from onnx_amc.__main__ import run
+sys.meta_path.insert(0, Interrupts())
+sys.argv[1:] = ["inspect", "m.onnx"]
+run()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
+@pytest.mark.parametrize("module", ["argparse", "numpy", "onnxruntime.capi._pybind_state"])
+@pytest.mark.usefixtures("place")
+def test_an_interruption_before_the_command_begins_is_one_too(module: str) -> None:
+    script = f"MODULE = {module!r}{EARLY}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "onnx-amc: interrupted\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
+@pytest.mark.usefixtures("place")
+def test_what_a_shell_has_put_into_the_background_does_not_hear_the_keyboard() -> None:
+    script = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); MODULE = 'numpy'{EARLY}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("option", ["-o", "--json", "--run-dir", "--report"])
 def test_names_that_the_system_does_not_take_are_told(
     place: Path, option: str, capsys: pytest.CaptureFixture[str]
