@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import onnx_amc
+from onnx_amc import errors
 from onnx_amc.cli import main
+from onnx_amc.config import Settings
+from onnx_amc.delivery import Result
+from onnx_amc.listener import Listener
 from onnx_amc.options import parser
 
 ROOT = Path(__file__).parents[1]
@@ -144,6 +151,36 @@ def test_the_page_tells_of_the_fields_that_other_commands_write(
         found = json.loads(capsys.readouterr().out)
         found["fed"] = []
         assert fields_of(found) | {"fed"} == set(re.findall(r"`(\w+)`", rows[command[0]])) | {"fed"}, command[0]
+
+
+def test_every_public_name_is_on_the_page_for_python() -> None:
+    page = (DOCS / "python.md").read_text(encoding="utf-8")
+    rows = [line[2:].split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    first = {name: row for row in rows for name in re.findall(r"`(\w+)", row[0])}
+    called = [getattr(onnx_amc, name) for name in onnx_amc.__all__]
+    functions = [f for f in called if inspect.isfunction(f)]
+    assert len(functions) >= 5
+    for function in functions:
+        told = re.findall(r"(\*{0,2}\w+)(?:=([\w.\"]+))?(?=[,)])", first[function.__name__][0])
+        taken = inspect.signature(function).parameters.values()
+        assert [name.lstrip("*") for name, _ in told] == [p.name for p in taken], function
+        for (_, shown), parameter in zip(told, taken, strict=True):
+            assert not shown or shown.replace('"', "'") == repr(parameter.default), (function, parameter)
+    for error in set(called) - set(functions) - {errors.AmcError}:
+        assert error.exit_code == 2 or f"`exit_code` {error.exit_code}" in " ".join(first[error.__name__]), error
+    members = {*vars(Listener), *vars(Result), *(f.name for f in fields(Result))}
+    assert {name for name in members if not name.startswith("_")} <= first.keys()
+
+
+def test_every_setting_is_on_the_page_for_python_with_its_default() -> None:
+    page = (DOCS / "python.md").read_text(encoding="utf-8").split("## Settings")[1].split("## Listener")[0]
+    told: dict[str, str] = {}
+    for line in page.splitlines():
+        if line.startswith("| `"):
+            names, values = (re.findall(r"`([^`]+)`", cell) for cell in line.split(" | ")[:2])
+            told |= zip(names, values if len(values) > 1 else values * len(names), strict=True)
+    of_compress = {"budget", "max_drop"}
+    assert told == {f.name: repr(f.default) for f in fields(Settings) if f.name not in of_compress}
 
 
 @pytest.mark.parametrize("section", ["How it works", "What works and what does not"])
