@@ -20,6 +20,19 @@ DESCRIBES = frozenset({"preprocess.json", "classes.json", "dataset_info.json", "
 """What folders of data say of themselves."""
 
 
+def filled(args: argparse.Namespace) -> None:
+    """Refuse options that name nothing: mostly a variable of a script that is not set.
+
+    Raises:
+        OptionError: One is an empty text.
+
+    """
+    for name, value in vars(args).items():
+        if value == "" and name not in {"data", "model", "plan"}:  # of which it is said what they may be
+            where = f"--{name.replace('_', '-')}"
+            raise OptionError("is empty", where=where, fix="give it a value, or leave it out")
+
+
 def read_from(args: argparse.Namespace) -> dict[str, str]:
     """What is read of data, metric and reward: files and folders, and the modules of functions."""
     found = {}

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from onnx_amc.claims import OWN, RESULTS, STDOUT, claim, read_from, writable
+from onnx_amc.claims import OWN, RESULTS, STDOUT, claim, filled, read_from, writable
 from onnx_amc.errors import INTERRUPTED, AmcError, OptionError
 from onnx_amc.files import json_text, write_text
 from onnx_amc.options import parser
@@ -317,6 +317,7 @@ def _called(args: argparse.Namespace, loaded: Callable[[], None]) -> None:
             from onnx_amc import pipeline  # noqa: F401, PLC0415  keeps --help light
 
             loaded()
+            filled(args)
             COMMANDS[args.command](args)
         sys.stdout.flush()
     except MemoryError as error:

@@ -175,6 +175,12 @@ class Settings:
         self._normalise()
         self._check_names()
         if self.budget.kind == "channels":  # that is the plan: nobody proposes another
+            if self.policy not in {Settings.policy, "uniform"}:
+                what, fix = (
+                    f"--channels says what the plan is, {self.policy} proposes none",
+                    "leave it out, or give a budget",
+                )
+                raise OptionError(what, where="--policy", fix=fix)
             object.__setattr__(self, "policy", "uniform")
         _fraction(self.budget.ratio, f"--{self.budget.kind}")
         check_levels(self.least, self.round_to)
