@@ -11,6 +11,7 @@ import onnx
 import pytest
 from shared_nets import SHARED, needs_shared
 
+import onnx_amc
 from onnx_amc.cli import main
 from onnx_amc.run.feed import describe, informed, recalls, sentence
 from onnx_amc.run.madeup import synthesise
@@ -153,3 +154,14 @@ def test_a_classifier_sees_its_classes_in_made_up_images() -> None:
         informed(Scorer(model.original, d, np.arange(40), agreement, "agreement").reference) for d in (made, seen)
     )
     assert after > before + 0.2
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_samples_that_are_all_alike_are_doubted_and_end_no_run(labels: bool) -> None:
+    """A reader of images that has gone wrong; layers whose inputs never change have nothing to be refitted by."""
+    model = MODELS / "digits_mlp.onnx"
+    with np.load(model.with_suffix(".npz")) as held:
+        data = {k: np.full_like(v, 7) if k == "x" else v for k, v in held.items() if labels or k != "y"}
+    record = onnx_amc.compress(model, data, flops=0.6, policy="uniform", recover=False).record
+    assert any("answers the same to all samples" in warning for warning in record["warnings"])
+    assert onnx_amc.evaluate(model, {k: v[:3] if k in {"x", "y"} else v for k, v in data.items()})["warnings"] == []

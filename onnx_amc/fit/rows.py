@@ -154,7 +154,7 @@ def _dual(z: np.ndarray, prior: np.ndarray) -> Solve:
     """The same with a matrix of rows x rows, for more inputs than rows."""
     k, r = z.shape
     gram = (z.T @ z).astype(np.float64) / r
-    power = float(np.trace(gram)) / k
+    power = max(float(np.trace(gram)) / k, TINY)  # inputs may never change
     misfit = (prior.astype(z.dtype) @ z).astype(np.float64)
     factor_at = cache(lambda ridge: factored(gram, ridge * power))
 

@@ -87,8 +87,8 @@ def _numbers(value: float | Sequence[float]) -> str:
 def doubts(scorer: Scorer, original: onnx.ModelProto) -> list[str]:
     """Signs that the data is not what the network was trained on; none where it is made up.
 
-    Answers that are no numbers are a sign, and so are classes that it cannot tell apart, and pixels from 0 to 255 of which its
-    outputs tell far less than of the same pixels normalised.
+    Answers that are no numbers, or always the same, are a sign, and so are classes that it cannot tell apart, and pixels from 0 to
+    255 of which its outputs tell far less than of the same pixels normalised.
 
     Args:
         scorer: Knows the data and the original's outputs.
@@ -101,6 +101,11 @@ def doubts(scorer: Scorer, original: onnx.ModelProto) -> list[str]:
     silent = np.any(unheard, axis=0).mean() if unheard else 0.0
     if silent and not data.synthetic:
         found.append(f"the original itself answers NaN or infinity to {silent:.1%} of the samples: {FIX}")
+    many = len(scorer.index) >= MIN_SAMPLES and not data.synthetic
+    if many and all(z.dtype.kind == "f" and (z == z[:1]).all() for z in outputs):
+        found.append(
+            f"the original itself answers the same to all samples, by which no two networks can be told apart: {FIX}"
+        )
     named = outputs[0].dtype.kind in "iu" and outputs[0].size == len(outputs[0])
     if data.synthetic or not (named or (outputs[0].ndim > 1 and outputs[0].dtype.kind == "f")):
         return found
