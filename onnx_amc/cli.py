@@ -11,7 +11,7 @@ import shlex
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from onnx_amc.claims import OWN, RESULTS, STDOUT, claim, filled, read_from, writable
 from onnx_amc.errors import INTERRUPTED, AmcError, OptionError
@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None, loaded: Callable[[], None] = lambda:
 
     """
     sys.stdout, sys.stderr = (stream or _nowhere() for stream in (sys.stdout, sys.stderr))  # None where it is closed
+    if not isinstance(sys.stderr, Heedless):
+        sys.stderr = cast("TextIO", Heedless(sys.stderr))
     args = parser().parse_args(argv)
     args.written = list[str]()
     args.typed = shlex.join(["onnx-amc", *(sys.argv[1:] if argv is None else argv)])
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None, loaded: Callable[[], None] = lambda:
     try:
         _called(args, loaded)
     except BrokenPipeError:  # whoever reads what is printed has read enough; all files are written by then
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _deafen(sys.stdout)
     except AmcError as error:
         print(f"onnx-amc: {error}", file=sys.stderr)
         return error.exit_code
@@ -65,6 +67,41 @@ def main(argv: Sequence[str] | None = None, loaded: Callable[[], None] = lambda:
         print("onnx-amc: this is a fault of ours; please report it with the lines above", file=sys.stderr)
         return FAULT
     return DONE
+
+
+class Heedless:
+    """A stream that no run depends on: where it cannot be written any more, what is told there is lost.
+
+    Args:
+        stream: Where it goes as long as that can be written.
+
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or give up."""
+        return self._tried(lambda: self._stream.write(text)) or len(text)
+
+    def flush(self) -> None:
+        """Flush, or give up."""
+        self._tried(self._stream.flush)
+
+    def _tried(self, do: Callable[[], int | None]) -> int | None:
+        try:
+            return do()
+        except OSError:  # a reader that has ended, a disk that is full
+            _deafen(self._stream)
+            return None
+
+
+def _deafen(stream: TextIO) -> None:
+    """Let all that is still to be written to a stream go nowhere, what it holds back for the end of the process too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _nowhere() -> TextIO:
@@ -326,7 +363,7 @@ def _called(args: argparse.Namespace, loaded: Callable[[], None]) -> None:
         if error.errno not in THEIRS:
             raise
         if error.filename is None:  # what was printed; what is left of it has nowhere to go
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _deafen(sys.stdout)
         fix = "see to its permissions, to the length of its name, and to the room there"
         raise OptionError(str(error.strerror), where=str(error.filename or "stdout"), fix=fix) from error
 

@@ -249,6 +249,18 @@ def test_a_container_that_is_stopped_leaves_a_run_that_goes_on(place: Path) -> N
     assert not (place / "m.amc.onnx").exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of Unix")
+@pytest.mark.parametrize(("model", "code"), [("m.onnx", 0), ("none.onnx", 2)])
+def test_progress_that_nobody_reads_ends_no_run(place: Path, model: str, code: int) -> None:
+    """As of `2>&1 | head -1`: the model is written all the same, and the exit code is that of the run."""
+    end, begin = os.pipe()
+    os.close(end)
+    done = typed("compress", model, *PLAIN[:-1], stderr=begin, stdout=subprocess.PIPE)
+    os.close(begin)
+    assert (done.returncode, "delivered" in done.stdout) == (code, code == 0)
+    assert (place / "m.amc.onnx").exists() == (code == 0)
+
+
 EARLY = """
 import os, signal, sys
 
