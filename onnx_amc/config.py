@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from onnx_amc.errors import OptionError
 from onnx_amc.prune.criteria import CRITERIA
+from onnx_amc.run.blocks import parse_round_to
 from onnx_amc.run.metrics import METRICS
 from onnx_amc.run.presets import PRESETS
 from onnx_amc.run.providers import provider_of
@@ -24,6 +25,11 @@ REPLAYED: dict[str, type] = {
     "correction": int, "memory": float,
 }  # fmt: skip
 """Settings, and their types, that the weights of what is delivered depend on and that a plan tells only where they are unusual."""
+
+SWITCHES = (
+    "approximate", "refit", "weighted", "sequential", "recover", "recover_labels", "recover_flip", "int8",
+)  # fmt: skip
+"""Settings that are true or false; whether to recover may be left open."""
 
 LEAST_OF = {
     "episodes": 1, "seed": 0, "threads": 0, "workers": 1, "ahead": 0, "recover_epochs": 1, "calibration": 1, "judged": 1, "rows": 1,
@@ -196,14 +202,19 @@ class Settings:
                 what = f"{value!r} is no whole number from {least} to {2**32 - 1}"
                 raise OptionError(what, where=where, fix=f"give {least} or more")
             object.__setattr__(self, name, int(value))
-        if not isinstance(self.ridge, Real) or not 0 < self.ridge < math.inf:
+        for name in SWITCHES:
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "recover" and value is None):
+                where = f"--{name.replace('_', '-')}"
+                raise OptionError(f"{value!r} is neither True nor False", where=where, fix="give one of them")
+        if not 0 < _real(self.ridge) < math.inf:
             raise OptionError(f"{self.ridge!r} is no pull", where="--ridge", fix="give more than 0, e.g. 1e-4")
-        if self.recover_minutes is not None and not 0 < self.recover_minutes < math.inf:
+        if self.recover_minutes is not None and not 0 < _real(self.recover_minutes) < math.inf:
             raise OptionError(f"{self.recover_minutes} is no time", where="--recover-minutes", fix="give more than 0")
-        if self.memory is not None and not LEAST_MEMORY <= self.memory < math.inf:
+        if self.memory is not None and not LEAST_MEMORY <= _real(self.memory) < math.inf:
             what = f"{self.memory} GB are too few"
             raise OptionError(what, where="--memory", fix=f"give {LEAST_MEMORY} or more, or leave it out")
-        if self.max_drop is not None and not 0 <= self.max_drop < 100:
+        if self.max_drop is not None and not 0 <= _real(self.max_drop) < 100:
             what = f"{self.max_drop} is no number of points from 0 to 100"
             raise OptionError(what, where="--max-drop", fix="give the points of the score that may be lost, e.g. 1")
 
@@ -227,8 +238,8 @@ class Settings:
             ("metric", (None, *METRICS)),
         ):
             value = getattr(self, name)
-            own = name in {"reward", "metric"}
-            if value not in known and not (own and isinstance(value, str) and ":" in value):
+            own = name in {"reward", "metric"} and isinstance(value, str)
+            if value not in known and not (own and ":" in value):
                 more = ", or module:function" if own else ""
                 raise OptionError(
                     f"unknown {name} '{value}'",
@@ -348,26 +359,6 @@ def _only(given: Mapping[str, Given | None]) -> tuple[str, Given]:
     return kind, value
 
 
-ROUNDINGS = {"avx2": 8, "avx512": 16, "cuda": 8, "tensorrt": 8, "tensorrt-int8": 32}
-"""Multiples of the kept channels by target: channels in a block of onnxruntime's CPU convolutions (`MlasNchwcGetBlockSize`),
-elements of 16 bits that NVIDIA's tensor cores want (Deep Learning Performance Guide), channels in a block of TensorRT's int8
-format (`kCHW32`)."""
-
-
-def parse_round_to(text: str) -> int | None:
-    """`auto` (None), a whole number, or a target of `ROUNDINGS`."""
-    if text == "auto" or text in ROUNDINGS:
-        return ROUNDINGS.get(text)
-    try:
-        return int(text)
-    except ValueError as error:
-        raise OptionError(
-            f"'{text}' is neither auto nor a whole number nor a target",
-            where="--round-to",
-            fix=f"give auto, 1, 4, 8 ..., or {', '.join(ROUNDINGS)}",
-        ) from error
-
-
 def parse_pattern(text: str) -> tuple[int, int]:
     """`N:M` as two whole numbers."""
     keep, _, of = text.partition(":")
@@ -389,8 +380,13 @@ def check_levels(min_keep: float, round_to: int | None) -> None:
         raise OptionError(what, where="--round-to", fix="give auto, or 1 to round nothing")
 
 
+def _real(value: object) -> float:
+    """The number that it is; not a number where it is none."""
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+
+
 def _fraction(value: float, where: str) -> float:
-    if not isinstance(value, Real) or not math.isfinite(value) or not 0 < value <= 1:
+    if not 0 < _real(value) <= 1:
         raise OptionError(
             f"{value} is not a fraction above 0 and at most 1",
             where=where,

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from onnx_amc.builder import Builder
 from onnx_amc.compression import Compression
-from onnx_amc.config import REPLAYED, Budget, Settings, check_levels, parse_round_to
+from onnx_amc.config import REPLAYED, Budget, Settings, check_levels
 from onnx_amc.delivery import Result, check_feed, class_count, input_specs, int8_beside, names_classes
 from onnx_amc.details import provenance, times_json
 from onnx_amc.errors import OptionError, PlanError
@@ -29,6 +29,7 @@ from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan, check_model, parse_plan, read_plan
 from onnx_amc.run import data as sources
 from onnx_amc.run import feed
+from onnx_amc.run.blocks import parse_round_to
 from onnx_amc.run.capture import batch_of
 from onnx_amc.run.cluster import Cluster, joined
 from onnx_amc.run.crew import share

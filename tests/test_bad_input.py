@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from test_cli import MLP, digits, fails, refused
 
 from onnx_amc.cli import main
-from onnx_amc.config import Budget, Settings
+from onnx_amc.config import SWITCHES, Budget, Settings
 from onnx_amc.errors import OptionError
 
 
@@ -126,6 +126,23 @@ def test_settings_that_only_python_knows(name: str) -> None:
     wrong: tuple[Any, ...] = (0, -1, 2.5, True, "3")
     for value in wrong:
         with pytest.raises(OptionError, match=f"{name.replace('_', '-')}: .* is no whole number from 1"):
+            Settings(Budget("flops", 0.5), **{name: value})
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches_are_true_or_false(name: str) -> None:
+    """A text of a configuration file, "false" for one, would be taken for true."""
+    wrong: tuple[Any, ...] = ("false", "no", 0, 1, *([] if name == "recover" else [None]))
+    for value in wrong:
+        with pytest.raises(OptionError, match=f"--{name.replace('_', '-')}: {value!r} is neither True nor False"):
+            Settings(Budget("flops", 0.5), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["recover_minutes", "memory", "max_drop", "ridge", "min_keep", "metric", "reward"])
+def test_numbers_and_names_are_no_others(name: str) -> None:
+    wrong: tuple[Any, ...] = (["3"], True, 5 if name in {"metric", "reward"} else "3")
+    for value in wrong:
+        with pytest.raises(OptionError):
             Settings(Budget("flops", 0.5), **{name: value})
 
 

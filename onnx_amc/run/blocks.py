@@ -10,11 +10,18 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnx_amc.errors import OptionError
 from onnx_amc.run.kernels import CPU
 from onnx_amc.run.session import open_session
 
 USUAL = 8
 """Where onnxruntime does not tell: the block of AVX2, and what NVIDIA's tensor cores want."""
+
+
+ROUNDINGS = {"avx2": 8, "avx512": 16, "cuda": 8, "tensorrt": 8, "tensorrt-int8": 32}
+"""Multiples of the kept channels by target: channels in a block of onnxruntime's CPU convolutions (`MlasNchwcGetBlockSize`),
+elements of 16 bits that NVIDIA's tensor cores want (Deep Learning Performance Guide), channels in a block of TensorRT's int8
+format (`kCHW32`)."""
 
 
 def block_of(provider: str = CPU) -> int:
@@ -35,3 +42,17 @@ def _asked() -> int:
         laid = onnx.load(kept).graph
     padded = [tensor.dims[0] for tensor in laid.initializer for node in laid.node if tensor.name in node.input]
     return max([n for n in padded if n % USUAL == 0], default=USUAL)
+
+
+def parse_round_to(text: str) -> int | None:
+    """`auto` (None), a whole number, or a target of `ROUNDINGS`."""
+    if text == "auto" or text in ROUNDINGS:
+        return ROUNDINGS.get(text)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise OptionError(
+            f"'{text}' is neither auto nor a whole number nor a target",
+            where="--round-to",
+            fix=f"give auto, 1, 4, 8 ..., or {', '.join(ROUNDINGS)}",
+        ) from error
