@@ -173,6 +173,19 @@ def test_an_output_that_comes_alive_does_no_harm_further_on() -> None:
     np.testing.assert_allclose(new, old, atol=1e-3)
 
 
+def test_tensors_that_have_the_names_of_a_taps_are_none() -> None:
+    odd = {"b": "h/tap/mean0", "c": "h/tap2/scale"}
+    model = onnx.ModelProto()
+    model.CopyFrom(net(TWO).model.proto)
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [odd.get(name, name) for name in names]
+    for tensor in model.graph.initializer:
+        tensor.name = odd.get(tensor.name, tensor.name)
+    analysis = analyse(load(model))
+    assert max(max(pair) for pair in gaps(analysis, noise(analysis)).values()) < 1e-3
+
+
 # ---- networks of other kinds --------------------------------------------------------------------------------------
 
 MLP = """(T[B,6] x) => (T[B,5] y) <T[6,16] w, T[16] b, T[16,12] w2, T[12] c, T[12,5] w3, T[5] d> {

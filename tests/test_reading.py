@@ -223,3 +223,17 @@ def test_a_mask_is_no_bias() -> None:
     for name, shape in {"q": (6, 6), "b": (6,), "mask": (4, 4), "row": (1, 1, 4)}.items():
         model.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), name))
     assert trainable(model) == {"q", "b"}
+
+
+def test_what_an_output_tells_of_a_weight_stays_true() -> None:
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[N,6] x) => (float[N,6] y, float[6] b, float norm)
+        {
+            h = Gemm (x, u, a)
+            k = Gemm (h, v, b)
+            t = Transpose (w)
+            norm = ReduceMax <keepdims = 0> (t)
+            y = MatMul (k, w)
+        }""")
+    for name, shape in {"u": (6, 6), "v": (6, 6), "w": (6, 6), "a": (6,), "b": (6,)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    assert trainable(model) == {"u", "v", "a"}

@@ -6,6 +6,7 @@ strings) does not matter here, since these graphs are only run.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+
+from onnx_amc.graph.proto import names_of
 
 SMALLEST, LARGEST = 0.2, 5.0
 """Bounds of a correction's scale: beyond these a channel is dead or the estimate is noise."""
@@ -28,6 +31,7 @@ class Point:
         axis: Its channel axis.
         shift: Whether its mean may be corrected as well as its deviation.
         dtype: Its ONNX element type; statistics are taken in float32 whatever it is.
+        mark: Part of the names of the tap's tensors that none of the graph's has, see `mark_of`.
 
     """
 
@@ -36,6 +40,7 @@ class Point:
     axis: int
     shift: bool
     dtype: int = onnx.TensorProto.FLOAT
+    mark: str = "tap"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,7 +49,14 @@ class Point:
 
     def name(self, part: str) -> str:
         """Name of one of the tap's tensors: outputs `mean` and `scale`, initializers `mean0`, `std0`, `live`."""
-        return f"{self.tensor}/tap/{part}"
+        return f"{self.tensor}/{self.mark}/{part}"
+
+
+def mark_of(graph: onnx.GraphProto) -> str:
+    """A mark for the points of a graph: no tensor there has it in its name."""
+    known = "\n".join(names_of(graph))
+    marks = (f"tap{i}" if i > 1 else "tap" for i in itertools.count(1))
+    return next(mark for mark in marks if f"/{mark}/" not in known)
 
 
 def tapped(model: onnx.ModelProto, points: Sequence[Point], opset: int, *, correct: bool) -> onnx.ModelProto:

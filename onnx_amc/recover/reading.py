@@ -207,22 +207,28 @@ def trainable(proto: onnx.ModelProto) -> set[str]:
     """Names of the float initializers that hold weights and biases.
 
     What is added to a product is a bias where it is a vector, and the product one by a weight: a mask of an attention is neither.
-    Nor is what a normalisation takes for its mean or variance too: torch has no gradient for it.
+    Nor is what a normalisation takes for its mean or variance too: torch has no gradient for it. What is an output of the graph, or
+    what such an output is calculated from alone, somebody reads as it is.
     """
     floats = {t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     vectors = {t.name for t in proto.graph.initializer if math.prod(t.dims[:-1]) == 1} & floats
     fixed = {"", *(t.name for t in proto.graph.initializer)}
     products: set[str] = set()
     found: set[str] = set()
+    sources: dict[str, Sequence[str]] = {}
     for node in proto.graph.node:
         if node.input and fixed.issuperset(node.input):
             fixed.update(node.output)
+            sources |= dict.fromkeys(node.output, node.input)
         if node.op_type == "MatMul" and not fixed.isdisjoint(node.input):
             products.add(node.output[0])
         found |= {node.input[i] for i in WEIGHTS.get(node.op_type, ()) if i < len(node.input)} & floats
         if node.op_type == "Add" and not products.isdisjoint(node.input):
             found |= vectors.intersection(node.input)
-    return found.difference(*(n.input[3:] for n in proto.graph.node if n.op_type == "BatchNormalization"))
+    told = [o.name for o in proto.graph.output]
+    for name in told:  # grows meanwhile
+        told += sources.pop(name, ())
+    return found.difference(told, *(n.input[3:] for n in proto.graph.node if n.op_type == "BatchNormalization"))
 
 
 def _title(node: onnx.NodeProto) -> str:

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.limits import room
-from onnx_amc.graph.taps import Point, tapped
+from onnx_amc.graph.taps import Point, mark_of, tapped
 from onnx_amc.prune.layers import Layer
 from onnx_amc.prune.refit import Values, read, write
 from onnx_amc.prune.surgery import cut, list_stored
@@ -57,7 +57,8 @@ class Corrector:
         self.analysis = analysis
         model = analysis.model
         self.layers = [layer for layer in layers if layer.output in model.shapes]
-        self.points = [self._point(layer) for layer in self.layers]
+        mark = mark_of(model.proto.graph)
+        self.points = [self._point(layer, mark) for layer in self.layers]
         largest = max((int(np.prod(s)) for s in model.shapes.values()), default=1)
         count = int(np.clip(room(MEMORY, memory) // (24 * largest), 1, min(samples, len(index))))
         self._feed = data.batch(np.sort(drawn(index, count)))
@@ -69,10 +70,10 @@ class Corrector:
         measured = self._run(tapped(template, self.points, model.opset, correct=False))
         self._means, self._stds = measured[0::2], measured[1::2]
 
-    def _point(self, layer: Layer) -> Point:
+    def _point(self, layer: Layer, mark: str) -> Point:
         rank = len(self.analysis.model.shapes[layer.output])
         dtype = self.analysis.model.weights[layer.weight.name].data_type
-        return Point(layer.output, rank, rank - 1 if layer.channels_last else 1, layer.affine, dtype)
+        return Point(layer.output, rank, rank - 1 if layer.channels_last else 1, layer.affine, dtype, mark)
 
     def _run(self, proto: onnx.ModelProto) -> list[np.ndarray]:
         session = open_session(proto, where=self.analysis.model.source)
