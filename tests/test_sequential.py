@@ -11,6 +11,7 @@ from test_correct import NETS, halved
 from test_refit import net, noise, run
 
 from onnx_amc.errors import DataError
+from onnx_amc.fit.patches import widened
 from onnx_amc.fit.rows import Bounds, Rows, fit
 from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
@@ -67,6 +68,31 @@ def test_primal_and_dual_are_one_problem(inputs: int) -> None:
     wanted = ((y - y.mean(axis=1, keepdims=True)) @ z.T / 40 + prior @ extra) @ np.linalg.inv(h + extra)
     assert np.allclose(w, wanted, atol=1e-8)
     assert np.allclose(w @ x.mean(axis=1) + b, y.mean(axis=1), atol=1e-8)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(7, 60), (60, 7), (3, 7, 60)])
+def test_inputs_that_never_move_keep_their_weights(shape: tuple[int, ...], *, affine: bool) -> None:
+    rng = np.random.default_rng(0)
+    lead, (inputs, rows) = shape[:-2], shape[-2:]
+    y, prior = rng.normal(size=(*lead, 2, rows)), rng.normal(size=(*lead, 2, inputs))
+    w, b = fit(Rows(np.zeros(shape), y, prior, affine=affine))
+    np.testing.assert_allclose(w, prior, atol=1e-12)
+    np.testing.assert_allclose(b, y.mean(axis=-1) * affine, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(7, 60), (60, 7), (3, 7, 60)])
+@pytest.mark.parametrize("exponent", [-80, -40, 40])
+def test_the_units_of_the_inputs_change_nothing(shape: tuple[int, ...], exponent: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype(np.float32)
+    prior = rng.normal(size=(*shape[:-2], 2, shape[-2]))
+    y = (prior @ x + rng.normal(size=(*shape[:-2], 2, shape[-1]))).astype(np.float32)
+    far, near = (
+        fit(Rows(widened(x * by), widened(y * by), prior)) for by in (np.float32(2.0**exponent), np.float32(1))
+    )
+    np.testing.assert_allclose(far[0], near[0], atol=1e-4)
+    np.testing.assert_allclose(far[1] / 2.0**exponent, near[1], atol=1e-4)
 
 
 def test_many_small_problems_are_solved_as_one_by_one() -> None:

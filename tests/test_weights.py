@@ -111,6 +111,19 @@ def test_a_layer_that_sees_nothing_can_be_thinned() -> None:
     assert np.isfinite(refit_rows(np.zeros((3, 3)), w, np.eye(2, 3) > 0)).all()
 
 
+@pytest.mark.parametrize("exponent", [-140, -40, 40, 140])
+def test_the_units_of_inputs_and_weights_change_nothing(exponent: int) -> None:
+    """Powers of two, so that not a bit does."""
+    h, w = correlated(30, 8)
+    choose, by = largest(80), 2.0**exponent
+    kept = support(h, w, choose)
+    assert np.array_equal(support(h * by**2, w, choose), kept)
+    assert np.array_equal(support(h, w * by, choose), kept)
+    found = refit_rows(h, w, kept)
+    assert np.array_equal(refit_rows(h * by**2, w, kept), found)
+    assert np.array_equal(refit_rows(h, w * by, kept), found * by)
+
+
 def test_of_each_block_so_many_stay() -> None:
     score = np.array([[5.0, 1, 4, 2, 9, 8, 7, 6, 0]])
     kept = of_each(2, np.arange(8).reshape(2, 4))(score)

@@ -11,6 +11,9 @@ from jaxtyping import Float, Int
 TOGETHER = 2**21
 """Elements that are taken at a time before they are put in order, so that both fit into the caches."""
 
+FAINT = 1e-13
+"""Values below which squares of what is small among them are lost in float32."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -98,5 +101,9 @@ def _spread(x: np.ndarray, upsample: tuple[int, ...]) -> np.ndarray:
 
 
 def widened(values: np.ndarray) -> np.ndarray:
-    """Return values precise enough to multiply: float16 becomes float32."""
-    return values.astype(np.float32, copy=False) if values.dtype == np.float16 else values
+    """Return values precise enough to multiply: float16 becomes float32, and what float32 could not hold the squares of float64."""
+    values = values.astype(np.float32, copy=False) if values.dtype == np.float16 else values
+    if values.dtype != np.float32:
+        return values
+    peak = max(float(values.max(initial=0)), -float(values.min(initial=0)))
+    return values.astype(np.float64) if peak < FAINT else values

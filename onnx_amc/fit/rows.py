@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import cho_solve
 
-from onnx_amc.fit.solve import factored, ridge_of
+from onnx_amc.fit.solve import DEAD, factored, ridge_of
 
 RIDGES = (1e-2, 1e-1, 1.0)
 """Pulls towards the prior weights that are tried on held-out rows, relative to the inputs' mean variance."""
@@ -18,7 +18,7 @@ RIDGES = (1e-2, 1e-1, 1.0)
 CHUNK = 8_192
 """Rows that are multiplied at a time, in their own precision; the products are summed in float64."""
 
-TINY = 1e-30
+TINY = 1e-300
 """Variance of inputs that never move."""
 
 Solve = Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]]
@@ -121,8 +121,8 @@ def _primal(z: np.ndarray, prior: np.ndarray, gram: np.ndarray) -> Solve:
     k, r = z.shape[-2:]
     gram = gram / r
     if z.ndim > 2:
-        diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
-        scales = np.maximum(diagonal.mean(axis=-1), TINY)[..., None, None]
+        power = np.diagonal(gram, axis1=-2, axis2=-1).mean(axis=-1)
+        scales = np.maximum(power, max(DEAD * float(power.mean()), TINY))[..., None, None]
 
         def solve_each(target: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
             cross = _product(target, z) / r
@@ -154,7 +154,7 @@ def _dual(z: np.ndarray, prior: np.ndarray) -> Solve:
     """The same with a matrix of rows x rows, for more inputs than rows."""
     k, r = z.shape
     gram = (z.T @ z).astype(np.float64) / r
-    power = max(float(np.trace(gram)) / k, TINY)  # inputs may never change
+    power = float(np.trace(gram)) / k or 1.0  # inputs that never move keep their weights
     misfit = (prior.astype(z.dtype) @ z).astype(np.float64)
     factor_at = cache(lambda ridge: factored(gram, ridge * power))
 

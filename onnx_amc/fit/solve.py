@@ -12,6 +12,9 @@ from scipy.linalg import cho_solve
 DEAD = 1e-10
 """A column whose variance is below this share of the mean one never moves: its effect is a constant."""
 
+LEAST = 1e-12
+"""Ridge, at least, where a matrix is inverted."""
+
 
 def dead_columns(h: Float[np.ndarray, "k k"]) -> Bool[np.ndarray, " k"]:
     """Which inputs never change on the samples."""
@@ -126,7 +129,7 @@ class _State:
 
     def __init__(self, part: Part, ridge: float) -> None:
         self.columns = part.columns
-        extra = max(ridge_of(part.h, ridge), 1e-12)
+        extra = ridge_of(part.h, max(ridge, LEAST))
         self.inverse = np.linalg.inv(part.h + extra * np.eye(len(part.h)))
         self.w = part.w.astype(np.float64).copy()
         power = float(np.einsum("ok,kl,ol->", part.w, part.h, part.w))
