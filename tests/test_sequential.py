@@ -236,6 +236,27 @@ def test_more_inputs_than_rows_are_fitted_by_the_dual() -> None:
     assert np.square(found - wanted).mean() < 0.3 * np.square(cut_only - wanted).mean()
 
 
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "(float[N,4,9] x) => (float[N,5,P] y) <float[4,5,4] w> { y = ConvTranspose <strides = [2]> (x, w) }",
+        "(float[N,4,6,6] x) => (float[N,5,P,Q] y) <float[4,5,3,2] w> { y = ConvTranspose (x, w) }",
+        "(float[N,4,6,6] x) => (float[N,5,P,Q] y) <float[4,5,3,3] w> { t = Transpose <perm = [1,0,2,3]> (w) y = Conv (x, t) }",
+        "(float[N,6] x) => (float[N,5] y) <float[6,5] w> { y = MatMul (x, w) }",
+    ],
+)
+def test_however_a_weight_lies_its_zeros_stay_and_the_rest_is_fitted(graph: str) -> None:
+    analysis = net(graph)
+    ((layer,), _), data = find_layers(analysis), noise(analysis)
+    w = read(analysis, layer.weight)
+    mask = np.random.default_rng(0).random((*w.shape[:2], w.shape[2] * w.shape[3])) < 0.5
+    sequential = Sequential(analysis, [layer], data, np.arange(len(data)), ALL, seed=0)
+    values, _ = sequential.refine({}, {}, {}, {layer.node: mask})
+    found = read(analysis, layer.weight, values)
+    assert not found[~mask.reshape(w.shape)].any()
+    assert (found != w)[mask.reshape(w.shape)].all()
+
+
 def test_single_weights_of_fewer_rows_than_inputs_do_not_learn_the_noise() -> None:
     """On samples that were not fitted, what stays is better after the refit than before."""
     analysis = net("""(float[N,96] x) => (float[N,8] y) <float[96,64] w, float[64,8] v>

@@ -188,10 +188,10 @@ def by_score(score: np.ndarray) -> Ranking:
 
 
 def read(analysis: Analysis, stored: Stored, values: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
-    """Return the tensor behind `stored` in float64, from `values` where it has been changed."""
+    """Return the tensor behind `stored` in float64, from `values` where it was changed; in C order, so that views can be taken."""
     array = (values or {}).get(stored.name)
     source = analysis.model.value(stored.name) if array is None else array
-    return np.asarray(source.reshape(-1)[stored.index], dtype=np.float64)
+    return np.ascontiguousarray(source.reshape(-1)[stored.index], dtype=np.float64)
 
 
 def write(analysis: Analysis, values: Values, stored: Stored, new: np.ndarray) -> None:
