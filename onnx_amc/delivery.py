@@ -99,7 +99,8 @@ def figures(
 def actual_cost(kind: str, granularity: str) -> Callable[[onnx.ModelProto], float] | None:
     """What counts in a finished model towards a budget; None where the price of a plan is that very number.
 
-    A refit may give biases to layers that had none, and the file has more in it than weights.
+    The biases that a refit gives to layers that had none are priced, but it may leave a layer alone; and the file has more in it
+    than weights.
     """
     if kind == "params":
         return elements if granularity == "channel" else nonzeros

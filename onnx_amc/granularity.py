@@ -21,6 +21,7 @@ from onnx_amc.prune.layers import Layer, find_layers
 from onnx_amc.prune.sparse import SPARSE_IR, bytes_left, bytes_now, can_be_sparse, elements, in_nodes, nonzeros
 from onnx_amc.prune.surgery import cut, finish
 from onnx_amc.run.blocks import USUAL, block_of
+from onnx_amc.run.gains import Gains, by_channels, by_weights
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.search.space import Prices, Space, levels_of, upward
 from onnx_amc.search.state import LayerFacts
@@ -147,10 +148,16 @@ def channels_of(analysis: Analysis, settings: Settings, clock: Clock | None = No
     def size() -> cost.Price:  # where it is asked for: it takes a copy of the network
         return cost.size(analysis, light.size(finish(analysis, cut(analysis, {}))))
 
+    params = cost.params(analysis).many
+
+    @cache
+    def gains() -> Gains:  # likewise
+        return by_channels(analysis, refit=settings.refit, sequential=settings.sequential)
+
     prices: dict[str, Prices] = {
         "flops": macs.many,
-        "params": cost.params(analysis).many,
-        "size": lambda plans: size().many(plans),
+        "params": lambda plans: params(plans) + gains().elements(plans, full),
+        "size": lambda plans: size().many(plans) + gains().bytes(plans, full),
     }
     wholes = {"flops": macs(full), "params": elements(original, in_nodes(original, analysis))}
     wholes["size"] = analysis.model.bytes
@@ -191,7 +198,8 @@ def weights_of(analysis: Analysis, settings: Settings) -> Units:
     layers, refused = thinnable(analysis)
     names = tuple(layer.weight.name for layer in layers)
     tops = np.array([most_of(analysis, layer, settings) for layer in layers], dtype=np.int64)
-    prices, wholes = _thinned_prices(analysis, names, tops)
+    gains = by_weights(analysis, layers, refit=settings.refit, sequential=settings.sequential)
+    prices, wholes = _thinned_prices(analysis, names, tops, gains)
     kept = np.array(matching(analysis, settings.keep, [_labels(analysis, layer) for layer in layers]), dtype=bool)
 
     def even(density: float) -> int:
@@ -228,7 +236,7 @@ def _live(analysis: Analysis, name: str) -> int:
 
 
 def _thinned_prices(
-    analysis: Analysis, names: Sequence[str], tops: np.ndarray
+    analysis: Analysis, names: Sequence[str], tops: np.ndarray, gains: Gains
 ) -> tuple[dict[str, Prices], dict[str, int]]:
     """What plans cost in weights that are not zero and in bytes, and what the original does.
 
@@ -236,6 +244,7 @@ def _thinned_prices(
         analysis: Of the network.
         names: Weights that may be thinned.
         tops: int (weights,), what each keeps where it is left as it is.
+        gains: Biases that come with that.
 
     """
     original, weights = analysis.model.original, analysis.model.weights
@@ -259,8 +268,8 @@ def _thinned_prices(
         rest["params"] -= int(np.prod(tensor.dims))
         rest["size"] -= light.data_length(tensor)
     prices: dict[str, Prices] = {
-        "params": lambda plans: rest["params"] + np.minimum(plans, live).sum(axis=1),
-        "size": lambda plans: rest["size"] + stored(plans),
+        "params": lambda plans: rest["params"] + np.minimum(plans, live).sum(axis=1) + gains.elements(plans, tops),
+        "size": lambda plans: rest["size"] + stored(plans) + gains.bytes(plans, tops),
     }
     return prices, wholes
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
@@ -297,6 +299,40 @@ def test_biases_that_a_refit_adds_count_towards_the_parameters() -> None:
     result = onnx_amc.compress(RESNET, params=0.5, policy="uniform", recover=False)
     elements = sum(int(np.prod(t.dims)) for t in result.model.graph.initializer if t.data_type == TensorProto.FLOAT)
     assert elements == result.record["compressed"]["params"] <= 0.5 * result.record["original"]["params"]
+
+
+def bare(seed: int = 0) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A network without biases, and samples."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]> toy (float[N,3,6,6] x) => (float[N,5] y) {
+        h = Conv <pads = [1,1,1,1]> (x, w) r = Relu (h) k = Conv <pads = [1,1,1,1]> (r, w2) s = Add (k, r) t = Relu (s)
+        l = ConvTranspose (t, w3) u = Relu (l) p = GlobalAveragePool (u) f = Flatten (p) y = Gemm (f, w4) }""")
+    rng = np.random.default_rng(seed)
+    for name, shape in {"w": (16, 3, 3, 3), "w2": (16, 16, 3, 3), "w3": (16, 24, 2, 2), "w4": (24, 5)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    return model, {"x": rng.normal(size=(40, 3, 6, 6)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("kind", ["params", "size"])
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
+@pytest.mark.parametrize("sequential", [True, False])
+def test_the_smallest_budget_that_is_told_can_be_had(kind: str, granularity: str, *, sequential: bool) -> None:
+    """The biases that the refit adds are in it."""
+    model, data = bare()
+    how: dict[str, Any] = {"granularity": granularity, "policy": "uniform", "recover": False, "sequential": sequential}
+    with pytest.raises(BudgetError, match="the smallest is") as told:
+        onnx_amc.compress(model, data, **how | {kind: 0.001})
+    least = float(re.search(r"smallest is (\d\.\d+)", str(told.value)).group(1))  # type: ignore[union-attr]
+    record = onnx_amc.compress(model, data, **how | {kind: least}).record
+    name = {"size": "bytes", "params": "nonzeros" if granularity == "weight" else "params"}[kind]
+    assert record["compressed"][name] <= least * record["original"][name]
+
+
+def test_uniform_is_one_density_for_all_layers_whatever_biases_come_with_it() -> None:
+    model, data = bare()
+    found = onnx_amc.compress(model, data, params=0.3, granularity="weight", policy="uniform", recover=False).record
+    shares = [g["kept"] / g["weights"] for g in found["groups"]]
+    assert max(shares) - min(shares) < 0.01
+    assert 0.29 < found["compressed"]["nonzeros"] / found["original"]["nonzeros"] <= 0.3
 
 
 def test_a_pattern_leaves_two_of_four_along_the_inputs() -> None:

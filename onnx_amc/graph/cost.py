@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,9 +40,13 @@ class Price:
 
     def many(self, plans: np.ndarray) -> np.ndarray:
         """Return whole prices, int (plans,), of int (plans, groups) counts."""
+        return np.asarray(self.each(plans) @ self.constant)
+
+    def each(self, plans: np.ndarray) -> np.ndarray:
+        """Return int (plans, terms), the product of each term, its constant left out."""
         factors = plans.astype(np.float64) @ self._flat  # exact: axis lengths are far below 2^53
         axes = factors.reshape(len(plans), *self.base.shape).astype(np.int64) + self.base
-        return np.asarray(np.prod(axes, axis=2) @ self.constant)
+        return np.asarray(np.prod(axes, axis=2))
 
     @cached_property
     def _flat(self) -> np.ndarray:
@@ -72,6 +76,12 @@ def params(analysis: Analysis) -> Price:
         rest = int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
         entries.append((name, rest, list(mine.values())))
     return _price(analysis, entries)
+
+
+def lengths(analysis: Analysis, vectors: Mapping[str, Tokens | int]) -> Price:
+    """Elements of vectors, one term each, by their tokens, or by how many they are where none can be cut."""
+    pairs = [(n, 1, [v]) if isinstance(v, np.ndarray) else (n, v, []) for n, v in vectors.items()]
+    return _price(analysis, pairs)
 
 
 def parameters(model: Model) -> dict[str, onnx.TensorProto]:

@@ -318,6 +318,13 @@ def _problems(
         yield np.array([g]), rows, columns, slice(of_x[g], of_x[g + 1]), slice(of_y[g], of_y[g + 1])
 
 
+def reached(analysis: Analysis, layers: Sequence[Layer], own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of some changes, bool (changes,) by the layers that they begin at, those that each layer is refitted for, if any."""
+    graph = _Graph(analysis.model.proto, analysis)
+    known = [layer for layer in layers if layer.output in analysis.model.shapes]
+    return graph.reached({x.node: _Spot(x, *graph.behind(x.output), (0, 0)) for x in known}, own)
+
+
 class _Graph:
     """Looks up what lies around a layer."""
 
@@ -333,15 +340,21 @@ class _Graph:
 
     def changed(self, spots: Mapping[str, _Spot], keep: Keep, thinned: Collection[str]) -> list[_Spot]:
         """The layers that lose weights, read cut channels or what lies behind, or whose output is added to such a thing."""
-        touched: set[str] = set()
-        found: list[_Spot] = []
+        cut = [n for n, s in spots.items() if s.layer.inputs is not None and not keep(s.layer.inputs).all()]
+        return [spots[node] for node in self.reached(spots, dict.fromkeys({*thinned, *cut}, np.ones(1, bool)))]
+
+    def reached(self, spots: Mapping[str, _Spot], own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of some changes, bool (changes,) by the nodes that they begin at, those that each layer makes up for; in graph order."""
+        touched: dict[str, np.ndarray] = {}
+        found: dict[str, np.ndarray] = {}
         for node in self.nodes:
-            spot = spots.get(node.output[0])
-            reads_cut = spot is not None and spot.layer.inputs is not None and not keep(spot.layer.inputs).all()
-            mends = spot is not None and spot.partner in touched
-            if reads_cut or mends or node.output[0] in thinned or not touched.isdisjoint(names_read(node)):
-                touched |= set(node.output) - {""}
-                found += [] if spot is None else [spot]
+            key = node.output[0]
+            spot = spots.get(key)
+            read = names_read(node) | ({spot.partner} if spot is not None and spot.partner is not None else set())
+            parts = [touched[name] for name in read if name in touched] + ([own[key]] if key in own else [])
+            if parts and (mine := np.any(parts, axis=0)).any():
+                touched |= dict.fromkeys(set(node.output) - {""}, mine)
+                found |= {key: mine} if spot is not None else {}
         return found
 
     def behind(self, tensor: str) -> tuple[str | None, Bounds | None]:
