@@ -98,6 +98,8 @@ ROWS = [
     Row("ConvTranspose", (IMAGE, weights(4, 3, 2, 2)), {"strides": [2, 2], "output_padding": [1, 1], "group": 2}),
     Row("ConvTranspose", (IMAGE, weights(4, 3, 3, 3), weights(3)),
         {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1], "dilations": [1, 2]}),
+    Row("ConvTranspose", (IMAGE, weights(4, 3, 3, 3), weights(3)),
+        {"strides": [3, 2], "pads": [1, 0, 1, 0], "output_padding": [2, 1]}),
     Row("MaxPool", (IMAGE,), {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}),
     Row("MaxPool", (IMAGE,), {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
     Row("MaxPool", (IMAGE,), {"kernel_shape": [2, 2], "strides": [3, 3], "ceil_mode": 1, "pads": [0, 0, 1, 1]}),

@@ -387,6 +387,29 @@ def test_the_rate_suits_the_network_and_finding_it_leaves_the_weights_alone(halv
     assert all(np.array_equal(value, start[name]) for name, value in distiller.reading.trained().items())
 
 
+@pytest.mark.parametrize("exponent", [-40, -20, 20])
+def test_the_units_of_the_outputs_change_nothing(halved: Halved, exponent: int) -> None:
+    """The last layer, its bias of zero included, and what is to be learnt scaled by a power of two."""
+    task, _ = halved
+    (last,) = (n for n in task.cut.graph.node if n.op_type == "Gemm")
+
+    def scaled(proto: onnx.ModelProto, by: float) -> onnx.ModelProto:
+        given = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+        return with_values(
+            proto, {last.input[1]: given[last.input[1]] * np.float32(by), last.input[2]: 0 * given[last.input[2]]}
+        )
+
+    def trained(by: float) -> tuple[np.ndarray, np.ndarray]:
+        distiller = Distiller(scaled(task.cut, by), scaled(task.analysis.model.proto, by), task.data, task.index, SHORT)
+        better = iter(range(100))
+        values, _ = distiller.train(lambda _values: (0.0, next(better)))
+        return values[last.input[1]] / by, values[last.input[2]] / by
+
+    (weight, bias), (wanted, usual) = trained(2.0**exponent), trained(1.0)
+    np.testing.assert_allclose(weight, wanted, atol=0.02 * np.abs(wanted).max())
+    assert 0.01 * np.abs(usual).mean() < np.abs(bias).mean() < 100 * np.abs(usual).mean()
+
+
 def test_weights_of_any_size_are_read_to_the_last_bit_and_trained_alike() -> None:
     """Two networks that compute the same, one with a channel scaled by a thousand and scaled back behind it."""
     rng = np.random.default_rng(0)

@@ -40,7 +40,7 @@ from onnx_amc.recover.course import (
 )
 from onnx_amc.recover.dream import log_shares
 from onnx_amc.recover.hints import Hint
-from onnx_amc.recover.layout import MeanSquare, by_pixel, coarse_products, one_thread, variance
+from onnx_amc.recover.layout import STILL, MeanSquare, by_pixel, coarse_products, one_thread, variance
 from onnx_amc.recover.reading import WITHOUT, Reading, in_onnxruntime
 from onnx_amc.run.crew import usable_cores
 from onnx_amc.run.data import Dataset
@@ -351,7 +351,7 @@ class Distiller:
         for part in np.array_split(few, -(-len(few) // self.course.batch)):
             for name, value in self._answers(self.data.batch(part)).items():
                 found.setdefault(name, []).append(variance(value))
-        return {name: max(float(np.mean(values)), 1e-12) for name, values in found.items()}
+        return {name: float(np.mean(values)) or STILL for name, values in found.items()}
 
     def _save(self, path: Path | None, standing: Standing, found: Values) -> None:
         """Write all that is needed to go on, beside its place first: an interrupt leaves the state of the epoch before."""

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+STILL = 1e-12
+"""Variance of what never moves, relative to its mean square: about that of float32's rounding."""
+
 
 def by_pixel(value: Tensor) -> Tensor:
     """The same tensor, its channels innermost in memory if it has four axes."""
@@ -61,13 +64,13 @@ class MeanSquare(torch.autograd.Function):
 
 
 def variance(value: Tensor) -> float:
-    """Of each element from sample to sample, averaged; infinities are left out."""
+    """Of each element from sample to sample, averaged, but at least `STILL` of the mean square; infinities are left out."""
     value = value.double()
     endless = value.isinf()
     if endless.any():
         known = value.masked_fill(endless, 0.0)
         value = torch.where(endless, known.sum(dim=0) / (~endless).sum(dim=0).clamp_min(1), known)
-    return float(value.var(dim=0, correction=0).mean())
+    return max(float(value.var(dim=0, correction=0).mean()), STILL * float(value.square().mean()))
 
 
 def coarse_products() -> bool:

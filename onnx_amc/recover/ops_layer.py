@@ -58,13 +58,12 @@ def _conv_transpose(c: Call) -> Tensor:
     strides, dilations, pads = _geometry(c, w.shape[2:])
     d = w.ndim - 2
     extra = c.ints(99, "output_padding") or [0] * d
-    whole = TRANSPOSED[d](c.x, w, c.optional(2), strides, 0, 0, c.int("group", 1), dilations)
     ends = [e - p for e, p in zip(extra, pads[d:], strict=True)]
-    found: Tensor = F.pad(whole, _spread([-p for p in pads[:d]] + ends))
     bias = c.optional(2)
-    if bias is not None and max(ends) > 0:
-        raise UnreadableError("ConvTranspose whose output padding exceeds its padding")
-    return found
+    late = bias is not None and max(ends) > 0  # what is padded has the bias too
+    whole = TRANSPOSED[d](c.x, w, None if late else bias, strides, 0, 0, c.int("group", 1), dilations)
+    found: Tensor = F.pad(whole, _spread([-p for p in pads[:d]] + ends))
+    return found + bias.reshape(-1, *[1] * d) if late and bias is not None else found
 
 
 def _overhang(c: Call, kernel: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:

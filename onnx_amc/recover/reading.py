@@ -41,7 +41,10 @@ APART = 1e-2
 """Difference between torch and onnxruntime, relative to the largest output, that no rounding makes."""
 
 TINY = 1e-2
-"""Size of a weight, at least: biases of zero have to be able to move."""
+"""Size of a bias, at least, where that of the weights beside it is usual: one of zero has to be able to move."""
+
+BESIDE = 1e3
+"""How many times as large these may be, at most."""
 
 
 class Reading(nn.Module):
@@ -72,6 +75,7 @@ class Reading(nn.Module):
                 first |= dict.fromkeys(names, min(names))
             else:
                 trained.difference_update(names)
+        floors = _floors(proto)
         kernels = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}
         self.weights = nn.ParameterDict()
         self._names: dict[str, str] = {}
@@ -90,7 +94,8 @@ class Reading(nn.Module):
                 )
             value = torch.from_numpy(array)
             if tensor.name in trained and bool(value.isfinite().all()):  # infinity is a mask, not a bias
-                scale = scale_of(value, by_channel=tensor.name in kernels)
+                floor = floors.get(tensor.name, TINY)
+                scale = scale_of(value, by_channel=tensor.name in kernels, floor=floor)
                 self.register_buffer(f"s{i}", scale)
                 self.weights[f"t{i}"] = nn.Parameter(value / scale)
             elif value.is_floating_point() and value.numel() > FEW:
@@ -190,7 +195,7 @@ def in_onnxruntime(
     return answers
 
 
-def scale_of(value: Tensor, *, by_channel: bool) -> Tensor:
+def scale_of(value: Tensor, *, by_channel: bool, floor: float = TINY) -> Tensor:
     """The size of a weight, of each output channel of a convolution's, as a power of two: dividing by it loses no bit.
 
     Adam's steps are as large for small weights as for large ones. Where a BatchNormalization was folded into a convolution, the
@@ -200,7 +205,29 @@ def scale_of(value: Tensor, *, by_channel: bool) -> Tensor:
     size = torch.full((1,) * value.ndim, whole)
     if by_channel and value.ndim > 1:
         size = value.square().mean(dim=tuple(range(1, value.ndim)), keepdim=True).sqrt()
-    return torch.exp2(torch.log2(size.clamp_min(max(SMALLEST * whole, TINY))).round())
+    return torch.exp2(torch.log2(size.clamp_min(max(SMALLEST * whole, floor))).round())
+
+
+def _floors(proto: onnx.ModelProto) -> dict[str, float]:
+    """By initializer what its size is at least: `TINY`, but no more than its layer's weights have, and not far less."""
+    stored = {t.name: t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    found: dict[str, float] = {}
+    products: dict[str, float] = {}
+    for node in proto.graph.node:
+        names = [
+            n for n in (node.input[i] for i in WEIGHTS.get(node.op_type, ()) if i < len(node.input)) if n in stored
+        ]
+        floor = next((products[n] for n in node.input if n in products), TINY)
+        if names:
+            square = np.square(numpy_helper.to_array(stored[names[0]]), dtype=np.float64).mean()
+            size = float(np.sqrt(square)) or TINY
+            floor = min(max(TINY, size / BESIDE), size) if np.isfinite(size) else TINY
+        if node.op_type == "MatMul":
+            products[node.output[0]] = floor
+        if node.op_type == "Add":
+            names = [n for n in node.input if n in stored]
+        found |= {name: min(found.get(name, floor), floor) for name in names}
+    return found
 
 
 def trainable(proto: onnx.ModelProto) -> set[str]:
