@@ -211,6 +211,13 @@ def test_a_bias_that_is_added_has_the_type_of_the_weight_wherever_that_is_stored
     assert max(max(pair) for pair in gaps(analysis, noise(analysis)).values()) < 1e-2
 
 
+def test_types_that_numpy_has_not_are_no_matter_for_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    analysis = net("""(float[N,6] x) => (float[N,5] y) <bfloat16[6,16] w, float[16,5] v> {
+        f = Cast <to = 1> (w) h = MatMul (x, f) r = Relu (h) y = MatMul (r, v) }""")
+    assert gaps(analysis, noise(analysis))["y"][1] < 1e-3
+    assert not capsys.readouterr().out
+
+
 def test_a_fixed_batch_is_corrected_as_a_free_one() -> None:
     fixed, free = (net(MLP.replace("T[", "float[").replace("B", batch)) for batch in "4N")
     data = noise(free)

@@ -208,6 +208,23 @@ def test_text_in_a_graph_has_no_reading() -> None:
         Reading(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
+def test_a_weight_that_is_stored_in_bfloat16_is_read() -> None:
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[N,6] x) => (float[N,6] y)
+        { w = Cast <to = 1> (half)  h = MatMul (x, w)  y = Add (h, b) }""")
+    half = helper.make_tensor("half", onnx.TensorProto.BFLOAT16, (6, 6), np.arange(36.0))
+    model.graph.initializer.extend([half, numpy_helper.from_array(np.ones(6, np.float32), "b")])
+    x = torch.eye(6)
+    assert torch.equal(Reading(model)({"x": x})["y"], torch.arange(36.0).reshape(6, 6) + 1)
+
+
+def test_a_type_that_torch_does_not_have_is_told() -> None:
+    model = parser.parse_model("""<ir_version: 10, opset_import: ["": 21]> g (float[N,6] x) => (float[N,6] y)
+        { w = Cast <to = 1> (four)  y = MatMul (x, w) }""")
+    model.graph.initializer.append(helper.make_tensor("four", onnx.TensorProto.INT4, (6, 6), [1] * 36))
+    with pytest.raises(ModelError, match="int4 in 'four'"):
+        Reading(model)
+
+
 def test_a_mask_is_no_bias() -> None:
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[N,4,6] x) => (float[N,4,6] y)
         {

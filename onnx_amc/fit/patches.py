@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 TOGETHER = 2**21
 """Elements that are taken at a time before they are put in order, so that both fit into the caches."""
 
-FAINT = 1e-13
-"""Values below which squares of what is small among them are lost in float32."""
+FAINT, VAST = 1e-13, 1e15
+"""Values below which squares of what is small among them are lost in float32, and above which sums of squares may be."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def _spread(x: np.ndarray, upsample: tuple[int, ...]) -> np.ndarray:
 
 
 def widened(values: np.ndarray) -> np.ndarray:
-    """Return values precise enough to multiply: float16 becomes float32, and what float32 could not hold the squares of float64."""
+    """Return values precise enough to multiply: float16 becomes float32, and float64 what float32 could not hold the squares of."""
     values = values.astype(np.float32, copy=False) if values.dtype == np.float16 else values
     if values.dtype != np.float32:
         return values
     peak = max(float(values.max(initial=0)), -float(values.min(initial=0)))
-    return values.astype(np.float64) if peak < FAINT else values
+    return values if FAINT <= peak <= VAST else values.astype(np.float64)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_amc.graph.proto import names_of
 
@@ -66,7 +67,8 @@ def tapped(model: onnx.ModelProto, points: Sequence[Point], opset: int, *, corre
     (within bounds; 1 where the initializer `live` is 0), and everything downstream sees (y - mean) scale + mean0: one run then
     corrects all layers in order, each on the corrected output of those before it.
     """
-    graph = gs.import_onnx(model)
+    with G_LOGGER.suppress():  # what it warns of would go to stdout, which may be a pipe
+        graph = gs.import_onnx(model)
     known = graph.tensors()
     users = {p.tensor: [n for n in graph.nodes if any(i is known[p.tensor] for i in n.inputs)] for p in points}
     graph.outputs.clear()
@@ -84,7 +86,8 @@ def tapped(model: onnx.ModelProto, points: Sequence[Point], opset: int, *, corre
     graph.toposort()
     for output in graph.outputs:
         output.dtype = np.float32
-    result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    with G_LOGGER.suppress():
+        result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     return result
 
 

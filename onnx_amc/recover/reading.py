@@ -85,14 +85,7 @@ class Reading(nn.Module):
             key = self._names[tensor.name] = keys.setdefault(first.get(tensor.name, tensor.name), f"t{i}")
             if key != f"t{i}":
                 continue
-            array = np.array(numpy_helper.to_array(tensor))
-            if array.dtype.hasobject:
-                raise ModelError(
-                    f"torch has no reading of the text in '{tensor.name}'",
-                    where=where,
-                    fix=WITHOUT,
-                )
-            value = torch.from_numpy(array)
+            value = _tensor(tensor, where)
             if tensor.name in trained and bool(value.isfinite().all()):  # infinity is a mask, not a bias
                 floor = floors.get(tensor.name, TINY)
                 scale = scale_of(value, by_channel=tensor.name in kernels, floor=floor)
@@ -193,6 +186,18 @@ def in_onnxruntime(
             raise ModelError(f"with {count} samples at a time, {error.what}", where=where, fix=WITHOUT) from error
 
     return answers
+
+
+def _tensor(tensor: onnx.TensorProto, where: str) -> Tensor:
+    """An initializer in torch; ModelError for a type that is not known there."""
+    array = np.array(numpy_helper.to_array(tensor))
+    if tensor.data_type == onnx.TensorProto.BFLOAT16:  # numpy has it from elsewhere, and torch does not know that one
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    try:
+        return torch.from_numpy(array)
+    except TypeError as error:
+        kind = "text" if array.dtype.hasobject else f"{array.dtype}"
+        raise ModelError(f"torch has no reading of the {kind} in '{tensor.name}'", where=where, fix=WITHOUT) from error
 
 
 def scale_of(value: Tensor, *, by_channel: bool, floor: float = TINY) -> Tensor:
