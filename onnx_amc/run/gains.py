@@ -45,7 +45,10 @@ class Gains:
         return np.asarray((each * self.widths + (each > 0) * self.around).sum(axis=1))
 
     def _each(self, plans: np.ndarray, tops: np.ndarray) -> np.ndarray:
-        return np.asarray(self.lengths(plans) * ((plans < tops) @ self.causes.T))
+        hit = (plans < tops).astype(np.float32) @ self.causes.T.astype(
+            np.float32
+        )  # numbers are multiplied faster than truths
+        return np.asarray(self.lengths(plans) * (hit > 0))
 
 
 def by_channels(analysis: Analysis, *, refit: bool, sequential: bool) -> Gains:
