@@ -60,3 +60,17 @@ def test_a_bias_that_cannot_be_written_keeps_its_layer_from_the_refit(nodes: str
     layers, refused = find_layers(net(f"(float[N,6] x) {nodes}"))
     assert not layers
     assert "its bias is shared" in refused["y"]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "(float[N,6,5] x) => (float[N,4,5] y) <float[8,6] w, float[4,8] v> { h = MatMul (w, x) r = Relu (h) y = MatMul (v, r) }",
+        "(float[N,3,5,6] x) => (float[N,3,5,4] y) <float[6,8] w, float[3,8,4] v> { h = MatMul (x, w) y = MatMul (h, v) }",
+    ],
+    ids=["on the left", "several at once"],
+)
+def test_a_product_that_loses_channels_and_is_not_refitted_is_told(nodes: str) -> None:
+    layers, refused = find_layers(net(nodes))
+    assert "y" not in {layer.node for layer in layers}
+    assert "no matrix on the right" in refused["y"]

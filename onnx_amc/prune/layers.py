@@ -30,6 +30,9 @@ MOVERS: dict[str, Mover] = {
 FOREIGN = "its bias is shared, computed in the graph or one per row"
 """Why a layer is not refitted whose output holds more than what could be written."""
 
+LEFT = "its weight is no matrix on the right"
+"""Why a product is not refitted that contracts what it reads with a weight on the left, or with several at once."""
+
 WIDEST = 6_000
 """Inputs above which a layer gets no Gram matrix, its memory being quadratic: it is fitted to fewer rows than that, by the dual."""
 
@@ -102,6 +105,12 @@ def find_layers(analysis: Analysis) -> tuple[list[Layer], dict[str, str]]:
             layers.append(found)
         else:
             refused[reader.node] = found
+    known = {reader.node for reader in analysis.ledger.readers}
+    read = {s.owner.tensor for group in analysis.groups for s in group.slices if s.role == "reads"}
+    for node in model.proto.graph.node:
+        product = node.op_type in {"MatMul", "Gemm"} and node.output[0] not in known
+        if product and not read.isdisjoint(node.input):
+            refused[node.output[0]] = LEFT
     return layers, refused
 
 
