@@ -267,6 +267,10 @@ def attention() -> Iterator[Row]:
     for heads, prunable in ((2, 2), (4, 4), (1, 16)):
         yield Row(f"attention of {heads} heads, projected apart", apart.format(split=split, join=join), prunable,
                   weights={"s": [0, 0, heads, 8 // heads], "o": [0, 0, 8]})
+    split = "f = Reshape (kz, two) k = Gather <axis = 2> (f, i0) z = Gather <axis = 2> (f, i1) " + split
+    crossed = apart.format(split=split, join=join).replace("k = MatMul (x, wk) z = MatMul (x, wv)", "kz = MatMul (x, wk)")
+    yield Row("attention, k and v split before the heads", crossed.replace("float[6,8] wk, float[6,8] wv", "float[6,16] wk, int64[4] two, int64 i0, int64 i1"), 2,
+              weights={"s": [0, 0, 2, 4], "o": [0, 0, 8], "two": [0, 0, 2, 8], "i0": 0, "i1": 1})
     single = "q4 = Identity (q) k4 = Identity (k) z4 = Identity (z)"
     yield Row("attention without heads", apart.format(split=single, join="r = Identity (a)").replace("[0,1,3,2]", "[0,2,1]"), 16,
               weights={"s": [0, 0, 1, 8], "o": [0, 0, 8]})

@@ -212,7 +212,10 @@ def _named(model: Model, sources: frozenset[Owner]) -> bool:
 
 
 def _unlucky(ledger: Ledger, labels: np.ndarray) -> set[str]:
-    """Splits whose carrier cannot be cut, or is what two activations are contracted over; with the latter all of their shape."""
+    """Splits whose carrier cannot be cut, or is what two activations are contracted over; with the latter all of their shape.
+
+    Where a carrier is split once more (q/k/v first, then heads), only the second split can be what is unlucky.
+    """
     fixed, bare = ledger.reasons(labels).keys(), set(np.unique(labels[ledger.bare()]).tolist())
     found: set[str] = set()
     shapes: set[tuple[int, ...]] = set()
@@ -222,7 +225,9 @@ def _unlucky(ledger: Ledger, labels: np.ndarray) -> set[str]:
             shapes.add(shape)
         if not bare.isdisjoint(classes) or not fixed.isdisjoint(classes):
             found.add(key)
-    return found | {key for key, _, shape in ledger.splits if shape in shapes}
+    tried = [(key, labels[tokens], shape) for key, tokens, shape in ledger.splits if key in found or shape in shapes]
+    inner = {(math.prod(shape), c) for _, classes, shape in tried for c in np.unique(classes).tolist()}
+    return {key for key, classes, _ in tried if inner.isdisjoint((len(classes), c) for c in classes.tolist())}
 
 
 def _gather(model: Model, ledger: Ledger, labels: np.ndarray, axes: dict[str, Axes | None]) -> Analysis:
