@@ -159,6 +159,15 @@ def runtime() -> Iterator[Row]:
     yield flat("a scale by the root of the width", "s = Shape (h) d = Gather (s, i) f = Cast <to = 1> (d) q = Sqrt (f) r = Div (h, q)", 8,
                "int64 i", weights={"i": -1})
     yield image("a mean by the size", "s = Size (h) f = Cast <to = 1> (s) r = Div (h, f)", 0)
+    hidden = "n = Shape (x) d = Slice (n, zero, two) t = Concat <axis = 0> (d, all) f = Reshape (x, t)"  # inference loses it in opset 11
+    yield Row("halves of an axis whose length inference does not know", f"""(float[N,5,6] x) => (float[N,5,4] y) <float[6,16] w, float[8,4] v,
+        int64[1] zero, int64[1] two, int64[1] all, int64[1] far> {{ {hidden} h = MatMul (f, w) m = Shape (h) c = Gather <axis = 0> (m, two)
+        g = Div (c, two) a = Slice (h, zero, g, two) b = Slice (h, g, far, two) r = Mul (a, b) y = MatMul (r, v) }}""", 8, opset=11,
+        weights={"zero": [0], "two": [2], "all": [-1], "far": [2**31 - 1]})
+    yield Row("a width that is measured on channels that stay", f"""(float[N,5,6] x) => (float[N,5,4] y) <float[6,8] w, float[8,8] k, float[8,4] v,
+        int64[1] zero, int64[1] two, int64[1] all> {{ {hidden} h = MatMul (f, w) p = ReduceMean <axes = [2]> (h) m = Shape (h)
+        c = Gather <axis = 0> (m, two) u = MatMul (h, k) e = Concat <axis = 0> (d, c) r = Reshape (u, e) z = MatMul (r, v) y = Add (z, p) }}""",
+        8, "reduces over it", opset=11, weights={"zero": [0], "two": [2], "all": [-1]})
 
 
 def places() -> Iterator[Row]:

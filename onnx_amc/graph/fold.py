@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -24,14 +24,24 @@ LARGEST = 65_536
 LARGEST_FLOAT = 1_024
 
 
-def fold(proto: onnx.ModelProto, where: str) -> None:
+Dims = list[int | None]
+
+
+def fold(proto: onnx.ModelProto, where: str, lengths: Mapping[str, Dims] | None = None) -> None:
     """Replace nodes whose result does not depend on the inputs or on a weight by initializers, in place.
 
     Weights themselves are left alone (their chains of Transpose and Reshape carry channel tokens), and so is a large result:
     a file that grows is no compression.
+
+    Args:
+        proto: The model.
+        where: Its name, for messages.
+        lengths: Lengths of the axes of some tensors, None for each that may differ from input to input; None for those that
+            inference tells.
+
     """
     graph = proto.graph
-    shapes = _known_shapes(proto)
+    shapes = _known_shapes(proto) if lengths is None else dict(lengths)
     given: dict[str, np.ndarray] = {}
     free = defaults(proto)
     weights = {t.name: t for t in graph.initializer if t.name not in free}
@@ -66,6 +76,12 @@ def fold(proto: onnx.ModelProto, where: str) -> None:
     graph.node.extend(kept)
 
 
+def settles(proto: onnx.ModelProto, lengths: Mapping[str, Dims]) -> bool:
+    """Whether a size that the graph still measures is the same in every run, by these lengths of axes."""
+    weights, shapes = {t.name: t for t in proto.graph.initializer}, dict(lengths)
+    return any(_sizes(node, shapes, weights) is not None for node in proto.graph.node)
+
+
 def _small(value: object) -> bool:
     return isinstance(value, np.ndarray) and bool(
         value.size <= (LARGEST_FLOAT if value.dtype.kind not in "iub" else LARGEST)
@@ -75,9 +91,6 @@ def _small(value: object) -> bool:
 def _reads(node: onnx.NodeProto) -> set[str]:
     inner = (n for a in node.attribute for g in [a.g, *a.graphs] for n in g.node)
     return set(node.input).union(*(_reads(n) for n in inner))
-
-
-Dims = list[int | None]
 
 
 def _known_shapes(proto: onnx.ModelProto) -> dict[str, Dims]:

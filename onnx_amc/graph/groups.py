@@ -16,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
+from onnx_amc.graph.fold import settles
 from onnx_amc.graph.ledger import ROLES, Axes, Keep, Ledger, Owner, Tokens
-from onnx_amc.graph.load import FLOATS, Model
+from onnx_amc.graph.load import FLOATS, Model, refolded
 from onnx_amc.graph.proto import key_of, subgraphs
-from onnx_amc.graph.walk import rule_of, walked
+from onnx_amc.graph.walk import known_lengths, rule_of, walked
 from onnx_amc.graph.zeros import Zeros
 
 
@@ -163,6 +164,12 @@ def analyse(model: Model, *, approximate: bool = False) -> Analysis:
 
     """
     ledger, labels, axes = walked(model, {}, approximate)
+    for _ in range(REFOLDS):
+        lengths = known_lengths(model, ledger, axes)
+        if not settles(model.proto, lengths):
+            break
+        model = refolded(model, lengths)
+        ledger, labels, axes = walked(model, {}, approximate)
     choices: dict[str, int] = {}
     for attempt in range(1, CARRIERS):
         unlucky = _unlucky(ledger, labels)
@@ -178,6 +185,9 @@ def analyse(model: Model, *, approximate: bool = False) -> Analysis:
 
 CARRIERS = 4
 """Axes of a split that are tried as the carrier of its channels: head width, heads, q/k/v."""
+
+REFOLDS = 4
+"""How often sizes are made constants: a Slice whose bounds are known lets channels through, whose number is known then."""
 
 
 def _demanded(

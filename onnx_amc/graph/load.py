@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from onnx_amc.errors import ModelError
 from onnx_amc.graph import light
 from onnx_amc.graph.examine import check_inputs, check_selections, check_whole
-from onnx_amc.graph.fold import QUANTISED, fold
+from onnx_amc.graph.fold import QUANTISED, Dims, fold
 from onnx_amc.graph.functions import inlined
 from onnx_amc.graph.limits import LARGEST_INPUT, is_huge, too_large
 from onnx_amc.graph.mend import mend
@@ -170,6 +170,16 @@ def sized(model: Model, sizes: Mapping[str, tuple[int, ...]]) -> Model:
     found = replace(model, sizes=sizes, shapes=shapes, others=other_shapes(model.proto, shapes))
     check_selections(found)
     return found
+
+
+def refolded(model: Model, lengths: Mapping[str, Dims]) -> Model:
+    """A model whose sizes that are the same in every run, by these lengths of axes, are constants."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    fold(proto, model.source, lengths)
+    _drop_unused(proto)
+    made = _made(proto, model.original, model.origin)
+    return replace(model, proto=proto, made=made, weights={t.name: t for t in proto.graph.initializer})
 
 
 def _made(proto: onnx.ModelProto, original: onnx.ModelProto, origin: dict[str, tuple[str, str]]) -> frozenset[str]:

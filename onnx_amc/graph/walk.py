@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 
@@ -13,8 +15,8 @@ from onnx_amc.graph import (  # noqa: F401  they enter their rules into the tabl
     rules_shape,
     sizes,
 )
-from onnx_amc.graph.fold import QUANTISED
-from onnx_amc.graph.ledger import Axes, Ledger, Owner
+from onnx_amc.graph.fold import QUANTISED, Dims
+from onnx_amc.graph.ledger import Axes, Ledger, Owner, Tokens
 from onnx_amc.graph.load import FLOATS, Model
 from onnx_amc.graph.proto import attributes, names_read
 from onnx_amc.graph.rules import RULES, Rule, Step, without_rule
@@ -41,6 +43,21 @@ def walked(
         for tokens in (*(axes.get(output.name) or ()), *ledger.sizes.get(output.name, ())):
             ledger.fix(tokens, f"it is the model's output '{output.name}'")
     return ledger, ledger.classes(), axes
+
+
+def known_lengths(model: Model, ledger: Ledger, axes: Mapping[str, Axes | None]) -> dict[str, Dims]:
+    """Lengths of what the graph measures, where an axis holds channels of a weight, each once: it has as many in every run.
+
+    Inference often does not know them: below opset 13 it does not follow the sizes that a Reshape takes.
+    """
+    weighted = np.array([o.axis >= 0 for o in ledger.owners], dtype=bool)
+
+    def length(name: str, axis: int, tokens: Tokens | None) -> int | None:
+        alone = tokens is not None and len(np.unique(tokens)) == len(tokens) and weighted[ledger.owner_of(tokens)].all()
+        return model.length(name, axis) if alone else None
+
+    measured = {n.input[0] for n in model.proto.graph.node if n.op_type == "Shape"}
+    return {n: [length(n, i, t) for i, t in enumerate(mine)] for n in sorted(measured) if (mine := axes.get(n))}
 
 
 class _Walk:
