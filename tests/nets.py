@@ -296,6 +296,10 @@ def normalisations() -> Iterator[Row]:
     yield image("BatchNormalization", "q = BatchNormalization (h, s, o, m, e) r = Relu (q)", 8, four, weights=positive)
     yield image("BatchNormalization, one vector for all", "q = BatchNormalization (h, e, e, e, e) p = BatchNormalization (q, e, e, e, e) r = Relu (p)",
                 8, "float[8] e", weights=positive)
+    trained = "r, a, b = BatchNormalization <training_mode = 1> (h, s, o, m, e)"
+    yield image("BatchNormalization in training mode", trained, 8, four, weights=positive)
+    yield flat("BatchNormalization in training mode over other axes fixes", trained, 0, four.replace("8", "5"), reason="statistics over it",
+               weights={"e": np.arange(1, 6)})
     yield image("InstanceNormalization", "r = InstanceNormalization (h, s, o)", 8, pair)
     yield image("LRN fixes", "r = LRN <size = 3, alpha = 1.0> (h)", 0, reason="mixes its channels")
     yield image("GroupNormalization by whole groups", "r = GroupNormalization <num_groups = 4> (h, s, o)", 4, pair, opset=21)

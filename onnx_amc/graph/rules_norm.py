@@ -49,12 +49,15 @@ def normalise_channels(step: Step) -> list[Axes]:
     for i in range(1, len(step.node.input)):
         step.book.mark(step.x(i)[0], "carries", step.key)
         channels = step.join(channels, step.x(i)[0])
-    fresh = tuple(None if i > 1 and step.node.op_type == "InstanceNormalization" else t for i, t in enumerate(x))
-    for before, after in zip(x[2:], fresh[2:], strict=True):
-        if after is None:
-            step.loosen(before, "takes the statistics over it")
-    first: Axes = (fresh[0], channels, *(x[2:] if step.book.approximate else fresh[2:]))
-    return [first, *((channels,) for _ in step.node.output[1:])]
+    alone = step.node.op_type == "InstanceNormalization"
+    trains = not alone and bool(step.attrs.get("training_mode") or any(step.node.output[1:]))
+    out: list[Tokens | None] = []
+    for i, tokens in enumerate(x):
+        mixed = (i > 1 and (alone or trains)) or (i == 0 and trains)
+        if mixed:
+            step.loosen(tokens, "takes the statistics over it")
+        out.append(channels if i == 1 else None if mixed and not step.book.approximate else tokens)
+    return [tuple(out), *((channels,) for _ in step.node.output[1:])]
 
 
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
