@@ -296,7 +296,7 @@ def normalisations() -> Iterator[Row]:
     yield image("BatchNormalization", "q = BatchNormalization (h, s, o, m, e) r = Relu (q)", 8, four, weights=positive)
     yield image("BatchNormalization, one vector for all", "q = BatchNormalization (h, e, e, e, e) p = BatchNormalization (q, e, e, e, e) r = Relu (p)",
                 8, "float[8] e", weights=positive)
-    trained = "r, a, b = BatchNormalization <training_mode = 1> (h, s, o, m, e)"
+    trained = "r, mean, variance = BatchNormalization <training_mode = 1> (h, s, o, m, e)"
     yield image("BatchNormalization in training mode", trained, 8, four, weights=positive)
     yield flat("BatchNormalization in training mode over other axes fixes", trained, 0, four.replace("8", "5"), reason="statistics over it",
                weights={"e": np.arange(1, 6)})

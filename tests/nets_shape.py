@@ -159,6 +159,9 @@ def runtime() -> Iterator[Row]:
     yield flat("a scale by the root of the width", "s = Shape (h) d = Gather (s, i) f = Cast <to = 1> (d) q = Sqrt (f) r = Div (h, q)", 8,
                "int64 i", weights={"i": -1})
     yield image("a mean by the size", "s = Size (h) f = Cast <to = 1> (s) r = Div (h, f)", 0)
+    yield Row("copies beside their channels", """(float[1,6] x) => (float[2,4] y) <float[6,8] w, float[8,4] v, int64[2] s, int64[1] a, int64[2] b>
+        { h = MatMul (x, w) f = Expand (h, s) g = Reshape (f, a) p = Relu (g) r = Reshape (p, b) y = MatMul (r, v) }""", 8,
+        weights={"s": [2, 8], "a": [-1], "b": [2, -1]})
     hidden = "n = Shape (x) d = Slice (n, zero, two) t = Concat <axis = 0> (d, all) f = Reshape (x, t)"  # inference loses it in opset 11
     yield Row("halves of an axis whose length inference does not know", f"""(float[N,5,6] x) => (float[N,5,4] y) <float[6,16] w, float[8,4] v,
         int64[1] zero, int64[1] two, int64[1] all, int64[1] far> {{ {hidden} h = MatMul (f, w) m = Shape (h) c = Gather <axis = 0> (m, two)

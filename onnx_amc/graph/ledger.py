@@ -218,6 +218,10 @@ class Ledger:
             self._bounds = np.asarray(self.starts)
         return np.searchsorted(self._bounds, tokens.ravel(), side="right") - 1
 
+    def weighted(self, tokens: Tokens) -> bool:
+        """Whether all of these tokens live on axes of weights, and none was made up by a node."""
+        return all(self.owners[i].axis >= 0 for i in np.unique(self.owner_of(tokens)).tolist())
+
     def spans(self) -> list[tuple[Owner, int, int]]:
         """Each owner with its first token and the one after its last."""
         ends = [*self.starts[1:], self.size]

@@ -286,13 +286,14 @@ def _runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[in
 def _merged(step: Step, axes: list[int]) -> Tokens | None:
     """Tokens of several axes laid out as one: repeated along the axes that have none."""
     shape = [step.shape(0)[i] for i in axes]
-    live = [k for k, i in enumerate(axes) if step.x(0)[i] is not None]
-    if not live:
+    held = [(k, t) for k, i in enumerate(axes) if (t := step.x(0)[i]) is not None]
+    if not held:
         return None
-    for k in live[1:]:
-        step.fix(step.x(0)[axes[k]], "merges it with another channel axis")
-    tokens = step.x(0)[axes[live[0]]]
-    view = np.asarray(tokens).reshape([-1 if k == live[0] else 1 for k in range(len(axes))])
+    held.sort(key=lambda pair: not step.book.weighted(pair[1]))  # of what an Expand repeats, no channel is missed
+    for _, others in held[1:]:
+        step.fix(others, "merges it with another channel axis")
+    at, tokens = held[0]
+    view = tokens.reshape([-1 if k == at else 1 for k in range(len(axes))])
     return np.broadcast_to(view, shape).ravel()
 
 

@@ -50,10 +50,9 @@ def known_lengths(model: Model, ledger: Ledger, axes: Mapping[str, Axes | None])
 
     Inference often does not know them: below opset 13 it does not follow the sizes that a Reshape takes.
     """
-    weighted = np.array([o.axis >= 0 for o in ledger.owners], dtype=bool)
 
     def length(name: str, axis: int, tokens: Tokens | None) -> int | None:
-        alone = tokens is not None and len(np.unique(tokens)) == len(tokens) and weighted[ledger.owner_of(tokens)].all()
+        alone = tokens is not None and len(np.unique(tokens)) == len(tokens) and ledger.weighted(tokens)
         return model.length(name, axis) if alone else None
 
     measured = {n.input[0] for n in model.proto.graph.node if n.op_type == "Shape"}
