@@ -238,8 +238,8 @@ class Settings:
             ("metric", (None, *METRICS)),
         ):
             value = getattr(self, name)
-            own = name in {"reward", "metric"} and isinstance(value, str)
-            if value not in known and not (own and ":" in value):
+            own = name in {"reward", "metric"}
+            if value not in known and not (own and isinstance(value, str) and ":" in value):
                 more = ", or module:function" if own else ""
                 raise OptionError(
                     f"unknown {name} '{value}'",
