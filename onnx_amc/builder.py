@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -231,9 +231,7 @@ class Builder:
     def deliverable(self, kept: Kept, ready: onnx.ModelProto | None = None) -> onnx.ModelProto:
         """Return the finished model, made from what `refined` gave if that is at hand; where nothing is cut, the original."""
         if not kept:
-            original = onnx.ModelProto()
-            original.CopyFrom(self.analysis.model.original)
-            return original
+            return deepcopy(self.analysis.model.original)
         return finish(self.analysis, ready or self.refined(kept))
 
     def unrefitted(self, counts: np.ndarray) -> onnx.ModelProto:

@@ -86,10 +86,9 @@ def figures(
 
     """
     analysis = known or analyse(load(model, sizes))
-    full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
     beside = in_nodes(model, analysis)
     return {
-        "macs": cost.macs(analysis)(full),
+        "macs": cost.macs(analysis)(analysis.full),
         "params": elements(model, beside),
         "nonzeros": nonzeros(model, beside),
         "bytes": analysis.model.bytes,

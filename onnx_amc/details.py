@@ -85,7 +85,7 @@ def _steps(search: Search, analysis: Analysis, settings: Settings, counts: np.nd
 def _of_groups(analysis: Analysis, settings: Settings) -> list[dict[str, Any]]:
     """The groups that could be cut, then the others."""
     price = cost.macs(analysis)
-    macs = price.terms(np.array([g.channels for g in analysis.groups], dtype=np.int64))
+    macs = price.terms(analysis.full)
     total, of_node = max(int(macs.sum()), 1), dict(zip(price.names, macs.tolist(), strict=True))
     places = {node: i for i, node in enumerate(analysis.nodes)}
     kept = [*protected(analysis, settings.keep), *[False] * len(analysis.fixed)]
@@ -162,7 +162,7 @@ def times_json(analysis: Analysis, model: onnx.ModelProto, settings: Settings) -
 def _served(analysis: Analysis) -> dict[str, str]:
     """Layers by the tensors behind them, biased, added to, activated: kernels may be named after any of these."""
     layers = find_layers(analysis)[0]
-    makers = {o: n for n in analysis.model.proto.graph.node for o in n.output}
+    makers = analysis.model.producer
     found = {layer.output: layer.node for layer in layers}
     for node, tensor in tensors_behind(analysis, layers).items():
         found[tensor] = node

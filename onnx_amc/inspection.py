@@ -12,6 +12,7 @@ import numpy as np
 from onnx_amc.errors import OptionError
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis, Group
+from onnx_amc.graph.ledger import Reader
 from onnx_amc.graph.proto import attributes
 from onnx_amc.run.blocks import block_of
 from onnx_amc.search.space import levels_of
@@ -22,10 +23,9 @@ def summary(analysis: Analysis, min_keep: float, round_to: int | None) -> dict[s
     """Everything `inspect` prints, as JSON."""
     groups = analysis.groups
     price, params = cost.macs(analysis), cost.params(analysis)
-    full = np.array([g.channels for g in groups], dtype=np.int64)
     block = block_of()
     least = np.array([levels_of(g.channels, round_to, min_keep, g.lanes, block)[0] for g in groups], dtype=np.int64)
-    macs = price.terms(full)
+    macs = price.terms(analysis.full)
     kinds = {t.node: t.op for t in analysis.ledger.terms}
     names, total = analysis.names, max(1, int(macs.sum()))
     reachable = np.zeros(len(macs), dtype=bool)
@@ -35,7 +35,7 @@ def summary(analysis: Analysis, min_keep: float, round_to: int | None) -> dict[s
     return {
         "model": analysis.model.source,
         "macs": int(macs.sum()),
-        "params": params(full),
+        "params": params(analysis.full),
         "bytes": analysis.model.bytes,
         "smallest_macs": price(least),
         "smallest_ratio": price(least) / total if macs.sum() else 1.0,
@@ -63,14 +63,11 @@ def _group(group: Group, names: dict[str, str], macs: int) -> dict[str, Any]:
 def facts_of(analysis: Analysis) -> list[LayerFacts]:
     """What the agent is told of each group: the layer that reads most of it."""
     price = cost.macs(analysis)
-    full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
-    macs = dict(zip(price.names, price.terms(full).tolist(), strict=True))
-    readers: list[list[Any]] = [[] for _ in analysis.groups]
+    macs = dict(zip(price.names, price.terms(analysis.full).tolist(), strict=True))
+    readers: list[list[Reader]] = [[] for _ in analysis.groups]
     for reader in analysis.ledger.readers:
-        if reader.inputs is not None and not reader.whole:
-            home = analysis.home[analysis.labels[reader.inputs]]
-            for g in np.unique(home[home >= 0]).tolist():
-                readers[g].append(reader)
+        for g in [] if reader.whole else analysis.groups_at(reader.inputs):
+            readers[g].append(reader)
     facts: list[LayerFacts] = []
     for group, found in zip(analysis.groups, readers, strict=True):
         total = int(sum(macs.get(r.node, 0) for r in found))

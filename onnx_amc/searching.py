@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property, partial
 
@@ -358,10 +359,7 @@ class Search:
 
     def finished(self, counts: np.ndarray) -> onnx.ModelProto:
         """The model of a plan as it would be delivered; what is ready stays as it is."""
-        ready, copied = self.ready_for(counts), onnx.ModelProto()
-        if ready is not None:
-            copied.CopyFrom(ready)
-        return self.builder.deliverable(self.builder.kept(counts), None if ready is None else copied)
+        return self.builder.deliverable(self.builder.kept(counts), deepcopy(self.ready_for(counts)))
 
     def _best_in(self, space: Space, counts: np.ndarray) -> np.ndarray:
         """The best plan within another budget than these counts were found in: of those tried, and of some more near by."""

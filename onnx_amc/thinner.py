@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -138,8 +139,7 @@ class Thinner(Builder):
         for name, count in kept.items():
             self._check(name, count)
         dense = finish(self.analysis, self.build(kept))
-        stored = onnx.ModelProto()
-        stored.CopyFrom(dense)
+        stored = deepcopy(dense)
         store(stored, frozenset({*self._sparse, *kept}))
         return {"masked_equals_cut": same(dense, stored, feed, self.analysis.model.source), "checker": True}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -44,9 +45,12 @@ class Price:
 
     def each(self, plans: np.ndarray) -> np.ndarray:
         """Return int (plans, terms), the product of each term, its constant left out."""
-        factors = plans.astype(np.float64) @ self._flat  # exact: axis lengths are far below 2^53
-        axes = factors.reshape(len(plans), *self.base.shape).astype(np.int64) + self.base
-        return np.asarray(np.prod(axes, axis=2))
+        return np.asarray(np.prod(self.axes(plans), axis=2))
+
+    def axes(self, plans: np.ndarray) -> np.ndarray:
+        """Return int (plans, terms, factors), the length of each axis."""
+        lengths = plans.astype(np.float64) @ self._flat  # exact: far below 2^53
+        return np.asarray(lengths.reshape(len(plans), *self.base.shape).astype(np.int64) + self.base)
 
     @cached_property
     def _flat(self) -> np.ndarray:
@@ -105,7 +109,7 @@ def size(analysis: Analysis, whole: int | None = None) -> Price:
         if tensor.data_type in light.PACKED:
             continue
         mine = axes.get(name, {})
-        width = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+        width = light.width_of(tensor.data_type)
         rest = width * int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
         entries.append((name, rest, list(mine.values())))
         counted += width * int(np.prod(tensor.dims))
@@ -117,8 +121,7 @@ def _dense_bytes(model: Model) -> int:
     """Bytes of the file, its sparse initializers written out: a cut leaves them so."""
     if not len(model.original.graph.sparse_initializer):
         return model.bytes
-    dense = onnx.ModelProto()
-    dense.CopyFrom(model.original)
+    dense = deepcopy(model.original)
     densify(dense)
     return light.size(dense)
 
@@ -148,8 +151,8 @@ def elements(analysis: Analysis, tensors: Sequence[str]) -> Price:
 def _price(analysis: Analysis, entries: Sequence[tuple[str, int, Sequence[Tokens]]]) -> Price:
     width = max((len(factors) for _, _, factors in entries), default=1) or 1
     base = np.ones((len(entries), width), dtype=np.int64)
-    share = np.zeros((len(entries), width, len(analysis.groups)), dtype=np.int64)
-    sizes = np.array([g.channels for g in analysis.groups], dtype=np.int64)
+    sizes = analysis.full
+    share = np.zeros((len(entries), width, len(sizes)), dtype=np.int64)
     for i, (_, _, factors) in enumerate(entries):
         for j, tokens in enumerate(factors):
             home = analysis.home[analysis.labels[tokens]]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx
 
@@ -24,16 +22,10 @@ SAME = frozenset(f"{MOVED} Sqrt ReduceMean ReduceSum ReduceMax ReduceMin ReduceL
 
 
 class Divisors:
-    """Finds them.
+    """Finds them in a model."""
 
-    Args:
-        model: The model.
-        producer: The node that makes each tensor.
-
-    """
-
-    def __init__(self, model: Model, producer: Mapping[str, onnx.NodeProto]) -> None:
-        self.model, self.producer = model, producer
+    def __init__(self, model: Model) -> None:
+        self.model = model
         self._known: dict[tuple[str, bool], bool] = {}
 
     def unsafe(self) -> list[str]:
@@ -50,7 +42,7 @@ class Divisors:
         return self._known[key]
 
     def _above(self, tensor: str, *, strictly: bool) -> bool:
-        node = self.producer.get(tensor)
+        node = self.model.producer.get(tensor)
         if node is None or node.op_type == "Clip":
             low = self.model.constant(tensor) if node is None else (self.model.bounds(node) or (None,))[0]
             return low is not None and bool(np.all(low > 0 if strictly else low >= 0))

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from onnx_amc.errors import ModelError
 from onnx_amc.graph.light import declared
 from onnx_amc.graph.limits import is_huge
-from onnx_amc.graph.proto import declare_stored, defaults
+from onnx_amc.graph.proto import declare_stored, defaults, names_read, set_nodes
 from onnx_amc.graph.shapes import inferred, is_light, is_weight, measured
 
 RANDOM = frozenset(
@@ -66,14 +66,13 @@ def fold(proto: onnx.ModelProto, where: str, lengths: Mapping[str, Dims] | None 
     values = _evaluate(proto, foldable, given, where)
     outputs = {o.name for o in graph.output}
     gone = {id(n) for n in foldable if all(_small(values[o]) and o not in outputs for o in n.output if o)}
-    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node if id(n) not in gone]
-    needed = {name for node in kept for name in _reads(node)}
+    kept = [n for n in graph.node if id(n) not in gone]
+    needed = {name for node in kept for name in names_read(node)}
     for node in foldable:
         if id(node) in gone:
             graph.initializer.extend(numpy_helper.from_array(values[o], o) for o in node.output if o in needed)
     declare_stored(proto)
-    del graph.node[:]
-    graph.node.extend(kept)
+    set_nodes(graph, kept)
 
 
 def settles(proto: onnx.ModelProto, lengths: Mapping[str, Dims]) -> bool:
@@ -86,11 +85,6 @@ def _small(value: object) -> bool:
     return isinstance(value, np.ndarray) and bool(
         value.size <= (LARGEST_FLOAT if value.dtype.kind not in "iub" else LARGEST)
     )
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    inner = (n for a in node.attribute for g in [a.g, *a.graphs] for n in g.node)
-    return set(node.input).union(*(_reads(n) for n in inner))
 
 
 def _known_shapes(proto: onnx.ModelProto) -> dict[str, Dims]:
@@ -127,25 +121,20 @@ def _sizes(node: onnx.NodeProto, shapes: dict[str, Dims], weights: dict[str, onn
     elif node.op_type in {"Gather", "Slice"} and f"{node.input[0]}\0values" in shapes:
         index = [numpy_helper.to_array(weights[n]).reshape(-1) for n in node.input[1:] if n in weights]
         values = shapes[f"{node.input[0]}\0values"]
-        whole = index and len(index) == len(node.input) - 1 and all(i.size for i in index)
-        if not whole or _outside(node, index, len(values)):
+        if not index or len(index) != len(node.input) - 1 or not all(i.size for i in index):
             return None
-        if node.op_type == "Slice":
-            dims = values[slice(int(index[0][0]), int(index[1][0]), int(index[3][0]) if len(index) > 3 else 1)]
-        else:
-            dims = [values[int(i)] for i in index[0]]
-            if not weights[node.input[1]].dims:
-                return None if dims[0] is None else np.array(dims[0], dtype=np.int64)
+        try:
+            if node.op_type == "Slice":
+                dims = values[slice(int(index[0][0]), int(index[1][0]), int(index[3][0]) if len(index) > 3 else 1)]
+            else:
+                dims = [values[int(i)] for i in index[0]]
+        except (IndexError, ValueError):  # asks for what is not there: refused later, by its name
+            return None
+        if node.op_type == "Gather" and not weights[node.input[1]].dims:
+            return None if dims[0] is None else np.array(dims[0], dtype=np.int64)
     else:
         return None
     return None if None in dims else np.array(dims, dtype=np.int64)
-
-
-def _outside(node: onnx.NodeProto, index: list[np.ndarray], size: int) -> bool:
-    """Whether a Gather or a Slice asks for what is not there."""
-    if node.op_type == "Slice":
-        return len(index) > 3 and index[3][0] == 0
-    return bool(((index[0] < -size) | (index[0] >= size)).any())
 
 
 def _has_huge(shapes: dict[str, Dims]) -> bool:

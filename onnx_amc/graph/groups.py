@@ -134,10 +134,19 @@ class Analysis:
         """Position of each group by name."""
         return {g.name: i for i, g in enumerate(self.groups)}
 
+    @cached_property
+    def full(self) -> np.ndarray:
+        """Int (groups,): the plan that keeps everything."""
+        return np.array([g.channels for g in self.groups], dtype=np.int64)
+
     def groups_of(self, tensor: str) -> set[int]:
         """Positions in `groups` of the groups whose channels a tensor carries."""
-        live = [t for t in self.axes.get(tensor) or () if t is not None]
-        return {int(g) for t in live for g in np.unique(self.home[self.labels[t]]) if g >= 0}
+        return {g for t in self.axes.get(tensor) or () for g in self.groups_at(t)}
+
+    def groups_at(self, tokens: Tokens | None) -> list[int]:
+        """Positions in `groups` of the groups that tokens belong to, ascending; none of what cannot be cut."""
+        home = np.zeros(0, np.int64) if tokens is None else self.home[self.labels[tokens]]
+        return [int(g) for g in np.unique(home[home >= 0])]
 
     def keeper(self, kept: Mapping[str, Sequence[int]]) -> Keep:
         """Which tokens survive when each named group keeps these channels; groups not named keep all."""
@@ -149,7 +158,7 @@ class Analysis:
             by_group[self.index[name]] = mask
         ours = np.flatnonzero(self.home >= 0)
         if len(ours):
-            offsets = np.cumsum([0, *(g.channels for g in self.groups)])
+            offsets = np.cumsum([0, *self.full])
             alive[ours] = np.concatenate(by_group)[offsets[self.home[ours]] + self.place[ours]]
         labels = self.labels
         return lambda tokens: alive[labels[tokens]]
@@ -273,7 +282,8 @@ def _gather(model: Model, ledger: Ledger, labels: np.ndarray, axes: dict[str, Ax
         slices, nodes, name = members.of(classes, masked)
         if reason is not None and not slices:
             continue
-        name = _display(model, name)
+        maker = model.producer.get(name)
+        name = name if maker is None else maker.name or name
         taken[name] = taken.get(name, 0) + 1
         unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
         marked = {"blocked": bool(blocked[classes].any()), "vanishing": bool(vanishing[classes].any())}
@@ -315,13 +325,6 @@ def _matrices(graph: onnx.GraphProto) -> list[tuple[int, ...]]:
     tensors = [*graph.initializer, *(a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute)]
     found = [tuple(t.dims) for t in tensors if t.data_type in FLOATS and len(t.dims) > 1]
     return found + [dims for n in graph.node for inner in subgraphs(n) for dims in _matrices(inner)]
-
-
-def _display(model: Model, output: str) -> str:
-    for node in model.proto.graph.node:
-        if output in node.output:
-            return node.name or output
-    return output
 
 
 def _roles(ledger: Ledger, labels: np.ndarray, count: int) -> dict[str, np.ndarray]:

@@ -102,7 +102,12 @@ def data_length(tensor: onnx.TensorProto) -> int:
     elements: int = math.prod(tensor.dims)
     if tensor.data_type in PACKED:
         return len(tensor.raw_data) or -(-elements // PACKED[tensor.data_type])
-    return int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize) * elements
+    return width_of(tensor.data_type) * elements
+
+
+def width_of(data_type: int) -> int:
+    """Bytes of an element of an ONNX type."""
+    return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize)
 
 
 def _varint(value: int) -> int:

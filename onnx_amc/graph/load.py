@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,19 @@ from onnx_amc.graph.functions import inlined
 from onnx_amc.graph.limits import LARGEST_INPUT, is_huge, too_large
 from onnx_amc.graph.mend import mend
 from onnx_amc.graph.outside import fetch, scattered
-from onnx_amc.graph.proto import all_read, attributes, defaults, key_of, names_of, unused
+from onnx_amc.graph.proto import (
+    all_read,
+    attributes,
+    declare_stored,
+    defaults,
+    drop,
+    key_of,
+    names_of,
+    names_read,
+    opset_of,
+    set_nodes,
+    unused,
+)
 from onnx_amc.graph.shapes import concrete_shapes, other_shapes
 
 FLOATS = frozenset(
@@ -107,7 +120,21 @@ class Model:
     @property
     def opset(self) -> int:
         """Version of the default operator set."""
-        return next((o.version for o in self.proto.opset_import if o.domain in {"", "ai.onnx"}), 1)
+        return opset_of(self.proto)
+
+    @cached_property
+    def producer(self) -> dict[str, onnx.NodeProto]:
+        """The node that makes each tensor."""
+        return {o: n for n in self.proto.graph.node for o in n.output if o}
+
+    @cached_property
+    def consumers(self) -> dict[str, list[onnx.NodeProto]]:
+        """The nodes that read each tensor, as often as they do."""
+        found: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.proto.graph.node:
+            for name in (*node.input, *names_read(node).difference(node.input)):
+                found.setdefault(name, []).append(node)
+        return found
 
     def length(self, name: str, axis: int) -> int | None:
         """Of an axis that is as long for every input; None where it is not, or not known."""
@@ -135,8 +162,7 @@ def load(source: Source, sizes: Mapping[str, tuple[int, ...]] | None = None) -> 
 def read(source: Source) -> Model:
     """As `load`, but without any shapes: they may wait for the data."""
     original, where, digest, external = _read(source)
-    proto = onnx.ModelProto()
-    proto.CopyFrom(original)
+    proto = deepcopy(original)
     mend(proto, where)
     check_whole(proto, where)
     check_inputs(proto, where)
@@ -174,8 +200,7 @@ def sized(model: Model, sizes: Mapping[str, tuple[int, ...]]) -> Model:
 
 def refolded(model: Model, lengths: Mapping[str, Dims]) -> Model:
     """A model whose sizes that are the same in every run, by these lengths of axes, are constants."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
+    proto = deepcopy(model.proto)
     fold(proto, model.source, lengths)
     _drop_unused(proto)
     made = _made(proto, model.original, model.origin)
@@ -198,8 +223,7 @@ def true_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 def _read(source: Source) -> tuple[onnx.ModelProto, str, str | None, bool]:
     """The model, what to call it, the sha256 of its files if it has any, and whether weights lie in other files."""
     if isinstance(source, onnx.ModelProto):
-        model = onnx.ModelProto()
-        model.CopyFrom(source)
+        model = deepcopy(source)
         where = source.graph.name or "model"
         if scattered(model):
             raise ModelError(
@@ -259,16 +283,14 @@ def _lift_constants(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     nodes, lifted = [], {}
     for node in proto.graph.node:
         tensor = _constant_value(node)
-        copy = onnx.NodeProto.FromString(node.SerializeToString())
         if tensor is None:
-            nodes.append(copy)
+            nodes.append(node)
             continue
         tensor.name = node.output[0]
-        lifted[tensor.name] = copy
+        lifted[tensor.name] = deepcopy(node)
         proto.graph.initializer.append(tensor)
-        _declare(proto, tensor)
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
+    set_nodes(proto.graph, nodes)
+    declare_stored(proto)
     return lifted
 
 
@@ -293,20 +315,13 @@ def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
         return None
     attribute = node.attribute[0]
     if attribute.name == "value":
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(attribute.t)
+        tensor: onnx.TensorProto = deepcopy(attribute.t)
         return tensor
     if attribute.name in {"value_int", "value_ints"}:
         return numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), dtype=np.int64))
     if attribute.name in {"value_float", "value_floats"}:
         return numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), dtype=np.float32))
     return None
-
-
-def _declare(proto: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
-    """Up to IR 3 each initializer must be an input too, and onnxruntime takes it for constant only then."""
-    if proto.ir_version < 4 and all(i.name != tensor.name for i in proto.graph.input):
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
 
 
 def _unshare(proto: onnx.ModelProto, original: onnx.ModelProto) -> dict[str, tuple[str, str]]:
@@ -335,13 +350,12 @@ def _unshare(proto: onnx.ModelProto, original: onnx.ModelProto) -> dict[str, tup
             if use not in held and name not in origin:
                 held[use] = name
             elif use not in held:
-                copy = onnx.TensorProto()
-                copy.CopyFrom(shared[name])
+                copy = deepcopy(shared[name])
                 copy.name = held[use] = unused(f"{name}/{key_of(node)}/{i}", taken)
                 proto.graph.initializer.append(copy)
-                _declare(proto, copy)
             node.input[i] = held[use]
             origin[held[use]] = use
+    declare_stored(proto)
     return origin
 
 
@@ -375,7 +389,5 @@ def _accidental(tensor: onnx.TensorProto) -> bool:
 def _drop_unused(proto: onnx.ModelProto) -> None:
     """Remove initializers that no node reads any more after folding."""
     unread = {t.name for t in proto.graph.initializer} - all_read(proto.graph) - defaults(proto)
-    for listing in (proto.graph.initializer, proto.graph.input):
-        for i in reversed(range(len(listing))):
-            if listing[i].name in unread:
-                del listing[i]
+    for listed in (proto.graph.initializer, proto.graph.input):
+        drop(listed, lambda stored: stored.name in unread)

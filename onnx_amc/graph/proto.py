@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from typing import Any
 
 import onnx
 
@@ -11,6 +13,11 @@ import onnx
 def attributes(node: onnx.NodeProto) -> dict[str, object]:
     """A node's attributes by name, as Python values."""
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """Version of the default operator set."""
+    return next((o.version for o in proto.opset_import if o.domain in {"", "ai.onnx"}), 1)
 
 
 def key_of(node: onnx.NodeProto) -> str:
@@ -37,6 +44,11 @@ def names_read(node: onnx.NodeProto) -> set[str]:
 def all_read(graph: onnx.GraphProto) -> set[str]:
     """Every tensor that a graph's nodes read, and its outputs."""
     return {name for node in graph.node for name in names_read(node)} | {o.name for o in graph.output}
+
+
+def last_uses(proto: onnx.ModelProto) -> dict[str, int]:
+    """Position of the last node that reads each tensor."""
+    return {name: i for i, node in enumerate(proto.graph.node) for name in names_read(node)}
 
 
 def names_of(graph: onnx.GraphProto) -> set[str]:
@@ -68,3 +80,17 @@ def declare_stored(proto: onnx.ModelProto) -> None:
         listed = {i.name for i in proto.graph.input}
         missing = [t for t in proto.graph.initializer if t.name not in listed]
         proto.graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in missing)
+
+
+def drop(listed: Any, unwanted: Callable[[Any], bool]) -> None:
+    """Delete what is not wanted from one of protobuf's lists, in place."""
+    for i in reversed(range(len(listed))):
+        if unwanted(listed[i]):
+            del listed[i]
+
+
+def set_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Give a graph these nodes in place of its own, of which they may be some."""
+    copies = [deepcopy(node) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)

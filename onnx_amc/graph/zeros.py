@@ -54,8 +54,7 @@ class Zeros:
     def __init__(self, model: Model, axes: Mapping[str, Axes | None], labels: np.ndarray) -> None:
         self.model, self.axes, self.labels = model, axes, labels
         self._known: dict[tuple[str, bytes], Sources | None] = {}
-        self.producer = {o: n for n in model.proto.graph.node for o in n.output if o}
-        self.divisors = Divisors(model, self.producer).unsafe()
+        self.producer, self.divisors = model.producer, Divisors(model).unsafe()
 
     def sources(self, tensor: str, channels: np.ndarray, depth: int = 0) -> Sources | None:
         """Owners whose slices of these channels (classes), set to zero, make the tensor zero there; None where none do."""

@@ -13,7 +13,7 @@ from onnx_amc.fit.patches import Window
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Reader, Tokens
 from onnx_amc.graph.load import Model
-from onnx_amc.graph.proto import attributes, names_read
+from onnx_amc.graph.proto import attributes
 
 Mover = Callable[[np.ndarray, dict[str, object], list[int] | None], np.ndarray]
 
@@ -118,12 +118,7 @@ class _Finder:
     """Looks layers up in the graph."""
 
     def __init__(self, model: Model) -> None:
-        self.model = model
-        self.producer = {o: n for n in model.proto.graph.node for o in n.output if o}
-        self.consumers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.proto.graph.node:
-            for name in (*node.input, *names_read(node).difference(node.input)):
-                self.consumers.setdefault(name, []).append(node)
+        self.model, self.producer, self.consumers = model, model.producer, model.consumers
         self.outputs = {o.name for o in model.proto.graph.output}
 
     def stored(self, name: str) -> Stored | None:
@@ -159,61 +154,23 @@ class _Finder:
         attrs = attributes(node)
         if node.op_type == "Gemm" and (attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0):
             return "it scales its operands"
-        if node.op_type in {"Conv", "ConvTranspose"}:
-            return self._convolution(reader, node, weight, attrs)
-        return self._product(reader, node, weight, flip=node.op_type == "Gemm" and bool(attrs.get("transB", 0)))
+        return self._described(reader, node, weight, attrs)
 
-    def _product(self, reader: Reader, node: onnx.NodeProto, weight: Stored, *, flip: bool) -> Layer | str:
-        matrix = Stored(weight.name, (weight.index if flip else weight.index.T)[None, :, :, None])
-        found = self._bias(node, matrix.index.shape[1])
-        if found is None:
-            return FOREIGN
-        output, bias, addable = found
-        return Layer(
-            reader.node,
-            output,
-            reader.x,
-            True,
-            matrix,
-            bias,
-            addable,
-            Window(),
-            reader.inputs,
-            reader.outputs,
-        )
-
-    def _convolution(
-        self, reader: Reader, node: onnx.NodeProto, weight: Stored, attrs: dict[str, object]
-    ) -> Layer | str:
-        groups = int(attrs.get("group", 1))  # type: ignore[call-overload]
-        index = weight.index
-        if node.op_type == "Conv":
-            index = index.reshape(groups, index.shape[0] // groups, index.shape[1], -1)
-        else:
-            flipped = index[(slice(None), slice(None), *(slice(None, None, -1),) * (index.ndim - 2))]
-            index = flipped.swapaxes(0, 1).reshape(1, index.shape[1], index.shape[0], -1)
-        window = _window(node.op_type, attrs, weight.index.shape[2:], self.model.shapes[reader.x][2:],
-                         self.model.shapes[reader.node][2:])  # fmt: skip
+    def _described(self, reader: Reader, node: onnx.NodeProto, weight: Stored, attrs: dict[str, object]) -> Layer | str:
+        spatial = node.op_type in {"Conv", "ConvTranspose"}
+        index = _kernel(node.op_type, attrs, weight.index) if spatial else _matrix(node.op_type, attrs, weight.index)
+        sizes = (self.model.shapes[name][2:] for name in (reader.x, reader.node))
+        window = _window(node.op_type, attrs, weight.index.shape[2:], *sizes) if spatial else Window()
         if window is None:
             return "its padding is unusual"
         found = self._bias(node, index.shape[0] * index.shape[1])
         if found is None:
             return FOREIGN
         output, bias, addable = found
-        stored = Stored(weight.name, index)
         return Layer(
-            reader.node,
-            output,
-            reader.x,
-            False,
-            stored,
-            bias,
-            addable,
-            window,
-            reader.inputs,
-            reader.outputs,
-            reader.whole,
-        )
+            reader.node, output, reader.x, not spatial, Stored(weight.name, index), bias, addable, window, reader.inputs,
+            reader.outputs, reader.whole,
+        )  # fmt: skip
 
     def _bias(self, node: onnx.NodeProto, outputs: int) -> tuple[str, Stored | None, bool] | None:
         """The biased output, where the bias lies and whether one may be added; None where one is added that cannot be written."""
@@ -238,6 +195,20 @@ class _Finder:
         if found is None or found.index.size != length or not self.alone(name):
             return None
         return Stored(found.name, found.index.ravel())
+
+
+def _matrix(kind: str, attrs: dict[str, object], index: np.ndarray) -> np.ndarray:
+    """(1, outputs, inputs, 1), of a product's weight."""
+    return (index if kind == "Gemm" and attrs.get("transB") else index.T)[None, :, :, None]
+
+
+def _kernel(kind: str, attrs: dict[str, object], index: np.ndarray) -> np.ndarray:
+    """(groups, outputs, inputs, taps), of a convolution's weight."""
+    if kind == "Conv":
+        groups = int(attrs.get("group", 1))  # type: ignore[call-overload]
+        return index.reshape(groups, len(index) // groups, index.shape[1], -1)
+    flipped = index[(slice(None), slice(None), *(slice(None, None, -1),) * (index.ndim - 2))]
+    return flipped.swapaxes(0, 1).reshape(1, index.shape[1], index.shape[0], -1)
 
 
 def _window(

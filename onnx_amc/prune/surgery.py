@@ -7,6 +7,7 @@ carries stays as it was.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,20 @@ from onnx import numpy_helper
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.light import declared, stripped
-from onnx_amc.graph.load import densify
-from onnx_amc.graph.proto import all_read, declare_stored, defaults, key_of, names_of, names_read, unused
+from onnx_amc.graph.load import MOVES, densify, true_inputs
+from onnx_amc.graph.proto import (
+    all_read,
+    declare_stored,
+    defaults,
+    drop,
+    key_of,
+    names_of,
+    names_read,
+    set_nodes,
+    unused,
+)
 
 Arrays = Mapping[str, np.ndarray]
-
-MOVES = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"})
-"""Operators through which a weight passes as it is."""
 
 
 def cut(
@@ -101,16 +109,10 @@ def finish(analysis: Analysis, result: onnx.ModelProto) -> onnx.ModelProto:
     _share(analysis, result)
     _restore_constants(analysis, result)
     used = all_read(result.graph) | defaults(analysis.model.original)
-    for i in reversed(range(len(result.graph.initializer))):
-        if result.graph.initializer[i].name not in used:
-            del result.graph.initializer[i]
+    drop(result.graph.initializer, lambda stored: stored.name not in used)
     stored = {t.name for t in result.graph.initializer}
-    ours = {i.name for i in analysis.model.original.graph.input} - {
-        t.name for t in analysis.model.original.graph.initializer
-    }
-    for i in reversed(range(len(result.graph.input))):
-        if result.graph.input[i].name not in stored | ours:
-            del result.graph.input[i]
+    ours = {i.name for i in true_inputs(analysis.model.original)}
+    drop(result.graph.input, lambda info: info.name not in stored | ours)
     list_stored(result)
     if len(analysis.model.original.graph.value_info):
         try:
@@ -132,8 +134,7 @@ def list_stored(result: onnx.ModelProto) -> None:
 
 def masked(original: onnx.ModelProto, slices: Sequence[Mapping[str, Any]]) -> onnx.ModelProto:
     """Return the original with every slice marked `mask` set to zero: what the cut model must compute, from the plan alone."""
-    result = onnx.ModelProto()
-    result.CopyFrom(original)
+    result = deepcopy(original)
     densify(result)
     holders = _holders(result)
     taken = names_of(result.graph)
@@ -240,9 +241,7 @@ def _follow(analysis: Analysis, keep: Keep, result: onnx.ModelProto) -> None:
             _set_attribute(node, "num_outputs", None)
     if inserted:
         ordered = [n for node in result.graph.node for n in (*inserted.get(key_of(node), []), node)]
-        copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in ordered]
-        del result.graph.node[:]
-        result.graph.node.extend(copies)
+        set_nodes(result.graph, ordered)
 
 
 SCALING = ("", *(f"/{part}" for part in ("whole", "rest", "zero", "more", "up", "scaled", "open", "sizes")))
@@ -266,9 +265,7 @@ def _scaled(result: onnx.ModelProto, opset: int, kept: str, sizes: str, whole: n
 
 
 def _set_attribute(node: onnx.NodeProto, name: str, value: np.ndarray | None) -> None:
-    for i in reversed(range(len(node.attribute))):
-        if node.attribute[i].name == name:
-            del node.attribute[i]
+    drop(node.attribute, lambda attribute: attribute.name == name)
     if value is not None:
         node.attribute.append(onnx.helper.make_attribute(name, value.tolist()))
 
@@ -289,15 +286,20 @@ def _add_biases(result: onnx.ModelProto, biases: Arrays) -> None:
         node.input[2] = name
 
 
+def copies_of(analysis: Analysis, proto: onnx.ModelProto) -> list[list[str]]:
+    """Initializers of a cut model that came from one of the original and are equal again: `finish` stores them once."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for tensor in proto.graph.initializer:
+        origin, _ = analysis.model.origin.get(tensor.name, (None, None))
+        if origin is not None:
+            contents = numpy_helper.to_array(tensor).tobytes()
+            found.setdefault((origin, tuple(tensor.dims), contents), []).append(tensor.name)
+    return [names for names in found.values() if len(names) > 1]
+
+
 def _share(analysis: Analysis, result: onnx.ModelProto) -> None:
     """Store equal copies of one original initializer once again."""
-    first: dict[tuple[str, bytes], str] = {}
-    rename: dict[str, str] = {}
-    for tensor in result.graph.initializer:
-        origin = analysis.model.origin.get(tensor.name)
-        if origin is not None:
-            key = (origin[0], tensor.raw_data + bytes(str(list(tensor.dims)), "ascii"))
-            rename[tensor.name] = first.setdefault(key, tensor.name)
+    rename = {name: names[0] for names in copies_of(analysis, result) for name in names}
     for node in result.graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = rename.get(name, name)
@@ -311,7 +313,7 @@ def _restore_constants(analysis: Analysis, result: onnx.ModelProto) -> None:
     for name, node in analysis.model.lifted.items():
         if name not in tensors or name not in used:
             continue
-        copy = onnx.NodeProto.FromString(node.SerializeToString())
+        copy = deepcopy(node)
         old = next((a for a in copy.attribute if a.name in {"value", "value_float", "value_floats"}), None)
         if old is not None:
             value = onnx.AttributeProto(name="value", type=onnx.AttributeProto.TENSOR, doc_string=old.doc_string)
@@ -320,9 +322,5 @@ def _restore_constants(analysis: Analysis, result: onnx.ModelProto) -> None:
             old.CopyFrom(value)
         restored.append(copy)
     gone = {o for n in restored for o in n.output}
-    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in result.graph.node]
-    del result.graph.node[:]
-    result.graph.node.extend([*restored, *kept])
-    for i in reversed(range(len(result.graph.initializer))):
-        if result.graph.initializer[i].name in gone:
-            del result.graph.initializer[i]
+    set_nodes(result.graph, [*restored, *result.graph.node])
+    drop(result.graph.initializer, lambda stored: stored.name in gone)

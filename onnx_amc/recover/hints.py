@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onnx_amc.graph.groups import Analysis
-from onnx_amc.graph.proto import names_read
+from onnx_amc.graph.proto import last_uses, names_read
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -62,12 +62,11 @@ def hints_of(analysis: Analysis, kept: Mapping[str, Sequence[int]]) -> list[Hint
 def narrows(proto: onnx.ModelProto) -> list[str]:
     """Tensors that all information passes through, made by a layer with weights or by a sum, in the order of the graph."""
     fixed = {t.name for t in proto.graph.initializer}
-    nodes = list(proto.graph.node)
-    last: dict[str, int] = {name: i for i, node in enumerate(nodes) for name in names_read(node)}
+    last = last_uses(proto)
     ends = {o.name for o in proto.graph.output}
     alive = {i.name for i in proto.graph.input} - fixed
     found: list[str] = []
-    for i, node in enumerate(nodes):
+    for i, node in enumerate(proto.graph.node):
         read = {name for name in names_read(node) if name not in fixed}
         if not read:
             fixed |= set(node.output)

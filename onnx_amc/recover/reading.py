@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from onnx_amc.errors import DataError, ModelError
-from onnx_amc.graph.proto import attributes, names_read
+from onnx_amc.graph.proto import attributes, last_uses, opset_of
 from onnx_amc.recover import ops_layer, ops_math, ops_shape
 from onnx_amc.recover.call import TABLE, Call, UnreadableError
 from onnx_amc.recover.layout import held_by_pixel, is_by_pixel
@@ -64,7 +64,7 @@ class Reading(nn.Module):
         super().__init__()
         self.where = where
         self._nodes = [(node, attributes(node)) for node in proto.graph.node]
-        self._opset = next((o.version for o in proto.opset_import if o.domain in {"", "ai.onnx"}), 1)
+        self._opset = opset_of(proto)
         odd = sorted({_title(n) for n in proto.graph.node if n.domain not in {"", "ai.onnx"} or n.op_type not in TABLE})
         if odd:
             raise ModelError(f"torch has no reading of {', '.join(odd)}", where=where, fix=WITHOUT)
@@ -95,7 +95,7 @@ class Reading(nn.Module):
                 self.register_buffer(f"t{i}", value)
             else:
                 self._host[f"t{i}"] = value
-        self._last: dict[str, int] = {name: i for i, (n, _) in enumerate(self._nodes) for name in names_read(n)}
+        self._last = last_uses(proto)
 
     def hold(self, proto: onnx.ModelProto, feed: Mapping[str, np.ndarray], sent: Mapping[str, Tensor]) -> None:
         """Hold what torch computes against onnxruntime: no table of operators knows all their uses.
@@ -219,14 +219,12 @@ def _floors(proto: onnx.ModelProto) -> dict[str, float]:
     found: dict[str, float] = {}
     products: dict[str, float] = {}
     for node in proto.graph.node:
-        names = [
-            n for n in (node.input[i] for i in WEIGHTS.get(node.op_type, ()) if i < len(node.input)) if n in stored
-        ]
+        names = [name for name in _weights(node) if name in stored]
         floor = next((products[n] for n in node.input if n in products), TINY)
         if names:
             square = np.square(numpy_helper.to_array(stored[names[0]]), dtype=np.float64).mean()
             size = float(np.sqrt(square)) or TINY
-            floor = min(max(TINY, size / BESIDE), size) if np.isfinite(size) else TINY
+            floor = float(np.clip(TINY, size / BESIDE, size)) if np.isfinite(size) else TINY
         if node.op_type == "MatMul":
             products[node.output[0]] = floor
         if node.op_type == "Add":
@@ -254,13 +252,18 @@ def trainable(proto: onnx.ModelProto) -> set[str]:
             sources |= dict.fromkeys(node.output, node.input)
         if node.op_type == "MatMul" and not fixed.isdisjoint(node.input):
             products.add(node.output[0])
-        found |= {node.input[i] for i in WEIGHTS.get(node.op_type, ()) if i < len(node.input)} & floats
+        found |= floats.intersection(_weights(node))
         if node.op_type == "Add" and not products.isdisjoint(node.input):
             found |= vectors.intersection(node.input)
     told = [o.name for o in proto.graph.output]
     for name in told:  # grows meanwhile
         told += sources.pop(name, ())
     return found.difference(told, *(n.input[3:] for n in proto.graph.node if n.op_type == "BatchNormalization"))
+
+
+def _weights(node: onnx.NodeProto) -> list[str]:
+    """What training may change of a node's inputs, if they are initializers."""
+    return [node.input[i] for i in WEIGHTS.get(node.op_type, ()) if i < len(node.input)]
 
 
 def _title(node: onnx.NodeProto) -> str:

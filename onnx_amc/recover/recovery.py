@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnx_amc.prune.surgery import copies_of
 from onnx_amc.recover.course import Progress, Replay, Standing, Task
 from onnx_amc.recover.distil import Distiller
 from onnx_amc.recover.hints import hints_of
@@ -48,32 +49,20 @@ def repeated(task: Task, replay: Replay, progress: Progress = lambda _done, _tot
 
 def _distiller(task: Task) -> Distiller:
     model = task.analysis.model
-    student, teacher = (onnx.ModelProto.FromString(m.SerializeToString()) for m in (task.cut, model.proto))
+    student, teacher = deepcopy(task.cut), deepcopy(model.proto)
     for proto in (student, teacher):
         free_batch(proto, model)
     del teacher.graph.value_info[:]
     hints = hints_of(task.analysis, task.kept) if task.course.hints else []
     return Distiller(
         student, teacher, task.data, task.index, task.course, hints,
-        seed=task.seed, where=model.source, thinned=task.thinned, copies=copies_of(task),
+        seed=task.seed, where=model.source, thinned=task.thinned, copies=copies_of(task.analysis, task.cut),
     )  # fmt: skip
-
-
-def copies_of(task: Task) -> list[list[str]]:
-    """Initializers of the cut model that `finish` stores once: were they trained apart, the file would grow beyond its budget."""
-    found: dict[tuple[Any, ...], list[str]] = {}
-    for tensor in task.cut.graph.initializer:
-        origin, _ = task.analysis.model.origin.get(tensor.name, (None, None))
-        if origin is not None:
-            contents = numpy_helper.to_array(tensor).tobytes()
-            found.setdefault((origin, tuple(tensor.dims), contents), []).append(tensor.name)
-    return [names for names in found.values() if len(names) > 1]
 
 
 def with_values(proto: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onnx.ModelProto:
     """A copy with other contents in some initializers."""
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = deepcopy(proto)
     for tensor in result.graph.initializer:
         if tensor.name in values:
             new = numpy_helper.from_array(values[tensor.name], tensor.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -128,8 +129,7 @@ def gather_moments(
         DataError: An activation is not finite, or too large to be squared.
 
     """
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model.proto)
+    exposed = deepcopy(model.proto)
     names = list(dict.fromkeys(layer.x for layer in layers))
     given = {i.name for i in exposed.graph.input} | {o.name for o in exposed.graph.output}
     exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in given)

@@ -7,6 +7,7 @@ layers in order; the factors are then folded into weights and biases.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -62,8 +63,7 @@ class Corrector:
         largest = max((int(np.prod(s)) for s in model.shapes.values()), default=1)
         count = int(np.clip(room(MEMORY, memory) // (24 * largest), 1, min(samples, len(index))))
         self._feed = data.batch(np.sort(drawn(index, count)))
-        template = onnx.ModelProto()
-        template.CopyFrom(model.proto)
+        template = deepcopy(model.proto)
         del template.graph.value_info[:]
         free_batch(template, model)
         self._template = tapped(template, self.points, model.opset, correct=True)

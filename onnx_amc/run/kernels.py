@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,8 +158,7 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
     names = [n.name for n in model.graph.node]
     if all(names) and len(set(names)) == len(names):
         return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     taken: set[str] = set()
     for node in copy.graph.node:
         if not node.name or node.name in taken:

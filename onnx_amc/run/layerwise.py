@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,6 @@ import onnx
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Keep
 from onnx_amc.graph.limits import WIDTH, at_a_time
-from onnx_amc.graph.proto import names_read
 from onnx_amc.prune.layers import Layer
 from onnx_amc.run.capture import feeds, fixed_batch
 from onnx_amc.run.data import Dataset
@@ -108,19 +108,14 @@ def layer_errors(
 
 def _flat(values: np.ndarray, layer: Layer) -> np.ndarray:
     """Values as (n, channels)."""
-    return np.moveaxis(values, -1 if layer.channels_last else 1, -1).reshape(
-        -1, values.shape[-1 if layer.channels_last else 1]
-    )
+    axis = -1 if layer.channels_last else 1
+    return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
 
 
 def tensors_behind(analysis: Analysis, layers: Sequence[Layer]) -> dict[str, str]:
     """By layer the tensor behind its addition and activation, where these are all that reads its output."""
-    graph, shapes = analysis.model.proto.graph, analysis.model.shapes
-    users: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in names_read(node):
-            users.setdefault(name, []).append(node)
-    ends, found = {o.name for o in graph.output}, {}
+    users, shapes = analysis.model.consumers, analysis.model.shapes
+    ends, found = {o.name for o in analysis.model.proto.graph.output}, {}
     for layer in layers:
         tensor = layer.output
         for kinds in (("Add",), ("Relu", "Clip")):
@@ -136,8 +131,7 @@ def _values(
     model: onnx.ModelProto, tensors: Sequence[str], data: Dataset, index: np.ndarray, size: int
 ) -> Iterator[Mapping[str, np.ndarray]]:
     """The tensors' values, batch by batch; `size` is their bytes in one sample, of both networks together."""
-    tapped = onnx.ModelProto()
-    tapped.CopyFrom(model)
+    tapped = deepcopy(model)
     ends = {o.name for o in model.graph.output}
     tapped.graph.output.extend(onnx.helper.make_empty_tensor_value_info(t) for t in tensors if t not in ends)
     session = open_session(tapped)

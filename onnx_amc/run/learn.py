@@ -141,7 +141,7 @@ class _Way:
 
     def __init__(self, analysis: Analysis, probes: Sequence[Probe], anchors: Mapping[str, tuple[str, ...]]) -> None:
         self.plans = np.array([p.counts for p in probes], dtype=np.int64).reshape(len(probes), len(analysis.groups))
-        self.full = np.array([[g.channels for g in analysis.groups]], dtype=np.int64)
+        self.full = analysis.full[None]
         self.whole = (self.plans == self.full).all(axis=1)
         self.ratio = np.array([p.ratio for p in probes])
         self.milliseconds = float(np.median([p.milliseconds for p in probes]))

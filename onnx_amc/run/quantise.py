@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from onnx_amc.errors import ModelError
 from onnx_amc.graph import light
 from onnx_amc.graph.fold import QUANTISED
 from onnx_amc.graph.load import densify
-from onnx_amc.graph.proto import names_read
+from onnx_amc.graph.proto import drop, names_read, opset_of
 from onnx_amc.run.capture import batches
 from onnx_amc.run.data import Dataset
 
@@ -141,15 +142,12 @@ def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Its initializers are dense, and not listed as inputs: those could change.
     """
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
+    found = deepcopy(model)
     densify(found)
     stored = {t.name for t in found.graph.initializer}
-    for i in reversed(range(len(found.graph.input))):
-        if found.graph.input[i].name in stored:
-            del found.graph.input[i]
+    drop(found.graph.input, lambda info: info.name in stored)
     found.ir_version = max(found.ir_version, 7)
-    if next((o.version for o in found.opset_import if o.domain in {"", "ai.onnx"}), OPSET) < OPSET:
+    if opset_of(found) < OPSET:
         found = version_converter.convert_version(found, OPSET)
     return found
 
@@ -171,9 +169,7 @@ def _tidied(found: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
     del found.metadata_props[:]
     found.metadata_props.extend(model.metadata_props)
     used = {node.domain for node in found.graph.node} | {"", "ai.onnx"}
-    for i in reversed(range(len(found.opset_import))):
-        if found.opset_import[i].domain not in used:
-            del found.opset_import[i]
+    drop(found.opset_import, lambda opset: opset.domain not in used)
     return found
 
 

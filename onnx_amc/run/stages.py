@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from onnx_amc.errors import DataError
-from onnx_amc.graph.proto import names_read
+from onnx_amc.graph.proto import last_uses, names_read
 from onnx_amc.prune.surgery import list_stored
 from onnx_amc.run.session import open_session, run_session
 
@@ -90,14 +90,8 @@ class Stages:
             batch |= dict(zip(results, values, strict=True))
 
 
-def last_uses(proto: onnx.ModelProto) -> dict[str, int]:
-    """Position of the last node that reads each tensor."""
-    return {name: i for i, node in enumerate(proto.graph.node) for name in names_read(node)}
-
-
 def live_bytes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], stops: Collection[str]) -> int:
     """Bytes per sample of what is held at the fullest of some stops, counting four bytes a number."""
-    nodes = list(proto.graph.node)
     stored = {t.name for t in proto.graph.initializer}
     last = last_uses(proto)
     held, most = 0, 1
@@ -106,7 +100,7 @@ def live_bytes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], stops
         if info.name not in stored:
             held += _bytes(shapes, info.name)
             leaves[last.get(info.name, 0)] = leaves.get(last.get(info.name, 0), 0) + _bytes(shapes, info.name)
-    for i, node in enumerate(nodes):
+    for i, node in enumerate(proto.graph.node):
         if any(o in stops for o in node.output):
             most = max(most, held + sum(_bytes(shapes, o) for o in node.output))
         for output in node.output:

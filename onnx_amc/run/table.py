@@ -82,8 +82,7 @@ class Work:
     """
 
     def __init__(self, analysis: Analysis, anchors: Mapping[str, tuple[str, ...]]) -> None:
-        proto, weights = analysis.model.proto, analysis.model.weights
-        self._made_by = {o: n for n in proto.graph.node for o in n.output if o}
+        weights, self._made_by = analysis.model.weights, analysis.model.producer
         regions = {anchor: self._region(anchor, anchors) for anchor in anchors}
         tensors = dict.fromkeys(t for a, (_, read) in regions.items() for t in (a, *read) if t not in weights)
         place = {name: i for i, name in enumerate(tensors)}
@@ -154,8 +153,7 @@ class Work:
 
 def _rounded(price: Price, plans: np.ndarray, block: int) -> np.ndarray:
     """Float (plans, terms): each term with the axes that can be cut rounded up to a multiple."""
-    flat = price.share.reshape(price.base.size, price.share.shape[2]).T.astype(np.float64)
-    lengths = (plans @ flat).reshape(len(plans), *price.base.shape) + price.base
+    lengths = price.axes(plans)
     lengths = np.where(price.share.any(axis=2), np.ceil(lengths / block) * block, lengths)
     return np.asarray(np.prod(lengths, axis=2) * price.constant)
 

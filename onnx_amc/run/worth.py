@@ -24,10 +24,8 @@ def sharing(analysis: Analysis, layers: Sequence[Layer]) -> list[Layer]:
     """The layers that read a group which another layer reads too; the others' errors need no weight."""
     readers: dict[int, list[Layer]] = {}
     for layer in layers:
-        if layer.inputs is not None:
-            homes = analysis.home[analysis.labels[layer.inputs]]
-            for group in np.unique(homes[homes >= 0]).tolist():
-                readers.setdefault(group, []).append(layer)
+        for group in analysis.groups_at(layer.inputs):
+            readers.setdefault(group, []).append(layer)
     named = {layer.node for found in readers.values() if len(found) > 1 for layer in found}
     return [layer for layer in layers if layer.node in named]
 
