@@ -17,11 +17,11 @@ import onnx
 from onnx_amc.config import Settings
 from onnx_amc.delivery import one_feed
 from onnx_amc.errors import DataError, ModelError
-from onnx_amc.granularity import most_of, thinnable
+from onnx_amc.granularity import most_of, thinnable, untouched
 from onnx_amc.graph import cost
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.outside import files_of
-from onnx_amc.inspection import matching, protected
+from onnx_amc.inspection import protected
 from onnx_amc.prune.layers import find_layers
 from onnx_amc.run.layerwise import layer_errors, layer_times, tensors_behind
 from onnx_amc.run.metrics import confusion
@@ -113,8 +113,7 @@ def _of_weights(analysis: Analysis, settings: Settings) -> list[dict[str, Any]]:
     layers, refused = thinnable(analysis)
     places = {node: i for i, node in enumerate(analysis.nodes)}
     dims = {t.name: int(np.prod(t.dims)) for t in analysis.model.proto.graph.initializer}
-    labels = [{layer.weight.name, layer.node, analysis.nodes[layer.node].name} for layer in layers]
-    kept = matching(analysis, settings.keep, labels) if settings.keep else [False] * len(layers)
+    kept = untouched(analysis, settings, layers)
     found = [
         (layer.node, layer.weight.name, most_of(analysis, layer, settings), "protected by --keep" if keep else None)
         for layer, keep in zip(layers, kept, strict=True)

@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import onnx
 
 from onnx_amc.config import Budget, Settings
 from onnx_amc.errors import BudgetError, OptionError
@@ -133,7 +132,7 @@ class Units:
 
 def channels_of(analysis: Analysis, settings: Settings, clock: Clock | None = None) -> Units:
     """The groups of channels; plans have a price in time where there is a clock."""
-    groups = analysis.groups
+    groups, full = analysis.groups, analysis.full
     whole = protected(analysis, settings.keep)
     # Of a device elsewhere nothing is known.
     block = USUAL if settings.latency_command else block_of(settings.provider)
@@ -141,7 +140,6 @@ def channels_of(analysis: Analysis, settings: Settings, clock: Clock | None = No
         np.array([g.channels]) if keep else levels_of(g.channels, settings.round_to, settings.least, g.lanes, block)
         for g, keep in zip(groups, whole, strict=True)
     )
-    full = np.array([g.channels for g in groups], dtype=np.int64)
     macs, original = cost.macs(analysis), analysis.model.original
 
     @cache
@@ -156,8 +154,8 @@ def channels_of(analysis: Analysis, settings: Settings, clock: Clock | None = No
 
     prices: dict[str, Prices] = {
         "flops": macs.many,
-        "params": lambda plans: params(plans) + gains().elements(plans, full),
-        "size": lambda plans: size().many(plans) + gains().bytes(plans, full),
+        "params": lambda plans: params(plans) + gains().elements(plans),
+        "size": lambda plans: size().many(plans) + gains().bytes(plans),
     }
     wholes = {"flops": macs(full), "params": elements(original, in_nodes(original, analysis))}
     wholes["size"] = analysis.model.bytes
@@ -198,9 +196,9 @@ def weights_of(analysis: Analysis, settings: Settings) -> Units:
     layers, refused = thinnable(analysis)
     names = tuple(layer.weight.name for layer in layers)
     tops = np.array([most_of(analysis, layer, settings) for layer in layers], dtype=np.int64)
-    gains = by_weights(analysis, layers, refit=settings.refit, sequential=settings.sequential)
+    gains = by_weights(analysis, layers, tops, refit=settings.refit, sequential=settings.sequential)
     prices, wholes = _thinned_prices(analysis, names, tops, gains)
-    kept = np.array(matching(analysis, settings.keep, [_labels(analysis, layer) for layer in layers]), dtype=bool)
+    kept = np.array(untouched(analysis, settings, layers), dtype=bool)
 
     def even(density: float) -> int:
         return int(prices[kind](np.where(kept, tops, density * tops).astype(np.int64)[None])[0])
@@ -213,8 +211,7 @@ def weights_of(analysis: Analysis, settings: Settings) -> Units:
     blocked = tuple(f"{analysis.names.get(node, node)} ({why})" for node, why in refused.items())
     blocked = (*(_dense(analysis, names) if kind == "size" else ()), *blocked)
     facts = tuple(shape_facts(analysis, layer.node, layer.x, layer.weight.name) for layer in layers)
-    full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
-    macs = cost.macs(analysis)(full)
+    macs = cost.macs(analysis)(analysis.full)
     return Units(names, levels, facts, prices, wholes, blocked, lambda _counts: macs, parts="weights")
 
 
@@ -252,7 +249,7 @@ def _thinned_prices(
     beside = in_nodes(original, analysis)
     wholes = {"params": nonzeros(original, beside), "size": analysis.model.bytes}
     tensors = {n: weights[n] for n in names}
-    widths = np.array([_itemsize(t) for t in tensors.values()], dtype=np.int64)
+    widths = np.array([light.width_of(t.data_type) for t in tensors.values()], dtype=np.int64)
     sizes = np.array([np.prod(t.dims) for t in tensors.values()], dtype=np.int64)
     now, sparse = bytes_now(original, tensors), np.array([can_be_sparse(original, n) for n in names], dtype=bool)
 
@@ -268,8 +265,8 @@ def _thinned_prices(
         rest["params"] -= int(np.prod(tensor.dims))
         rest["size"] -= light.data_length(tensor)
     prices: dict[str, Prices] = {
-        "params": lambda plans: rest["params"] + np.minimum(plans, live).sum(axis=1) + gains.elements(plans, tops),
-        "size": lambda plans: rest["size"] + stored(plans) + gains.bytes(plans, tops),
+        "params": lambda plans: rest["params"] + np.minimum(plans, live).sum(axis=1) + gains.elements(plans),
+        "size": lambda plans: rest["size"] + stored(plans) + gains.bytes(plans),
     }
     return prices, wholes
 
@@ -315,13 +312,11 @@ def _share(price: Callable[[float], int], limit: float) -> float:
     return low
 
 
-def _labels(analysis: Analysis, layer: Layer) -> set[str]:
-    node = next(n for n in analysis.model.proto.graph.node if n.output[0] == layer.node)
-    return {layer.weight.name, node.name, node.op_type, layer.node} - {""}
-
-
-def _itemsize(tensor: onnx.TensorProto) -> int:
-    return int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+def untouched(analysis: Analysis, settings: Settings, layers: Sequence[Layer]) -> list[bool]:
+    """Whether each layer is protected by --keep."""
+    nodes = [analysis.nodes[layer.node] for layer in layers]
+    labels = [{x.weight.name, n.name, n.op_type, x.node} - {""} for x, n in zip(layers, nodes, strict=True)]
+    return matching(analysis, settings.keep, labels)
 
 
 def units_of(analysis: Analysis, settings: Settings, clock: Clock | None = None) -> Units:

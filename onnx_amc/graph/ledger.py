@@ -253,6 +253,18 @@ class Ledger:
         return found
 
 
-def count(tokens: Sequence[Tokens]) -> Callable[[Keep], np.ndarray]:
-    """An edit's value: how many tokens of each array survive."""
-    return lambda keep: np.array([int(keep(t).sum()) for t in tokens], dtype=np.int64)
+def number(tokens: Tokens) -> Callable[[Keep], np.ndarray]:
+    """An edit's value: how many tokens survive."""
+    return lambda keep: np.array(int(keep(tokens).sum()))
+
+
+def numbers(base: np.ndarray, named: Sequence[tuple[int, Tokens]]) -> Callable[[Keep], np.ndarray]:
+    """An edit's value: these numbers, at some positions how many tokens survive."""
+
+    def value(keep: Keep) -> np.ndarray:
+        new = base.copy()
+        for i, tokens in named:
+            new[i] = keep(tokens).sum()
+        return new
+
+    return value

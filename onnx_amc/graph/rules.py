@@ -7,14 +7,16 @@ An operator without a rule fixes whatever reaches it. A new rule needs a new cas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnx_amc.graph.ledger import Axes, Edit, Keep, Ledger, Reader, Term, Tokens
+from onnx_amc.graph.ledger import Axes, Edit, Keep, Ledger, Reader, Term, Tokens, numbers
+from onnx_amc.graph.load import Model
 from onnx_amc.graph.proto import key_of
 
 
@@ -25,29 +27,19 @@ class Step:
     Args:
         node: The node.
         axes: Axes of each input; an absent input or one of unknown shape has None.
-        shapes: Shape of each input and output by name.
-        others: Shapes at another batch and length, of those tensors for which inference tells them.
-        values: Value of each constant input by name.
+        model: The model that it is of.
         params: Tensors that descend from weights alone.
-        stored: The initializers among them.
-        made: Those of them that a plan cannot name.
         book: The ledger.
         attrs: The node's attributes.
-        opset: Version of the default operator set.
 
     """
 
     node: onnx.NodeProto
     axes: list[Axes | None]
-    shapes: dict[str, tuple[int, ...]]
-    others: Mapping[str, tuple[int, ...]]
-    values: Callable[[str], np.ndarray | None]
+    model: Model
     params: set[str]
-    stored: Collection[str]
-    made: Collection[str]
     book: Ledger
     attrs: dict[str, Any]
-    opset: int
 
     @property
     def name(self) -> str:
@@ -66,11 +58,11 @@ class Step:
 
     def shape(self, i: int) -> tuple[int, ...]:
         """Shape of input i."""
-        return self.shapes[self.node.input[i]]
+        return self.model.shapes[self.node.input[i]]
 
     def out_shape(self, i: int = 0) -> tuple[int, ...]:
         """Shape of output i."""
-        return self.shapes[self.node.output[i]]
+        return self.model.shapes[self.node.output[i]]
 
     def has(self, i: int) -> bool:
         """Whether input i is given."""
@@ -79,13 +71,13 @@ class Step:
     def x(self, i: int = 0) -> Axes:
         """Axes of input i."""
         axes = self.axes[i]
-        return axes if axes is not None else (None,) * len(self.shapes.get(self.node.input[i], ()))
+        return axes if axes is not None else (None,) * len(self.model.shapes.get(self.node.input[i], ()))
 
     def again(self, i: int, axis: int) -> int | None:
         """Length of an axis of input i at another batch and length; None where that is not known."""
-        if self.is_param(i) or not self.others:
+        if self.is_param(i) or not self.model.others:
             return self.shape(i)[axis]
-        other = self.others.get(self.node.input[i])
+        other = self.model.others.get(self.node.input[i])
         return None if other is None else other[axis]
 
     def settled(self, i: int, axis: int) -> bool:
@@ -99,7 +91,7 @@ class Step:
 
     def const(self, i: int) -> np.ndarray | None:
         """Value of input i where it is a constant."""
-        return self.values(self.node.input[i]) if self.has(i) else None
+        return self.model.constant(self.node.input[i]) if self.has(i) else None
 
     def is_param(self, i: int) -> bool:
         """Whether input i descends from weights alone."""
@@ -111,6 +103,10 @@ class Step:
             return [int(v) for v in np.atleast_1d(self.attrs[name])]
         value = self.const(i)
         return None if value is None else [int(v) for v in np.atleast_1d(value)]
+
+    def axis(self, default: int, rank: int) -> int:
+        """The attribute `axis`, counted from the front."""
+        return normal([int(self.attrs.get("axis", default))], rank)[0]
 
     def fix(self, tokens: Tokens | None, why: str) -> None:
         """Fix tokens, naming this node."""
@@ -139,7 +135,7 @@ class Step:
 
     def plain(self, i: int = 0) -> Axes:
         """Output i with no axis that can be cut."""
-        return (None,) * len(self.shapes.get(self.node.output[i], ()))
+        return (None,) * len(self.model.shapes.get(self.node.output[i], ()))
 
     def edit(self, slot: int | str, tokens: Tokens, value: Callable[[Keep], np.ndarray]) -> None:
         """Have a constant input or an attribute follow the cut of these tokens."""
@@ -168,20 +164,13 @@ class Step:
                 self._take_size(axes.get(i), taken)
             named = [(i, t) for i, t in named if measured[i] is None and ((size := written[i]) is None or size > 0)]
             for i, t in named:
-                if self.opset < 9 and (written[i] or 1) == 1:  # no Where tells a -1 or a 1 from a size to scale
+                if self.model.opset < 9 and (written[i] or 1) == 1:  # no Where tells a -1 or a 1 from a size to scale
                     self.fix(t, "takes its length from what is computed at run time")
             whole = np.ones(length, dtype=np.int64)
             whole[[i for i, _ in named]] = [len(t) for _, t in named]
-        if not named:
-            return
-
-        def value(keep: Keep) -> np.ndarray:
-            new = np.ones(length, dtype=np.int64) if base is None else base.copy()
-            for i, tokens in named:
-                new[i] = keep(tokens).sum()
-            return new
-
-        self.book.edits.append(Edit(self.key, slot, value, np.concatenate([t for _, t in named]), whole))
+        if named:
+            value = numbers(np.ones(length, dtype=np.int64) if base is None else base, named)
+            self.book.edits.append(Edit(self.key, slot, value, np.concatenate([t for _, t in named]), whole))
 
     def _take_size(self, tokens: Tokens | None, taken: Tokens | None) -> None:
         """Have an axis keep as many as the one whose length it is given."""
@@ -230,10 +219,7 @@ def broadcast(step: Step, inputs: list[int], output: tuple[int, ...]) -> Axes:
     result: list[Tokens | None] = []
     for axis in range(-len(output), 0):
         met = [step.x(i)[axis] for i in inputs if output[axis] > 1 and step.spans(i, axis, output[axis])]
-        joined = met[0] if met else None
-        for other in met[1:]:
-            joined = step.join(joined, other)
-        result.append(joined)
+        result.append(reduce(step.join, met) if met else None)
     return tuple(result)
 
 
@@ -245,20 +231,19 @@ def mark_params(step: Step, role: str = "carries") -> None:
                 step.book.mark(tokens, role, step.key)
 
 
-def contract(step: Step, a: int, a_axis: int, b: int, b_axis: int) -> Tokens | None:
-    """Sum over a shared axis of inputs a and b: the channels are *read* here, by whichever of the two is a weight."""
-    left, right = step.x(a)[a_axis], step.x(b)[b_axis]
-    if step.is_param(a) and step.is_param(b):
-        step.fix(left, "multiplies two weights")
-        step.fix(right, "multiplies two weights")
+def contract(step: Step, slots: Sequence[int], tokens: Sequence[Tokens | None]) -> Tokens | None:
+    """Sum over an axis that two inputs share: the channels are *read* here, by whichever of the two is a weight.
+
+    Of two activations it may go where one of them can be made zero.
+    """
+    weights = [step.is_param(i) for i in slots]
+    if all(weights):
+        for t in tokens:
+            step.fix(t, "multiplies two weights")
         return None
-    if not step.is_param(a) and not step.is_param(b):
-        return contract_activations(step, [a, b], [left, right])
-    return contract_axes(step, left, right, b, a) if step.is_param(b) else contract_axes(step, right, left, a, b)
-
-
-def contract_activations(step: Step, slots: Sequence[int], tokens: Sequence[Tokens | None]) -> Tokens | None:
-    """Tie what two activations are multiplied and summed over: it may go where one of them can be made zero."""
+    if any(weights):
+        at = weights.index(True)
+        return contract_axes(step, tokens[1 - at], tokens[at], slots[at], slots[1 - at])
     joined = step.join(tokens[0], tokens[1], "contracts it with an axis that cannot be cut")
     names = tuple(step.node.input[i] for i in slots)
     step.book.bare_product(
@@ -288,8 +273,8 @@ def read_by(step: Step, weight: Tokens, slot: int, other: int | None = None) -> 
     """
     step.book.mark(weight, "reads", step.key)
     name = step.node.input[slot]
-    if name not in step.stored or name in step.made:
-        read = (step.node.input[other],) if other is not None and name in step.made else ()
+    if name not in step.model.weights or name in step.model.made:
+        read = (step.node.input[other],) if other is not None and name in step.model.made else ()
         step.book.demand(
             weight, (name, *read), f"{step.label} reads it with a weight that is not zero where its sources are"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_amc.graph.ledger import Axes, Tokens
+from onnx_amc.graph.ledger import Axes, Tokens, number
 from onnx_amc.graph.rules import Step, mark_params, rule
 
 
@@ -36,9 +36,9 @@ def attention(step: Step) -> list[Axes]:
         return [(step.x(0)[0], joined, step.x(0)[2], step.x(2)[3]), *outputs[1:]]
     if joined is None:
         return outputs
-    step.edit("q_num_heads", joined, lambda keep: np.array(int(keep(joined).sum())))
+    step.edit("q_num_heads", joined, number(joined))
     if keys is not None:
-        step.edit("kv_num_heads", keys, lambda keep: np.array(int(keep(keys).sum())))
+        step.edit("kv_num_heads", keys, number(keys))
     width = step.out_shape()[2] // q
     return [(step.x(0)[0], step.x(0)[1], np.repeat(joined, width)), *outputs[1:]]
 
@@ -68,7 +68,7 @@ def rotary(step: Step) -> list[Axes]:
         heads = _heads(step, 0, count, flat=True) if count else None
         if heads is None:
             return [(x[0], x[1], None)]
-        step.edit("num_heads", heads, lambda keep: np.array(int(keep(heads).sum())))
+        step.edit("num_heads", heads, number(heads))
         return [(x[0], x[1], np.repeat(heads, step.shape(0)[2] // count))]
     step.fix(x[3], "turns pairs of its columns")
     return [(x[0], x[1], x[2], None)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import string
+from functools import reduce
 
 import numpy as np
 
-from onnx_amc.graph.ledger import Axes, Keep, Tokens
-from onnx_amc.graph.rules import Step, broadcast, contract_activations, contract_axes, mark_params, read_by, rule
+from onnx_amc.graph.ledger import Axes, Tokens, number
+from onnx_amc.graph.rules import Step, broadcast, contract, contract_axes, mark_params, read_by, rule
 
 UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid "
@@ -93,7 +94,7 @@ def group_norm(step: Step) -> list[Axes]:
     elif channels is not None:
         first = channels.reshape(groups, -1)[:, 0]
         step.book.tie(channels.reshape(groups, -1), first[:, None])
-        step.edit("num_groups", channels, lambda keep: np.array(int(keep(first).sum())))
+        step.edit("num_groups", channels, number(first))
     for i in (1, 2):
         channels = step.join(channels, step.x(i)[0])
     return [(x[0], channels, *x[2:])]
@@ -156,12 +157,7 @@ def recurrent(step: Step) -> list[Axes]:
         step.book.mark(step.x(7)[1], "carries", step.key)
         unit = _gatewise(step, step.x(7)[1], unit, 3)
     if unit is not None and hidden > 1:
-        live = unit
-
-        def size(keep: Keep) -> np.ndarray:
-            return np.array(int(keep(live).sum()))
-
-        step.edit("hidden_size", live, size)
+        step.edit("hidden_size", unit, number(unit))
     whole: Axes = (None, None, x[1], unit)
     last: Axes = (None, x[1], unit)
     return [whole, last, last][: len(step.node.output)]
@@ -194,14 +190,11 @@ def einsum(step: Step) -> list[Axes]:
             for i, t in zip(holders, tokens, strict=True):
                 if step.is_param(i):
                     step.book.mark(t, "produces", step.key)
-            joined = tokens[0]
-            for other in tokens[1:]:
-                joined = step.join(joined, other)
-            axes[letter] = joined
+            axes[letter] = reduce(step.join, tokens)
         elif len(holders) == 1:
             step.add_up(holders[0], operands[holders[0]].index(letter), "sums over it")
         elif len(holders) == 2:
-            _contracted(step, holders, tokens)
+            contract(step, holders, tokens)
         else:
             for t in tokens:
                 step.fix(t, "contracts more than two operands")
@@ -217,18 +210,6 @@ def _spelled(step: Step, operands: list[str], right: str | None) -> tuple[list[s
         right = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
     operands = [o.replace("...", fill[len(fill) - rank :]) for o, rank in zip(operands, ranks, strict=True)]
     return operands, right.replace("...", fill)
-
-
-def _contracted(step: Step, holders: list[int], tokens: list[Tokens | None]) -> None:
-    weights = [step.is_param(i) for i in holders]
-    if weights[0] != weights[1]:
-        at = weights.index(True)
-        contract_axes(step, tokens[1 - at], tokens[at], holders[at], holders[1 - at])
-    elif weights[0]:
-        for t in tokens:
-            step.fix(t, "multiplies two weights")
-    else:
-        contract_activations(step, holders, tokens)
 
 
 @rule("TopK")

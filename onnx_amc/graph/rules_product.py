@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_amc.graph.ledger import Axes, Tokens
+from onnx_amc.graph.ledger import Axes, Tokens, number
 from onnx_amc.graph.rules import Step, contract, price, read, read_by, rule
 
 
@@ -23,7 +23,7 @@ def conv(step: Step) -> list[Axes]:
         outputs = _whole_groups(step, x[1], w[0], groups)
         inputs = x[1].reshape(groups, -1) if x[1] is not None and outputs is not None else None
     elif groups == 1:
-        inputs = contract(step, 0, 1, 1, 1)
+        inputs = contract(step, (0, 1), (x[1], w[1]))
         inputs = None if inputs is None else inputs[None]
         step.book.mark(outputs, "produces", step.key)
     else:
@@ -63,7 +63,7 @@ def _whole_groups(step: Step, x: Tokens | None, w: Tokens | None, groups: int) -
     step.book.tie(blocks, first)
     step.book.tie(first, w.reshape(groups, -1))
     step.book.mark(w, "carries", step.key)
-    step.edit("group", x, lambda keep: np.array(int(keep(first).sum())))
+    step.edit("group", x, number(first))
     return w
 
 
@@ -95,7 +95,7 @@ def conv_transpose(step: Step) -> list[Axes]:
         return [step.plain()]
     outputs = w[1]
     if groups == 1:
-        rows = contract(step, 0, 1, 1, 0)
+        rows = contract(step, (0, 1), (x[1], w[0]))
         step.book.mark(outputs, "produces", step.key)
     else:
         rows = _whole_groups(step, x[1], w[0], groups)
@@ -114,7 +114,8 @@ def conv_transpose(step: Step) -> list[Axes]:
 def gemm(step: Step) -> list[Axes]:
     """Y = alpha A' B' + beta C."""
     flip_a, flip_b = bool(step.attrs.get("transA", 0)), bool(step.attrs.get("transB", 0))
-    inputs = contract(step, 0, -2 if flip_a else -1, 1, 1 if flip_b else 0)
+    depth = -2 if flip_a else -1
+    inputs = contract(step, (0, 1), (step.x(0)[depth], step.x(1)[1 if flip_b else 0]))
     single = len(step.shape(0)) == 1  # onnxruntime takes a vector for one row: what a Squeeze leaves of a batch of 1
     rows, columns = None if single else step.x(0)[1 if flip_a else 0], step.x(1)[0 if flip_b else 1]
     if step.is_param(1):
@@ -129,8 +130,7 @@ def gemm(step: Step) -> list[Axes]:
                 step.book.mark(tokens, "produces", step.key)
         rows = step.join(rows, offset[0]) if out[0] > 1 and step.spans(2, -2, out[0]) else rows
         columns = step.join(columns, offset[1]) if out[1] > 1 and step.spans(2, -1, out[1]) else columns
-    depth = step.shape(0)[-2 if flip_a else -1]
-    price(step, 1, [(out[0], rows), (out[1], columns), (depth, inputs)])
+    price(step, 1, [(out[0], rows), (out[1], columns), (step.shape(0)[depth], inputs)])
     if not flip_a:
         read(step, 0, 1, None if inputs is None else inputs[None], columns)
     return [(rows, columns)]
@@ -145,7 +145,7 @@ def matmul(step: Step) -> list[Axes]:
         return [step.plain()]
     flip_a, flip_b = (bool(step.attrs.get(name)) and len(s) > 1 for name, s in (("transA", a), ("transB", b)))
     depth = len(a) - (2 if flip_a else 1)
-    inputs = contract(step, 0, depth, 1, len(b) - 1 if flip_b else max(len(b) - 2, 0))
+    inputs = contract(step, (0, 1), (step.x(0)[depth], step.x(1)[len(b) - 1 if flip_b else max(len(b) - 2, 0)]))
     out = step.out_shape()
     rows = step.x(0)[-1 if flip_a else -2] if len(a) > 1 else None
     columns = step.x(1)[-2 if flip_b else -1] if len(b) > 1 else None

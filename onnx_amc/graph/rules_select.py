@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from functools import reduce
 
 import numpy as np
 
-from onnx_amc.graph.ledger import Axes, Keep, Owner, Tokens
+from onnx_amc.graph.ledger import Axes, Keep, Owner, Tokens, numbers
 from onnx_amc.graph.rules import Step, mark_params, normal, rule
 
 ENDLESS = 2**31 - 1
@@ -20,15 +20,12 @@ def concat(step: Step) -> list[Axes]:
     mark_params(step)
     inputs = [i for i in range(len(step.node.input)) if step.has(i) and int(np.prod(step.shape(i)))]
     rank = len(step.out_shape())
-    axis = normal([int(step.attrs.get("axis", 1))], rank)[0]
+    axis = step.axis(1, rank)
     out: list[Tokens | None] = []
     for k in range(rank):
         parts = [step.x(i)[k] for i in inputs]
         if k != axis:
-            joined = parts[0]
-            for part in parts[1:]:
-                joined = step.join(joined, part)
-            out.append(joined)
+            out.append(reduce(step.join, parts))
         elif all(p is None for p in parts):
             out.append(None)
         else:
@@ -54,15 +51,15 @@ def _filled(step: Step, i: int, axis: int) -> Tokens:
 def split(step: Step) -> list[Axes]:
     """Each output takes its run of the channels; the sizes are written out where the cut makes them unequal."""
     x = step.x(0)
-    axis = normal([int(step.attrs.get("axis", 0))], len(x))[0]
+    axis = step.axis(0, len(x))
     tokens = x[axis]
     if tokens is None:
         return [x for _ in step.node.output]
-    sizes = [step.shapes[o][axis] for o in step.node.output]
+    sizes = [step.model.shapes[o][axis] for o in step.node.output]
     bounds = np.cumsum([0, *sizes])
     parts = [tokens[a:b] for a, b in itertools.pairwise(bounds)]
     step.book.pieces += parts
-    slot: int | str = 1 if step.opset >= 13 else "split"
+    slot: int | str = 1 if step.model.opset >= 13 else "split"
     if step.has(1) and step.const(1) is None:
         step.fix(tokens, "splits by sizes known at run time only")
     elif not (step.has(1) or "split" in step.attrs or step.settled(0, axis)):
@@ -114,29 +111,17 @@ def slice_(step: Step) -> list[Axes]:
 
 def _slice_edits(step: Step, starts: list[int], ends: list[int], moves: list[tuple[int, Tokens, int, int]]) -> None:
     everything = np.concatenate([t for _, t, _, _ in moves])
-
-    given = step.const(1)
-    kind = np.int64 if given is None else given.dtype
-
-    def bound(values: list[int], which: int) -> Callable[[Keep], np.ndarray]:
-        def value(keep: Keep) -> np.ndarray:
-            new = np.array(values, dtype=kind)
-            for move in moves:
-                new[move[0]] = keep(move[1][: move[which]]).sum()
-            return new
-
-        return value
-
-    attribute = "starts" in step.attrs
-    step.edit("starts" if attribute else 1, everything, bound(starts, 2))
-    step.edit("ends" if attribute else 2, everything, bound(ends, 3))
+    attribute, given = "starts" in step.attrs, step.const(1)
+    low, high = (np.array(v, dtype=np.int64 if given is None else given.dtype) for v in (starts, ends))
+    step.edit("starts" if attribute else 1, everything, numbers(low, [(at, t[:start]) for at, t, start, _ in moves]))
+    step.edit("ends" if attribute else 2, everything, numbers(high, [(at, t[:end]) for at, t, _, end in moves]))
 
 
 @rule("Gather")
 def gather(step: Step) -> list[Axes]:
     """Channels picked by constant indices; the indices are renumbered with the cut."""
     mark_params(step, "produces")
-    x, axis = step.x(0), normal([int(step.attrs.get("axis", 0))], len(step.shape(0)))[0]
+    x, axis = step.x(0), step.axis(0, len(step.shape(0)))
     tokens, indices = x[axis], step.const(1)
     rank = len(step.shape(1))
     for of_index in step.x(1):
@@ -190,7 +175,7 @@ def by_element(step: Step) -> list[Axes]:
     """The axis that is indexed stays whole; the others pass where the indices are as long, and are cut with them."""
     mark_params(step)
     x, others = step.x(0), range(1, len(step.node.input))
-    axis = normal([int(step.attrs.get("axis", 0))], len(x))[0]
+    axis = step.axis(0, len(x))
     indices = step.const(1)
     out: list[Tokens | None] = list(x)
     cut: list[tuple[int, Tokens]] = []
@@ -245,14 +230,7 @@ def tile(step: Step) -> list[Axes]:
             made.append((i, step.book.fresh(Owner(step.key, -1 - i), times)))
             out[i] = made[-1][1]
     if made:
-
-        def value(keep: Keep) -> np.ndarray:
-            new = np.array(repeats, dtype=np.int64)
-            for i, tokens in made:
-                new[i] = keep(tokens).sum()
-            return new
-
-        step.edit(1, np.concatenate([t for _, t in made]), value)
+        step.edit(1, np.concatenate([t for _, t in made]), numbers(np.array(repeats, dtype=np.int64), made))
     return [tuple(out)]
 
 

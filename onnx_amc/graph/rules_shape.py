@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from onnx_amc.graph.ledger import Axes, Keep, Owner, Tokens
+from onnx_amc.graph.ledger import Axes, Owner, Tokens, numbers
 from onnx_amc.graph.rules import Step, mark_params, normal, rule
 
 # ---- space --------------------------------------------------------------------------------------------------------
@@ -72,8 +72,8 @@ def across(step: Step) -> list[Axes]:
     elif kind == "MeanVarianceNormalization":
         mixed = set(normal([int(a) for a in step.attrs.get("axes", [0, 2, 3])], rank))
     else:
-        old = step.opset < 13 and kind != "LpNormalization"
-        axis = normal([int(step.attrs.get("axis", 1 if old else -1))], rank)[0]
+        old = step.model.opset < 13 and kind != "LpNormalization"
+        axis = step.axis(1 if old else -1, rank)
         mixed = set(range(axis, rank)) if old else {axis}
     for i in mixed:
         if kind == "LpNormalization":
@@ -108,7 +108,7 @@ def resize(step: Step) -> list[Axes]:
 
 def _same(step: Step, count: int) -> np.ndarray:
     """Whether each axis that a Resize names stays as it is if its length does: 8 x 1.1 is 8, but of other places."""
-    slot = 2 if step.node.op_type == "Resize" and step.opset >= 11 else 1
+    slot = 2 if step.node.op_type == "Resize" and step.model.opset >= 11 else 1
     same = np.ones(count, dtype=bool)
     if "scales" in step.attrs or (step.has(slot) and step.shape(slot) != (0,)):
         value = step.attrs["scales"] if "scales" in step.attrs else step.const(slot)
@@ -185,15 +185,8 @@ def pad(step: Step) -> list[Axes]:
         out[axis] = np.concatenate([made[:before], tokens, made[before:]])
         added += [(at, made[:before]), (at + len(axes), made[before:])]
     if added:
-
-        def value(keep: Keep) -> np.ndarray:
-            new = np.array(pads, dtype=np.int64)
-            for at, tokens in added:
-                new[at] = keep(tokens).sum()
-            return new
-
-        slot: int | str = "pads" if "pads" in step.attrs else 1
-        step.edit(slot, np.concatenate([t for _, t in added]), value)
+        slot = "pads" if "pads" in step.attrs else 1
+        step.edit(slot, np.concatenate([t for _, t in added]), numbers(np.array(pads, dtype=np.int64), added))
     return [tuple(out)]
 
 
@@ -238,9 +231,9 @@ def reshape(step: Step) -> list[Axes]:
 def _fix_scrambled(step: Step, before: tuple[int, ...], after: tuple[int, ...]) -> None:
     """Fix the channels that land on other axes when the batch or an open length changes."""
     names = (step.node.input[0], step.key)
-    if not step.others or names[0] in step.params:
+    if not step.model.others or names[0] in step.params:
         return
-    others = [step.others.get(name) for name in names]
+    others = [step.model.others.get(name) for name in names]
     if others[0] is None or others[1] is None:
         # The batch apart, only a length of 1 hides a scramble, and a Flatten keeps the order anyway.
         if step.node.op_type == "Reshape" and 1 in (*before[1:], *after[1:]):

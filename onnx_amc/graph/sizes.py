@@ -58,7 +58,11 @@ def follow(step: Step) -> None:
     if moved is None:
         _fix(step, {node.input[i] for i in fed}, CALCULATES)
     elif any(t is not None for t in moved):
-        ends = [len(moved)] if node.op_type != "Split" else np.cumsum([step.shapes[o][0] for o in node.output]).tolist()
+        ends = (
+            [len(moved)]
+            if node.op_type != "Split"
+            else np.cumsum([step.model.shapes[o][0] for o in node.output]).tolist()
+        )
         sizes.update((o, moved[a:b]) for o, (a, b) in zip(node.output, itertools.pairwise([0, *ends]), strict=False))
 
 
@@ -71,7 +75,7 @@ def _fix(step: Step, names: set[str], why: str) -> None:
 def _is_list(step: Step) -> bool:
     """Whether a node puts sizes in a row, or writes such a row in another type."""
     lists = step.node.op_type == "Concat" or step.attrs.get("to") in WIDE
-    known = lists and all(n in step.shapes for n in (*step.node.input, step.key))
+    known = lists and all(n in step.model.shapes for n in (*step.node.input, step.key))
     return known and len(step.out_shape()) == 1
 
 

@@ -68,28 +68,16 @@ class _Walk:
         nodes = model.proto.graph.node
         self.quantised = {name for n in nodes if n.op_type in QUANTISED for name in n.input}
 
-    def visit(self, node: object) -> None:
+    def visit(self, node: onnx.NodeProto) -> None:
         """Apply the node's rule and store the axes of its outputs."""
-        inputs = [self._axes(name) for name in node.input]  # type: ignore[attr-defined]
-        step = Step(
-            node=node,  # type: ignore[arg-type]
-            axes=inputs,
-            shapes=self.model.shapes,
-            others=self.model.others,
-            values=self.model.constant,
-            params=self.params,
-            stored=self.model.weights,
-            made=self.model.made,
-            book=self.ledger,
-            attrs=attributes(node),  # type: ignore[arg-type]
-            opset=self.model.opset,
-        )
+        inputs = [self._axes(name) for name in node.input]
+        step = Step(node, inputs, self.model, self.params, self.ledger, attributes(node))
         outputs = self._apply(step)
         sizes.follow(step)
-        names = names_read(step.node) - {""}
-        if names and all(n in self.params for n in names):
-            self.params.update(o for o in step.node.output if o)
-        for name, axes in zip(step.node.output, outputs, strict=False):
+        names = names_read(node) - {""}
+        if names and self.params.issuperset(names):
+            self.params.update(o for o in node.output if o)
+        for name, axes in zip(node.output, outputs, strict=False):
             if name:
                 self.axes[name] = axes
 

@@ -119,9 +119,7 @@ class Zeros:
         return frozenset(Owner(weight, i) for i, axis in enumerate(axes) if self._on(axis, channels))
 
     def _all(self, tensors: list[str], channels: np.ndarray, depth: int) -> Sources | None:
-        found = [self.sources(t, channels, depth) for t in tensors]
-        known = [f for f in found if f is not None]
-        return frozenset().union(*known) if known and len(known) == len(found) else None
+        return _together([self.sources(t, channels, depth) for t in tensors])
 
     def _any(self, tensors: list[str], channels: np.ndarray, depth: int) -> Sources | None:
         return next((f for t in tensors if (f := self.sources(t, channels, depth)) is not None), None)
@@ -153,8 +151,7 @@ class Zeros:
                 held.append(self._any(list(node.input[:2]), channels, depth))
         if len(node.input) > 2 and node.input[2] and node.op_type != "MatMul":
             held.append(self.sources(node.input[2], channels, depth))
-        known = [h for h in held if h is not None]
-        return frozenset().union(*known) if known and len(known) == len(held) else None
+        return _together(held)
 
     def _keeps_zero(self, node: onnx.NodeProto) -> bool:
         """Whether zero lies between the bounds of a Clip, and the power of a Pow is more than zero."""
@@ -191,3 +188,9 @@ class Zeros:
             return True
         value = self.model.constant(node.input[2])
         return value is not None and not np.any(value)
+
+
+def _together(found: list[Sources | None]) -> Sources | None:
+    """All of several sources; None where one is not known, or there are none."""
+    known = [f for f in found if f is not None]
+    return frozenset().union(*known) if known and len(known) == len(found) else None

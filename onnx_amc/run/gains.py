@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 
-from onnx_amc.graph import cost
+from onnx_amc.graph import cost, light
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.prune.layers import Layer, find_layers
 from onnx_amc.prune.refit import read
@@ -18,104 +16,61 @@ AROUND = 36
 """Bytes of a bias in the file, about, besides its elements and twice the name of the layer's output."""
 
 
-@dataclass(frozen=True)
 class Gains:
     """What layers gain for whichever of their causes is cut.
 
     Args:
-        causes: bool (layers, units), what each layer is refitted for.
-        lengths: Plans, int (plans, units), -> elements of each layer's bias, int (plans, layers).
-        widths: int (layers,), bytes of an element.
-        around: int (layers,), bytes of a bias besides its elements.
+        analysis: Of the network.
+        layers: Those that are refitted.
+        own: By layer, bool (units,), the units that it is refitted for by itself.
+        tops: int (units,), what each unit has uncut.
+        channels: Whether the units are the groups of channels, of which a bias may lose some.
+        sequential: Whether it is refitted for what the cut of others reaches too.
 
     """
 
-    causes: np.ndarray
-    lengths: Callable[[np.ndarray], np.ndarray]
-    widths: np.ndarray
-    around: np.ndarray
+    def __init__(
+        self, analysis: Analysis, layers: Sequence[Layer], own: Mapping[str, np.ndarray], tops: np.ndarray, *,
+        channels: bool, sequential: bool,
+    ) -> None:  # fmt: skip
+        bare = [x for x in layers if x.bias is None and x.can_add_bias]
+        causes = reached(analysis, layers, own) if sequential and bare else own
+        found = [causes.get(x.node, np.zeros(len(tops))) for x in bare]
+        # Numbers are multiplied faster than truths.
+        self._causes, self._tops = np.array(found, dtype=np.float32).reshape(len(bare), len(tops)), tops
+        outputs = {x.node: int(np.prod(x.weight.index.shape[:2])) if x.outputs is None else x.outputs for x in bare}
+        self._price, self._full = cost.lengths(analysis, outputs), None if channels else analysis.full
+        kinds = [analysis.model.weights[x.weight.name].data_type for x in bare]
+        self._widths = np.array([light.width_of(kind) for kind in kinds], dtype=np.int64)
+        self._around = np.array([2 * len(x.node.encode()) + AROUND for x in bare], dtype=np.int64)
 
-    def elements(self, plans: np.ndarray, tops: np.ndarray) -> np.ndarray:
-        """Elements of the biases that plans bring, int (plans,), from int (plans, units) and what each unit has uncut."""
-        return np.asarray(self._each(plans, tops).sum(axis=1))
+    def elements(self, plans: np.ndarray) -> np.ndarray:
+        """Elements of the biases that plans bring, int (plans,), from int (plans, units)."""
+        return np.asarray(self._each(plans).sum(axis=1))
 
-    def bytes(self, plans: np.ndarray, tops: np.ndarray) -> np.ndarray:
+    def bytes(self, plans: np.ndarray) -> np.ndarray:
         """What they take in the file."""
-        each = self._each(plans, tops)
-        return np.asarray((each * self.widths + (each > 0) * self.around).sum(axis=1))
+        each = self._each(plans)
+        return np.asarray((each * self._widths + (each > 0) * self._around).sum(axis=1))
 
-    def _each(self, plans: np.ndarray, tops: np.ndarray) -> np.ndarray:
-        hit = (plans < tops).astype(np.float32) @ self.causes.T.astype(
-            np.float32
-        )  # numbers are multiplied faster than truths
-        return np.asarray(self.lengths(plans) * (hit > 0))
+    def _each(self, plans: np.ndarray) -> np.ndarray:
+        hit = (plans < self._tops).astype(np.float32) @ self._causes.T > 0
+        counts = plans if self._full is None else self._full[None]
+        return np.asarray(self._price.each(counts) * self._price.constant * hit)
 
 
 def by_channels(analysis: Analysis, *, refit: bool, sequential: bool) -> Gains:
-    """The biases that come with cut channels.
-
-    Args:
-        analysis: Of the network.
-        refit: Whether there is a refit.
-        sequential: Whether it goes layer by layer, to what the cut reaches; a correction of statistics is one of all layers.
-
-    """
-    layers = find_layers(analysis)[0] if refit else []
-    own: dict[str, np.ndarray] = {}
-    for layer in layers:
-        homes = [] if layer.inputs is None else analysis.home[analysis.labels[layer.inputs]]
-        own[layer.node] = np.isin(np.arange(len(analysis.groups)), homes) | (not sequential)
-    price = cost.lengths(analysis, {x.node: _outputs(x) if x.outputs is None else x.outputs for x in _bare(layers)})
-    return _gains(
-        analysis,
-        layers,
-        own,
-        lambda plans: price.each(plans) * price.constant,
-        len(analysis.groups),
-        sequential=sequential,
-    )
+    """The biases that come with cut channels; a correction of statistics, in place of a sequential refit, is one of all layers."""
+    layers, groups = find_layers(analysis)[0] if refit else [], np.arange(len(analysis.groups))
+    own = {x.node: np.isin(groups, analysis.groups_at(x.inputs)) | (not sequential) for x in layers}
+    return Gains(analysis, layers, own, analysis.full, channels=True, sequential=sequential)
 
 
-def by_weights(analysis: Analysis, thinned: Sequence[Layer], *, refit: bool, sequential: bool) -> Gains:
-    """The biases that come with zeros; layers that have some as they come are refitted with any that is thinned.
-
-    Args:
-        analysis: Of the network.
-        thinned: The layers whose weights may go, a unit each.
-        refit: Whether there is a refit.
-        sequential: Whether it goes layer by layer, to what zeros reach.
-
-    """
-    layers = find_layers(analysis)[0] if refit else []
-    places = {layer.node: np.arange(len(thinned)) == i for i, layer in enumerate(thinned)}
-    own = {x.node: places.get(x.node, np.zeros(len(thinned), bool)) for x in layers}
-    if sequential:
-        own |= {x.node: np.ones(len(thinned), bool) for x in layers if not read(analysis, x.weight).all()}
-    lengths = np.array([_outputs(x) for x in _bare(layers)], dtype=np.int64)
-    return _gains(analysis, layers, own, lambda _plans: lengths, len(thinned), sequential=sequential)
-
-
-def _gains(
-    analysis: Analysis, layers: Sequence[Layer], own: Mapping[str, np.ndarray],
-    lengths: Callable[[np.ndarray], np.ndarray], units: int, *, sequential: bool,
-) -> Gains:  # fmt: skip
-    bare = _bare(layers)
-    reach = reached(analysis, layers, own) if sequential and bare else own
-    causes = [reach.get(layer.node, np.zeros(units, bool)) for layer in bare]
-    kinds = [analysis.model.weights[layer.weight.name].data_type for layer in bare]
-    widths = [onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize for kind in kinds]
-    around = [2 * len(layer.node.encode()) + AROUND for layer in bare]
-    return Gains(
-        np.array(causes, bool).reshape(len(bare), units),
-        lengths,
-        np.array(widths, dtype=np.int64),
-        np.array(around, dtype=np.int64),
-    )
-
-
-def _bare(layers: Sequence[Layer]) -> list[Layer]:
-    return [layer for layer in layers if layer.bias is None and layer.can_add_bias]
-
-
-def _outputs(layer: Layer) -> int:
-    return int(np.prod(layer.weight.index.shape[:2]))
+def by_weights(
+    analysis: Analysis, thinned: Sequence[Layer], tops: np.ndarray, *, refit: bool, sequential: bool
+) -> Gains:
+    """The biases that come with zeros in any of the thinned layers; those that have some as they come are refitted in any case."""
+    layers, names = find_layers(analysis)[0] if refit else [], np.array([x.node for x in thinned], dtype=np.str_)
+    dense = {x.node: not sequential or bool(read(analysis, x.weight).all()) for x in layers}
+    own = {x.node: (names == x.node) | (not dense[x.node]) for x in layers}
+    return Gains(analysis, layers, own, tops, channels=False, sequential=sequential)

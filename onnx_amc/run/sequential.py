@@ -7,7 +7,7 @@ it have lost, and the last one of two that are added for what its partner lost.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -111,11 +111,10 @@ class Sequential:
         self._data = data
         self._memory, self._remembered = room(MEMORY, memory), room(GOALS, memory)
         self._index = np.random.default_rng(seed).permutation(index)[: max(1, self._memory // self._held)]
-        self._original = onnx.ModelProto()
-        self._original.CopyFrom(model.proto)
+        self._original = deepcopy(model.proto)
         del self._original.graph.value_info[:]
         free_batch(self._original, model)
-        self._graph = _Graph(self._original, analysis)
+        self._graph = _Graph(analysis)
         self._spots = {
             layer.node: _Spot(layer, *self._graph.behind(layer.output), (seed, i)) for i, layer in enumerate(layers)
         }
@@ -320,41 +319,44 @@ def _problems(
 
 def reached(analysis: Analysis, layers: Sequence[Layer], own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Of some changes, bool (changes,) by the layers that they begin at, those that each layer is refitted for, if any."""
-    graph = _Graph(analysis.model.proto, analysis)
+    graph = _Graph(analysis)
     known = [layer for layer in layers if layer.output in analysis.model.shapes]
-    return graph.reached({x.node: _Spot(x, *graph.behind(x.output), (0, 0)) for x in known}, own)
+    return graph.reached({layer.node: graph.behind(layer.output)[0] for layer in known}, own)
 
 
 class _Graph:
     """Looks up what lies around a layer."""
 
-    def __init__(self, proto: onnx.ModelProto, analysis: Analysis) -> None:
-        self.analysis = analysis
-        self.nodes = list(proto.graph.node)
+    def __init__(self, analysis: Analysis) -> None:
+        self.model = analysis.model
+        self.nodes = list(self.model.proto.graph.node)
         self.producer = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
         self.consumers: dict[str, list[int]] = {}
         for i, node in enumerate(self.nodes):
             for name in names_read(node):
                 self.consumers.setdefault(name, []).append(i)
-        self.outputs = {o.name for o in proto.graph.output}
+        self.outputs = {o.name for o in self.model.proto.graph.output}
 
     def changed(self, spots: Mapping[str, _Spot], keep: Keep, thinned: Collection[str]) -> list[_Spot]:
         """The layers that lose weights, read cut channels or what lies behind, or whose output is added to such a thing."""
         cut = [n for n, s in spots.items() if s.layer.inputs is not None and not keep(s.layer.inputs).all()]
-        return [spots[node] for node in self.reached(spots, dict.fromkeys({*thinned, *cut}, np.ones(1, bool)))]
+        partners, own = {n: s.partner for n, s in spots.items()}, dict.fromkeys({*thinned, *cut}, np.ones(1, bool))
+        return [spots[node] for node in self.reached(partners, own)]
 
-    def reached(self, spots: Mapping[str, _Spot], own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Of some changes, bool (changes,) by the nodes that they begin at, those that each layer makes up for; in graph order."""
+    def reached(self, partners: Mapping[str, str | None], own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of changes, bool (changes,) by the nodes that they begin at, those that each layer makes up for; in graph order.
+
+        The layers are named with what is added to the output of each.
+        """
         touched: dict[str, np.ndarray] = {}
         found: dict[str, np.ndarray] = {}
         for node in self.nodes:
             key = node.output[0]
-            spot = spots.get(key)
-            read = names_read(node) | ({spot.partner} if spot is not None and spot.partner is not None else set())
-            parts = [touched[name] for name in read if name in touched] + ([own[key]] if key in own else [])
+            read = {*names_read(node), partners.get(key)}
+            parts = [touched[name] for name in touched.keys() & read] + ([own[key]] if key in own else [])
             if parts and (mine := np.any(parts, axis=0)).any():
                 touched |= dict.fromkeys(set(node.output) - {""}, mine)
-                found |= {key: mine} if spot is not None else {}
+                found |= {key: mine} if key in partners else {}
         return found
 
     def behind(self, tensor: str) -> tuple[str | None, Bounds | None]:
@@ -363,7 +365,7 @@ class _Graph:
         users = self.consumers.get(tensor, [])
         if len(users) == 1 and self.nodes[users[0]].op_type == "Add" and tensor not in self.outputs:
             other = next((n for n in self.nodes[users[0]].input if n != tensor), tensor)
-            shapes = self.analysis.model.shapes
+            shapes = self.model.shapes
             early = self.producer.get(other, len(self.nodes)) < self.producer[tensor]
             if not early or shapes.get(other) != shapes[tensor]:
                 return None, None
@@ -375,5 +377,5 @@ class _Graph:
     def _bounds(self, node: onnx.NodeProto) -> Bounds | None:
         if node.op_type == "Relu":
             return Bounds(0.0)
-        found = self.analysis.model.bounds(node) if node.op_type == "Clip" else None
+        found = self.model.bounds(node) if node.op_type == "Clip" else None
         return None if found is None else Bounds(*map(float, found))
