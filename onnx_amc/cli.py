@@ -258,11 +258,7 @@ def _settings(args: argparse.Namespace, budget: Budget) -> Settings:
         "recover_labels", "recover_flip", "latency_command", "cache", "threads", "workers",
         "ahead", "int8", "ray", "memory", "pattern", "round_to",
     )  # fmt: skip
-    return Settings(
-        budget=budget,
-        keep=tuple(args.keep),
-        **{name: getattr(args, name) for name in same},
-    )
+    return Settings(budget=budget, keep=tuple(args.keep), **{name: getattr(args, name) for name in same})
 
 
 def inspect(args: argparse.Namespace) -> None:

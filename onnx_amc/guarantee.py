@@ -174,11 +174,8 @@ class Guarantee:
         reward = self.first.settings.budget.kind if reward == "error" else reward
         return self._holds(ratio, {"episodes": episodes, "reward": reward})
 
-    def _budget(self, ratio: float) -> Budget:
-        return Budget(self.first.settings.budget.kind, ratio)
-
     def _run(self, ratio: float, changes: Mapping[str, Any]) -> Compression:
-        run = self.first.again(budget=self._budget(ratio), **changes)
+        run = self.first.again(budget=Budget(self.first.settings.budget.kind, ratio), **changes)
         self.runs.append(run)
         return run
 

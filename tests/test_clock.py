@@ -22,7 +22,7 @@ from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.load import load
 from onnx_amc.run import clock
 from onnx_amc.run.clock import Effort, measure_table, probe_plans
-from onnx_amc.run.kernels import Kernel, profile
+from onnx_amc.run.kernels import Kernel, in_turn
 from onnx_amc.run.learn import Anchors, Probe, common_anchors, learn
 from onnx_amc.run.table import LatencyTable, assembled
 from onnx_amc.search.space import Space
@@ -37,7 +37,8 @@ def machine(analysis: Analysis, block: int) -> Callable[[np.ndarray], tuple[floa
     """
     price = cost.macs(analysis)
     made = cost.elements(analysis, price.names)
-    anchors = common_anchors(analysis, [Probe((), 1, 1, 1, profile(analysis.model.original, one_feed(analysis.model)))])
+    _, (kernels,) = in_turn([analysis.model.original], one_feed(analysis.model))
+    anchors = common_anchors(analysis, [Probe((), 1, 1, 1, kernels)])
     last = {n.output[0]: a for a in anchors for n in analysis.model.proto.graph.node if a in n.output}
 
     def run(counts: np.ndarray) -> tuple[float, tuple[Kernel, ...]]:

@@ -17,7 +17,7 @@ from timed import network
 
 from onnx_amc.delivery import one_feed
 from onnx_amc.errors import ModelError
-from onnx_amc.run.kernels import CPU, Feed, Kernel, alternated, in_turn, profile, read_profile, stopwatch
+from onnx_amc.run.kernels import CPU, Feed, Kernel, alternated, in_turn, read_profile, stopwatch
 from onnx_amc.run.learn import Anchors
 from onnx_amc.run.session import open_session
 
@@ -56,7 +56,7 @@ def test_kernels_of_a_real_network_are_timed(tmp_path: Path, monkeypatch: pytest
         node.name = ""
     feed = one_feed(analysis.model)
     for model in (analysis.model.original, nameless):
-        found = profile(model, feed, threads=1, runs=5)
+        found = in_turn([model], feed, threads=1, runs=5)[1][0]
         assert sum(k.op == "Conv" for k in found) == sum(n.op_type == "Conv" for n in model.graph.node)
         assert all(0 <= k.microseconds < 1e5 for k in found)
         assert sum(k.microseconds for k in found) > 0
@@ -104,7 +104,7 @@ def test_one_thread_is_timed_without_what_others_do_meanwhile() -> None:
 def test_a_provider_that_is_not_there_is_refused() -> None:
     analysis = network()
     with pytest.raises(ModelError, match="no provider 'NoSuchProvider'"):
-        profile(analysis.model.original, one_feed(analysis.model), provider="NoSuchProvider")
+        in_turn([analysis.model.original], one_feed(analysis.model), provider="NoSuchProvider")
 
 
 class Recorded:

@@ -74,12 +74,8 @@ def macs(analysis: Analysis) -> Price:
 def params(analysis: Analysis) -> Price:
     """Elements of the parameters."""
     axes = _axes(analysis)
-    entries: list[tuple[str, int, Sequence[Tokens]]] = []
-    for name, tensor in parameters(analysis.model).items():
-        mine = axes.get(name, {})
-        rest = int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
-        entries.append((name, rest, list(mine.values())))
-    return _price(analysis, entries)
+    tensors = parameters(analysis.model).items()
+    return _price(analysis, [_entry(name, t.dims, axes.get(name, {})) for name, t in tensors])
 
 
 def lengths(analysis: Analysis, vectors: Mapping[str, Tokens | int]) -> Price:
@@ -103,17 +99,10 @@ def size(analysis: Analysis, whole: int | None = None) -> Price:
 
     """
     axes = _axes(analysis)
-    entries: list[tuple[str, int, Sequence[Tokens]]] = []
-    counted = 0
-    for name, tensor in analysis.model.weights.items():
-        if tensor.data_type in light.PACKED:
-            continue
-        mine = axes.get(name, {})
-        width = light.width_of(tensor.data_type)
-        rest = width * int(np.prod([d for i, d in enumerate(tensor.dims) if i not in mine]))
-        entries.append((name, rest, list(mine.values())))
-        counted += width * int(np.prod(tensor.dims))
+    tensors = {n: t for n, t in analysis.model.weights.items() if t.data_type not in light.PACKED}
+    counted = sum(light.data_length(t) for t in tensors.values())
     whole = _dense_bytes(analysis.model) if whole is None else whole
+    entries = [_entry(n, t.dims, axes.get(n, {}), light.width_of(t.data_type)) for n, t in tensors.items()]
     return _price(analysis, [*entries, ("the rest", whole - counted, [])])
 
 
@@ -136,19 +125,27 @@ def _axes(analysis: Analysis) -> dict[str, dict[int, Tokens]]:
 
 def elements(analysis: Analysis, tensors: Sequence[str]) -> Price:
     """Elements of each of these tensors for one sample, one term a tensor; 0 for one of unknown shape."""
-    entries: list[tuple[str, int, Sequence[Tokens]]] = []
+    entries: list[Entry] = []
     for name in tensors:
-        shape = analysis.model.shapes.get(name)
+        shape, axes = analysis.model.shapes.get(name), analysis.axes.get(name) or ()
         if shape is None:
             entries.append((name, 0, []))
             continue
-        axes = analysis.axes.get(name) or ()
         live = {i: tokens for i, tokens in enumerate(axes) if tokens is not None} if len(axes) == len(shape) else {}
-        entries.append((name, math.prod(d for i, d in enumerate(shape) if i not in live), list(live.values())))
+        entries.append(_entry(name, shape, live))
     return _price(analysis, entries)
 
 
-def _price(analysis: Analysis, entries: Sequence[tuple[str, int, Sequence[Tokens]]]) -> Price:
+Entry = tuple[str, int, Sequence[Tokens]]
+"""A term of a price: its name, its constant, and the tokens of its factors."""
+
+
+def _entry(name: str, dims: Sequence[int], live: Mapping[int, Tokens], width: int = 1) -> Entry:
+    """Elements of a tensor, each of this width, some of whose axes may be cut."""
+    return name, width * math.prod(d for i, d in enumerate(dims) if i not in live), list(live.values())
+
+
+def _price(analysis: Analysis, entries: Sequence[Entry]) -> Price:
     width = max((len(factors) for _, _, factors in entries), default=1) or 1
     base = np.ones((len(entries), width), dtype=np.int64)
     sizes = analysis.full

@@ -7,7 +7,7 @@ An operator without a rule fixes whatever reaches it. A new rule needs a new cas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -112,6 +112,16 @@ class Step:
         """Fix tokens, naming this node."""
         self.book.fix(tokens, f"{self.label} {why}")
 
+    def fix_each(self, axes: Iterable[Tokens | None], why: str) -> None:
+        """Fix several axes."""
+        for tokens in axes:
+            self.fix(tokens, why)
+
+    def without(self, axes: Collection[int], why: str) -> Axes:
+        """Axes of the first input without these, which are fixed: the others pass."""
+        self.fix_each([self.x()[i] for i in axes], why)
+        return tuple(None if i in axes else tokens for i, tokens in enumerate(self.x()))
+
     def loosen(self, tokens: Tokens | None, why: str) -> None:
         """Fix tokens whose cut would not be exact, or note it where the user accepts that."""
         if tokens is not None and self.book.approximate:
@@ -130,8 +140,7 @@ class Step:
     def fix_all(self, why: str) -> None:
         """Fix everything that reaches this node."""
         for axes in self.axes:
-            for tokens in axes or ():
-                self.fix(tokens, why)
+            self.fix_each(axes or (), why)
 
     def plain(self, i: int = 0) -> Axes:
         """Output i with no axis that can be cut."""
@@ -238,8 +247,7 @@ def contract(step: Step, slots: Sequence[int], tokens: Sequence[Tokens | None]) 
     """
     weights = [step.is_param(i) for i in slots]
     if all(weights):
-        for t in tokens:
-            step.fix(t, "multiplies two weights")
+        step.fix_each(tokens, "multiplies two weights")
         return None
     if any(weights):
         at = weights.index(True)

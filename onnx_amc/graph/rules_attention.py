@@ -21,8 +21,7 @@ def attention(step: Step) -> list[Axes]:
         return outputs
     for i in (1, 2):
         step.fix(step.x(i)[1 if flat else 2], "takes a softmax over it")
-    for tokens in step.x(3)[-2:] if step.has(3) else ():
-        step.fix(tokens, "takes a softmax over it")
+    step.fix_each(step.x(3)[-2:] if step.has(3) else (), "takes a softmax over it")
     q, k = (int(h) for h in heads)  # type: ignore[arg-type]
     of_query = _heads(step, 0, q, flat=flat)
     of_key = [_heads(step, i, k, flat=flat) for i in (1, 2)]

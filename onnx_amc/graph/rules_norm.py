@@ -104,8 +104,7 @@ def group_norm(step: Step) -> list[Axes]:
 def blocks(step: Step) -> list[Axes]:
     """Channels move into space or back: the b x b channels of one pixel block live and die together."""
     x, size = step.x(0), int(step.attrs["blocksize"]) ** 2
-    for tokens in x[2:]:
-        step.fix(tokens, "shuffles it")
+    step.fix_each(x[2:], "shuffles it")
     tokens = x[1]
     if tokens is None:
         return [step.plain()]
@@ -137,8 +136,7 @@ def recurrent(step: Step) -> list[Axes]:
     step.fix(x[0], "runs along it")
     if any(step.has(i) for i in (4, 5, 6)):
         step.fix(x[1], "starts from a state for each")
-        for tokens in (t for i in (5, 6) if step.has(i) for t in step.x(i)[:-1]):
-            step.fix(tokens, "starts from a state for each")
+        step.fix_each((t for i in (5, 6) if step.has(i) for t in step.x(i)[:-1]), "starts from a state for each")
     contract_axes(step, x[2], w[2], 1, 0)
     unit = r[2]
     for tokens in (w[1], r[1]):
@@ -196,8 +194,7 @@ def einsum(step: Step) -> list[Axes]:
         elif len(holders) == 2:
             contract(step, holders, tokens)
         else:
-            for t in tokens:
-                step.fix(t, "contracts more than two operands")
+            step.fix_each(tokens, "contracts more than two operands")
     return [tuple(axes[letter] for letter in right)]
 
 
@@ -215,10 +212,7 @@ def _spelled(step: Step, operands: list[str], right: str | None) -> tuple[list[s
 @rule("TopK")
 def top_k(step: Step) -> list[Axes]:
     """The axis is sorted as a whole; the others pass."""
-    x = step.x(0)
-    axis = int(step.attrs.get("axis", -1)) % len(x)
-    step.fix(x[axis], "sorts it")
-    out = tuple(None if i == axis else t for i, t in enumerate(x))
+    out = step.without({int(step.attrs.get("axis", -1)) % len(step.x(0))}, "sorts it")
     return [out for _ in step.node.output]
 
 

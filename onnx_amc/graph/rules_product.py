@@ -44,8 +44,7 @@ def conv(step: Step) -> list[Axes]:
 
 def _slides(step: Step, places: tuple[int, ...]) -> bool:
     """Fix what a kernel slides along, and everything where it is no weight; tell whether it is one."""
-    for tokens in step.x(0)[2:]:
-        step.fix(tokens, "slides along it")
+    step.fix_each(step.x(0)[2:], "slides along it")
     if not step.is_param(1):
         step.fix_all("has a weight computed at run time")
         price(step, int(np.prod(places)) * int(np.prod(step.shape(1)[1:])), [])

@@ -78,9 +78,7 @@ def slice_(step: Step) -> list[Axes]:
         gone = set(
             range(len(x)) if step.has(3) and axes is None else normal(axes or list(range(step.shape(1)[0])), len(x))
         )
-        for i in gone:
-            step.fix(x[i], "slices by bounds known at run time only")
-        return [tuple(None if i in gone else t for i, t in enumerate(x))]
+        return [step.without(gone, "slices by bounds known at run time only")]
     axes = normal(axes if axes is not None else list(range(len(starts))), len(shape))
     steps = steps or [1] * len(axes)
     out: list[Tokens | None] = list(x)
@@ -124,8 +122,7 @@ def gather(step: Step) -> list[Axes]:
     x, axis = step.x(0), step.axis(0, len(step.shape(0)))
     tokens, indices = x[axis], step.const(1)
     rank = len(step.shape(1))
-    for of_index in step.x(1):
-        step.fix(of_index, "is indexed by it")
+    step.fix_each(step.x(1), "is indexed by it")
     if tokens is None:
         picked: Axes = (None,) * rank
     elif indices is None or rank != 1 or indices.size < 2:
@@ -153,8 +150,7 @@ def gather_nd(step: Step) -> list[Axes]:
     """Axes that are indexed stay whole; those behind them pass."""
     x, batch = step.x(0), int(step.attrs.get("batch_dims", 0))
     last = batch + step.shape(1)[-1]
-    for tokens in (*x[:last], *step.x(1)):
-        step.fix(tokens, "picks from it")
+    step.fix_each((*x[:last], *step.x(1)), "picks from it")
     return [(None,) * (len(step.shape(1)) - 1) + x[last:]]
 
 
@@ -164,8 +160,7 @@ def scatter_nd(step: Step) -> list[Axes]:
     mark_params(step)
     x, last = step.x(0), step.shape(1)[-1]
     rows = len(step.shape(1)) - 1
-    for tokens in (*x[:last], *step.x(1), *step.x(2)[:rows]):
-        step.fix(tokens, "writes into it by place")
+    step.fix_each((*x[:last], *step.x(1), *step.x(2)[:rows]), "writes into it by place")
     behind = (step.join(a, b) for a, b in zip(x[last:], step.x(2)[rows:], strict=True))
     return [((None,) * last + tuple(behind))]
 
@@ -182,8 +177,7 @@ def by_element(step: Step) -> list[Axes]:
     for i, tokens in enumerate(x):
         named = [step.x(k)[i] for k in others]
         if i == axis or tokens is None or step.shape(1)[i] != len(tokens):
-            for t in (tokens, *named):
-                step.fix(t, "takes or writes its elements by their place")
+            step.fix_each((tokens, *named), "takes or writes its elements by their place")
             out[i] = None
             continue
         if named[0] is None and indices is not None:
@@ -206,10 +200,8 @@ def by_element(step: Step) -> list[Axes]:
 @rule("Trilu")
 def triangle(step: Step) -> list[Axes]:
     """What an element is depends on its place along the last two axes; the others pass."""
-    x = step.x(0)
-    for tokens in x[-2:]:
-        step.fix(tokens, "takes its elements by their place")
-    return [(*x[:-2], None, None)]
+    rank = len(step.x(0))
+    return [step.without({rank - 2, rank - 1}, "takes its elements by their place")]
 
 
 @rule("Tile")

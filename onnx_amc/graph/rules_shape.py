@@ -15,8 +15,7 @@ from onnx_amc.graph.rules import Step, mark_params, normal, rule
 @rule("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 def pool(step: Step) -> list[Axes]:
     """Each channel is pooled by itself."""
-    for tokens in step.x(0)[2:]:
-        step.fix(tokens, "pools over it")
+    step.fix_each(step.x(0)[2:], "pools over it")
     if len(step.node.output) > 1 and step.node.output[1]:
         step.fix(step.x(0)[1], "counts its channels in the places of the maxima")
     channels = step.x(0)[1]
@@ -126,8 +125,7 @@ def sample(step: Step) -> list[Axes]:
     mark_params(step)
     x = step.x(0)
     for axes in (x[2:], *(step.x(i) for i in range(1, len(step.node.input)))):
-        for tokens in axes:
-            step.fix(tokens, "samples along it, or at it")
+        step.fix_each(axes, "samples along it, or at it")
     if step.node.op_type == "GridSample":
         return [(x[0], x[1], *step.plain()[2:])]
     step.fix(x[0], "picks from it")
@@ -152,9 +150,7 @@ def centre(step: Step) -> list[Axes]:
     """The axes that it names are cropped or padded; the others pass."""
     x = step.x(0)
     named = normal([int(a) for a in step.attrs.get("axes", range(len(x)))], len(x))
-    for i in named:
-        step.fix(x[i], "crops or pads it")
-    return [tuple(None if i in named else t for i, t in enumerate(x))]
+    return [step.without(named, "crops or pads it")]
 
 
 @rule("Pad")
@@ -165,9 +161,7 @@ def pad(step: Step) -> list[Axes]:
     listed = step.setting("axes", 3)
     if pads is None or (step.has(3) and listed is None):
         padded = set(range(rank)) if listed is None else set(normal(listed, rank))
-        for i in padded:
-            step.fix(x[i], "pads by amounts known at run time only")
-        return [tuple(None if i in padded else t for i, t in enumerate(x))]
+        return [step.without(padded, "pads by amounts known at run time only")]
     axes = normal(listed, rank) if listed is not None else list(range(rank))
     mode = step.attrs.get("mode", b"constant")
     constant = mode in {b"constant", "constant"}

@@ -68,8 +68,7 @@ def follow(step: Step) -> None:
 
 def _fix(step: Step, names: set[str], why: str) -> None:
     for name in sorted(names):
-        for tokens in step.book.sizes.get(name, ()):
-            step.fix(tokens, why)
+        step.fix_each(step.book.sizes.get(name, ()), why)
 
 
 def _is_list(step: Step) -> bool:
@@ -84,8 +83,7 @@ def _measured(step: Step) -> Elements:
     if step.node.op_type == "Shape":
         start, end = step.attrs.get("start", 0), step.attrs.get("end", len(axes))
         return axes[start:end]
-    for tokens in axes:
-        step.fix(tokens, CALCULATES)
+    step.fix_each(axes, CALCULATES)
     return []
 
 

@@ -86,8 +86,7 @@ class _Walk:
         inner = names_read(node) - set(node.input)
         if inner or any(a.HasField("g") for a in node.attribute):
             for name in inner:
-                for tokens in self._axes(name) or ():
-                    step.fix(tokens, "reads it inside a subgraph")
+                step.fix_each(self._axes(name) or (), "reads it inside a subgraph")
             step.fix_all("is a control-flow operator")
             return [step.plain(i) for i in range(len(node.output))]
         names = [n for n in [*node.input, *node.output] if n]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_amc.fit.moments import Moments
-from onnx_amc.fit.solve import Part, eliminate, error, refit
+from onnx_amc.fit.solve import Part, eliminate, refit
 from onnx_amc.graph.groups import Analysis, Group
 from onnx_amc.prune.criteria import magnitude
 from onnx_amc.prune.layers import Layer, Stored
@@ -132,27 +132,6 @@ class Refitter:
             new[g] = v.reshape(outputs, inputs, taps)
             shift[g] = (w - v) @ moments.mean(g)
         return new, shift.ravel()
-
-    def errors(self, kept: Mapping[str, Sequence[int]]) -> dict[str, float]:
-        """Relative output error of each refitted layer on the original's inputs: E|y - y'|^2 / E|y|^2, by node."""
-        keep = self.analysis.keeper(kept)
-        found: dict[str, float] = {}
-        for layer in self.layers:
-            if layer.inputs is None or layer.node not in self.moments or (alive := keep(layer.inputs)).all():
-                continue
-            new, _ = self._refitted(layer, alive)
-            old = self.weights[layer.node]
-            flat = (old.shape[1], -1)
-            parts = [
-                error(
-                    self.matrix(layer, g),
-                    old[g].reshape(flat),
-                    new[g].reshape(flat),
-                )
-                for g in range(len(old))
-            ]
-            found[layer.node] = float(np.mean(parts))
-        return found
 
     def rank(self, group: Group) -> Ranking:
         """Order a group's channels by elimination over all its readers; by magnitude where none has moments."""

@@ -296,12 +296,7 @@ def recovery(rows: Sequence[Row], metric: str) -> Spec:
                     "point": {"filled": True, "size": 40, "color": "var(--accent)"},
                 },
                 "encoding": {
-                    "x": {
-                        "field": "epoch",
-                        "type": "quantitative",
-                        "title": "epoch",
-                        "axis": counted(rows, "epoch"),
-                    },
+                    "x": {"field": "epoch", "type": "quantitative", "title": "epoch", "axis": counted(rows, "epoch")},
                     "y": y,
                     "tooltip": told,
                 },

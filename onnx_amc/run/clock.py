@@ -213,7 +213,7 @@ def measure_by_command(command: str, path: str | os.PathLike[str], *, timeout: f
 
 def measure_table_by_command(
     analysis: Analysis, build: Build, levels: Sequence[np.ndarray], command: str, *, seed: int = 0,
-    probes: Effort = Effort(rounds=2), timeout: float = 600.0, cache: Path | None = None,
+    probes: Effort = Effort(rounds=2), cache: Path | None = None,
     progress: Progress = lambda _done, _total: None,
 ) -> LatencyTable:  # fmt: skip
     """Let a command measure some plans on a device elsewhere, and learn from them how long any other takes there.
@@ -228,7 +228,6 @@ def measure_table_by_command(
         command: As in `measure_by_command`.
         seed: Of the plans and of their order.
         probes: How much is measured; of it `random` and `rounds`.
-        timeout: Seconds that the command may take for one model.
         cache: Folder in which measurements are kept; None keeps none.
         progress: Told how many measurements are done.
 
@@ -246,7 +245,7 @@ def measure_table_by_command(
         for i in order:
             with tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder:
                 path = _written(build(plans[i]) if i else analysis.model.original, Path(folder))
-                times.append(measure_by_command(command, path, timeout=timeout))
+                times.append(measure_by_command(command, path))
             progress(len(times), len(order))
         originals = np.flatnonzero(np.array(order) == 0)
         whole = np.interp(np.arange(len(order)), originals, np.array(times)[originals])

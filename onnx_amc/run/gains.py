@@ -69,8 +69,7 @@ def by_channels(analysis: Analysis, *, refit: bool, sequential: bool) -> Gains:
 def by_weights(
     analysis: Analysis, thinned: Sequence[Layer], tops: np.ndarray, *, refit: bool, sequential: bool
 ) -> Gains:
-    """The biases that come with zeros in any of the thinned layers; those that have some as they come are refitted in any case."""
+    """The biases that come with zeros; a layer that has some as it comes is refitted with any that is thinned."""
     layers, names = find_layers(analysis)[0] if refit else [], np.array([x.node for x in thinned], dtype=np.str_)
-    dense = {x.node: not sequential or bool(read(analysis, x.weight).all()) for x in layers}
-    own = {x.node: (names == x.node) | (not dense[x.node]) for x in layers}
+    own = {x.node: (names == x.node) | (sequential and not read(analysis, x.weight).all()) for x in layers}
     return Gains(analysis, layers, own, tops, channels=False, sequential=sequential)

@@ -48,24 +48,6 @@ Kernels = tuple[Kernel, ...]
 """In the order in which they run."""
 
 
-def profile(model: onnx.ModelProto, feed: Feed, *, threads: int = 0, provider: str = CPU, runs: int = 20) -> Kernels:
-    """Time of each kernel, from onnxruntime's own profile.
-
-    Args:
-        model: The model; a node without a name of its own goes by its first output's.
-        feed: Input of one run.
-        threads: Within an operator; 0 takes all cores.
-        provider: Execution provider.
-        runs: Runs that count, at least 4; the time is the mean of the faster half of them.
-
-    Raises:
-        ModelError: onnxruntime refuses the model or does not have the provider.
-        DataError: It cannot run the model on this input.
-
-    """
-    return in_turn([model], feed, threads=threads, provider=provider, runs=runs)[1][0]
-
-
 def in_turn(
     models: Sequence[onnx.ModelProto], feed: Feed, *, threads: int = 0, provider: str = CPU, runs: int = 20,
     seconds: float = math.inf, watch: bool = True,

@@ -90,11 +90,7 @@ def layer_errors(
     index = spread(index, SAMPLES)
     proto, shapes = analysis.model.proto, analysis.model.shapes
     size = 2 * WIDTH * (at_a_time(proto, shapes) + sum(int(np.prod(shapes[t][1:])) for t in tensors))
-    pairs = zip(
-        _values(proto, tensors, data, index, size),
-        _values(model, tensors, data, index, size),
-        strict=True,
-    )
+    pairs = zip(_values(proto, tensors, data, index, size), _values(model, tensors, data, index, size), strict=True)
     sums = {layer.node: _Sums() for layer in layers if layer.node in behind}
     for goals, found in pairs:
         for layer in layers:

@@ -102,9 +102,7 @@ def open_session(
     known = ort.get_available_providers()
     if provider not in known:
         raise ModelError(
-            f"onnxruntime has no provider '{provider}' here",
-            where="--provider",
-            fix=remedy(provider, known),
+            f"onnxruntime has no provider '{provider}' here", where="--provider", fix=remedy(provider, known)
         )
     try:
         if isinstance(model, str):
