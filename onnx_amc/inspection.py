@@ -100,7 +100,7 @@ def shape_facts(analysis: Analysis, node: str, x: str, w: str, flops: int | None
     read, made, weight = (analysis.model.shapes[n] for n in (x, node, w))
     attrs = attributes(found)
     spatial = found.op_type in {"Conv", "ConvTranspose"}
-    stride = int(attrs.get("strides", [1])[0]) if spatial else 1  # type: ignore[index]
+    stride = int(attrs.get("strides", [1])[0]) if spatial else 1
     height, width = (read[2], read[-1] if len(read) > 3 else 1) if spatial else (1, 1)
     return LayerFacts(
         outputs=made[1] if spatial else made[-1],

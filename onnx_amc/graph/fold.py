@@ -20,6 +20,8 @@ RANDOM = frozenset(
 )
 QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 DATA_DEPENDENT = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "If", "Loop", "Scan", "StringSplit"})
+"""Operators behind which shapes may depend on values."""
+
 LARGEST = 65_536
 LARGEST_FLOAT = 1_024
 
@@ -100,7 +102,8 @@ def _known_shapes(proto: onnx.ModelProto) -> dict[str, Dims]:
     fixed = {name for name, dims in found.items() if None not in dims}
     unknown = {n.input[0] for n in proto.graph.node if n.op_type == "Shape" and n.input[0] not in fixed}
     whole = not free and all(i.name in fixed for i in proto.graph.input)
-    if unknown and whole and not _data_dependent(proto) | _has_huge(found):
+    odd = any(n.op_type in DATA_DEPENDENT for n in proto.graph.node) or any(map(is_huge, found.values()))
+    if unknown and whole and not odd:
         given = {i.name: tuple(d or 0 for d in found[i.name]) for i in proto.graph.input}
         found.update({name: list(shape) for name, shape in measured(proto, given, sorted(unknown)).items()})
     return found
@@ -135,15 +138,6 @@ def _sizes(node: onnx.NodeProto, shapes: dict[str, Dims], weights: dict[str, onn
     else:
         return None
     return None if None in dims else np.array(dims, dtype=np.int64)
-
-
-def _has_huge(shapes: dict[str, Dims]) -> bool:
-    return any(is_huge(dims) for dims in shapes.values())
-
-
-def _data_dependent(proto: onnx.ModelProto) -> bool:
-    """Whether shapes may depend on values."""
-    return any(n.op_type in DATA_DEPENDENT for n in proto.graph.node)
 
 
 def _evaluate(

@@ -137,10 +137,11 @@ class Step:
             told = f"{self.label} {why}, and it is not zero where its weights are (only --approximate cuts it)"
             self.book.demand(self.x(i)[axis], (self.node.input[i],), told)
 
-    def fix_all(self, why: str) -> None:
-        """Fix everything that reaches this node."""
+    def fix_all(self, why: str) -> list[Axes]:
+        """Fix everything that reaches this node; return its outputs, of which no axis can be cut."""
         for axes in self.axes:
             self.fix_each(axes or (), why)
+        return [self.plain(i) for i in range(len(self.node.output))]
 
     def plain(self, i: int = 0) -> Axes:
         """Output i with no axis that can be cut."""
@@ -214,8 +215,7 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
 def without_rule(step: Step) -> list[Axes]:
     """What happens to an operator that nobody wrote a rule for."""
     domain = step.node.domain
-    step.fix_all("has no rule yet" if domain in {"", "ai.onnx"} else f"of {domain} has no rule yet")
-    return [step.plain(i) for i in range(len(step.node.output))]
+    return step.fix_all("has no rule yet" if domain in {"", "ai.onnx"} else f"of {domain} has no rule yet")
 
 
 def normal(axes: list[int], rank: int) -> list[int]:

@@ -17,8 +17,7 @@ def attention(step: Step) -> list[Axes]:
     )
     outputs = [step.plain(i) for i in range(len(step.node.output))]
     if any(step.has(i) for i in range(4, len(step.node.input))) or any(step.node.output[1:]) or None in heads:
-        step.fix_all("keeps a state, or has heads that are not understood")
-        return outputs
+        return step.fix_all("keeps a state, or has heads that are not understood")
     for i in (1, 2):
         step.fix(step.x(i)[1 if flat else 2], "takes a softmax over it")
     step.fix_each(step.x(3)[-2:] if step.has(3) else (), "takes a softmax over it")

@@ -36,8 +36,7 @@ def elementwise(step: Step) -> list[Axes]:
     """Z = f(x, y), element by element with broadcasting."""
     mark_params(step)
     if step.attrs.get("broadcast") or "axis" in step.attrs:
-        step.fix_all("uses the broadcasting of opsets before 7")
-        return [step.plain()]
+        return step.fix_all("uses the broadcasting of opsets before 7")
     inputs = [0] if step.node.op_type == "CastLike" else [i for i in range(len(step.node.input)) if step.has(i)]
     return [broadcast(step, inputs, step.out_shape())]
 
@@ -130,8 +129,7 @@ def recurrent(step: Step) -> list[Axes]:
     kind, hidden = step.node.op_type, int(step.attrs["hidden_size"])
     gates = GATES[kind]
     if step.attrs.get("layout", 0) or not (step.is_param(1) and step.is_param(2)):
-        step.fix_all("has an unusual layout, or weights computed at run time")
-        return [step.plain(i) for i in range(len(step.node.output))]
+        return step.fix_all("has an unusual layout, or weights computed at run time")
     x, w, r = step.x(0), step.x(1), step.x(2)
     step.fix(x[0], "runs along it")
     if any(step.has(i) for i in (4, 5, 6)):
@@ -178,8 +176,7 @@ def einsum(step: Step) -> list[Axes]:
     left, arrow, right = equation.replace(" ", "").partition("->")
     operands, right = _spelled(step, left.split(","), right if arrow else None)
     if any(len(set(o)) < len(o) for o in operands):
-        step.fix_all("has an equation that is not understood")
-        return [step.plain()]
+        return step.fix_all("has an equation that is not understood")
     axes: dict[str, Tokens | None] = {}
     for letter in dict.fromkeys("".join(operands)):
         holders = [i for i, o in enumerate(operands) if letter in o]

@@ -140,8 +140,7 @@ def matmul(step: Step) -> list[Axes]:
     """Contract the last axis of A with the last but one of B; leading axes broadcast. FusedMatMul may flip either."""
     a, b = step.shape(0), step.shape(1)
     if step.attrs.get("transBatchA") or step.attrs.get("transBatchB"):
-        step.fix_all("moves its batch axes")
-        return [step.plain()]
+        return step.fix_all("moves its batch axes")
     flip_a, flip_b = (bool(step.attrs.get(name)) and len(s) > 1 for name, s in (("transA", a), ("transB", b)))
     depth = len(a) - (2 if flip_a else 1)
     inputs = contract(step, (0, 1), (step.x(0)[depth], step.x(1)[len(b) - 1 if flip_b else max(len(b) - 2, 0)]))

@@ -40,8 +40,7 @@ def reduce(step: Step) -> list[Axes]:
     else:
         axes = step.setting("axes", 1)
         if axes is None and step.has(1):
-            step.fix_all("reduces over axes known at run time only")
-            return [step.plain()]
+            return step.fix_all("reduces over axes known at run time only")
         if not axes:
             axes = [] if step.attrs.get("noop_with_empty_axes") else list(range(rank))
     gone = set(normal(axes or [], rank))

@@ -87,20 +87,17 @@ class _Walk:
         if inner or any(a.HasField("g") for a in node.attribute):
             for name in inner:
                 step.fix_each(self._axes(name) or (), "reads it inside a subgraph")
-            step.fix_all("is a control-flow operator")
-            return [step.plain(i) for i in range(len(node.output))]
+            return step.fix_all("is a control-flow operator")
         names = [n for n in [*node.input, *node.output] if n]
         chosen = rule_of(node)
         if chosen is None:
             return without_rule(step)
         if any(n not in self.model.shapes for n in names):
-            step.fix_all("has a shape known at run time only")
-            return [step.plain(i) for i in range(len(node.output))]
+            return step.fix_all("has a shape known at run time only")
         try:
             return [_without_singles(step, axes) for axes in chosen(step)]
         except (IndexError, ValueError, KeyError, TypeError) as error:  # costs the node's channels, not the run
-            step.fix_all(f"is used in a way that its rule does not follow ({str(error).splitlines()[0]})")
-            return [step.plain(i) for i in range(len(node.output))]
+            return step.fix_all(f"is used in a way that its rule does not follow ({str(error).splitlines()[0]})")
 
     def _axes(self, name: str) -> Axes | None:
         if name and name not in self.axes and name in self.model.weights:

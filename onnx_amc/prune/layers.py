@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,20 +11,8 @@ import onnx
 from onnx_amc.fit.patches import Window
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Reader, Tokens
-from onnx_amc.graph.load import Model
+from onnx_amc.graph.load import MOVES, Model
 from onnx_amc.graph.proto import attributes
-
-Mover = Callable[[np.ndarray, dict[str, object], list[int] | None], np.ndarray]
-
-MOVERS: dict[str, Mover] = {
-    "Identity": lambda x, _a, _s: x,
-    "Transpose": lambda x, a, _s: x.transpose(cast("list[int] | None", a.get("perm"))),
-    "Reshape": lambda x, _a, s: x.reshape(s or []),
-    "Flatten": lambda x, _a, s: x.reshape(s or []),
-    "Squeeze": lambda x, _a, s: x.reshape(s or []),
-    "Unsqueeze": lambda x, _a, s: x.reshape(s or []),
-}
-"""Operators that only move elements, so that a weight behind them can still be written back."""
 
 FOREIGN = "its bias is shared, computed in the graph or one per row"
 """Why a layer is not refitted whose output holds more than what could be written."""
@@ -127,13 +114,15 @@ class _Finder:
             dims = list(self.model.weights[name].dims)
             return Stored(name, np.arange(int(np.prod(dims))).reshape(dims))
         node = self.producer.get(name)
-        if node is None or node.op_type not in MOVERS or name not in self.model.shapes:
+        if node is None or node.op_type not in MOVES or name not in self.model.shapes:
             return None
         source = self.stored(node.input[0])
         if source is None:
             return None
-        moved = MOVERS[node.op_type](source.index, attributes(node), list(self.model.shapes[name]))
-        return Stored(source.name, moved)
+        if node.op_type == "Transpose":
+            order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+            return Stored(source.name, source.index.transpose(order))
+        return Stored(source.name, source.index.reshape(self.model.shapes[name]))
 
     def alone(self, name: str) -> bool:
         """Whether nothing but one node reads a tensor, nor any of those that it is moved from, back to the initializer."""
@@ -156,7 +145,7 @@ class _Finder:
             return "it scales its operands"
         return self._described(reader, node, weight, attrs)
 
-    def _described(self, reader: Reader, node: onnx.NodeProto, weight: Stored, attrs: dict[str, object]) -> Layer | str:
+    def _described(self, reader: Reader, node: onnx.NodeProto, weight: Stored, attrs: dict[str, Any]) -> Layer | str:
         spatial = node.op_type in {"Conv", "ConvTranspose"}
         index = _kernel(node.op_type, attrs, weight.index) if spatial else _matrix(node.op_type, attrs, weight.index)
         sizes = (self.model.shapes[name][2:] for name in (reader.x, reader.node))
@@ -197,28 +186,28 @@ class _Finder:
         return Stored(found.name, found.index.ravel())
 
 
-def _matrix(kind: str, attrs: dict[str, object], index: np.ndarray) -> np.ndarray:
+def _matrix(kind: str, attrs: dict[str, Any], index: np.ndarray) -> np.ndarray:
     """(1, outputs, inputs, 1), of a product's weight."""
     return (index if kind == "Gemm" and attrs.get("transB") else index.T)[None, :, :, None]
 
 
-def _kernel(kind: str, attrs: dict[str, object], index: np.ndarray) -> np.ndarray:
+def _kernel(kind: str, attrs: dict[str, Any], index: np.ndarray) -> np.ndarray:
     """(groups, outputs, inputs, taps), of a convolution's weight."""
     if kind == "Conv":
-        groups = int(attrs.get("group", 1))  # type: ignore[call-overload]
+        groups = int(attrs.get("group", 1))
         return index.reshape(groups, len(index) // groups, index.shape[1], -1)
     flipped = index[(slice(None), slice(None), *(slice(None, None, -1),) * (index.ndim - 2))]
     return flipped.swapaxes(0, 1).reshape(1, index.shape[1], index.shape[0], -1)
 
 
 def _window(
-    kind: str, attrs: dict[str, object], kernel: tuple[int, ...], space: tuple[int, ...], out: tuple[int, ...]
+    kind: str, attrs: dict[str, Any], kernel: tuple[int, ...], space: tuple[int, ...], out: tuple[int, ...]
 ) -> Window | None:
     """Geometry from a node's attributes; None where it does not give the output that the model has."""
     d = len(kernel)
 
     def ints(name: str, default: int, count: int) -> tuple[int, ...]:
-        return tuple(int(v) for v in attrs.get(name, [default] * count))  # type: ignore[attr-defined]
+        return tuple(int(v) for v in attrs.get(name, [default] * count))
 
     strides, dilations = ints("strides", 1, d), ints("dilations", 1, d)
     reach = [(k - 1) * s + 1 for k, s in zip(kernel, dilations, strict=True)]

@@ -30,6 +30,13 @@ MANY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Max": torch.maximum, "Mean": torch.add, "Min": torch.minimum, "Sum": torch.add
 }  # fmt: skip
 
+SHAPED: dict[str, tuple[Callable[[Tensor, float], Tensor], float]] = {
+    "Celu": (F.celu, 1.0), "Elu": (F.elu, 1.0), "LeakyRelu": (F.leaky_relu, 0.01),
+    "Swish": (lambda x, alpha: x * torch.sigmoid(alpha * x), 1.0),
+    "ThresholdedRelu": (lambda x, alpha: F.threshold(x, alpha, 0.0), 1.0),
+}  # fmt: skip
+"""Activations of one number, `alpha`, and what it usually is."""
+
 REDUCED: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
     "ReduceL1": lambda x, d, k: x.abs().sum(d, keepdim=k),
     "ReduceL2": lambda x, d, k: x.square().sum(d, keepdim=k).sqrt(),
@@ -99,24 +106,10 @@ def _clip(c: Call) -> Tensor:
     return torch.clamp(c.x, low, high)
 
 
-@operator("LeakyRelu")
-def _leaky(c: Call) -> Tensor:
-    return F.leaky_relu(c.x, c.float("alpha", 0.01))
-
-
-@operator("ThresholdedRelu")
-def _thresholded(c: Call) -> Tensor:
-    return F.threshold(c.x, c.float("alpha", 1.0), 0.0)
-
-
-@operator("Elu")
-def _elu(c: Call) -> Tensor:
-    return F.elu(c.x, c.float("alpha", 1.0))
-
-
-@operator("Celu")
-def _celu(c: Call) -> Tensor:
-    return F.celu(c.x, c.float("alpha", 1.0))
+@operator(*SHAPED)
+def _shaped(c: Call) -> Tensor:
+    function, usual = SHAPED[c.kind]
+    return function(c.x, c.float("alpha", usual))
 
 
 @operator("Selu")
@@ -133,11 +126,6 @@ def _hard_sigmoid(c: Call) -> Tensor:
 @operator("Gelu")
 def _gelu(c: Call) -> Tensor:
     return F.gelu(c.x, approximate=c.text("approximate", "none"))
-
-
-@operator("Swish")
-def _swish(c: Call) -> Tensor:
-    return c.x * torch.sigmoid(c.float("alpha", 1.0) * c.x)
 
 
 @operator("Softmax", "LogSoftmax")

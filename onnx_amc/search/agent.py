@@ -342,11 +342,7 @@ def _arguments(config: AgentConfig, steps: int, seed: int) -> dict[str, Any]:
         "train_freq": (1, "episode"),
         "gradient_steps": -1,
         "replay_buffer_class": EpisodeReplayBuffer,
-        "replay_buffer_kwargs": {
-            "baseline_decay": config.baseline_decay,
-            "seed": buffer_seed,
-            "ahead": config.ahead,
-        },
+        "replay_buffer_kwargs": {"baseline_decay": config.baseline_decay, "seed": buffer_seed, "ahead": config.ahead},
         "policy_kwargs": {
             "net_arch": list(config.hidden),
             "optimizer_kwargs": {"fused": True},  # an update takes a quarter less
