@@ -25,7 +25,7 @@ from onnx_amc.rundir import Memo
 from onnx_amc.search import baselines, local
 from onnx_amc.search.journal import Journal, Later, Tried, key_of
 from onnx_amc.search.loop import AGENTS, CLOSED, Luggage, explained, propose, refine, search, second_pass, warm
-from onnx_amc.search.pace import Bracket, Paces
+from onnx_amc.search.pace import Bracket, Known, pace_of
 from onnx_amc.search.reward import REWARDS, Rule, users
 from onnx_amc.search.space import Space, upward
 
@@ -69,7 +69,7 @@ class Search:
         journal: Every plan tried.
         baselines: Plans in closed form, by name.
         finals: What the plans scored that were refitted in full.
-        paces: How the table of times was off on the plans that were timed.
+        paces: The plans that were timed, by which the table of times was off.
         aimed: The space with the budget that finalists must meet.
         seconds: Of ordering the channels, the import of the agent's library included; of the search; of its part in which
             onnxruntime was running; of the full refit of the best few.
@@ -87,7 +87,7 @@ class Search:
         self.baselines: dict[str, Tried] = {}
         self.finals: list[Tried] = []
         self.errors: list[np.ndarray] = []
-        self.paces, self.aimed = Paces(), space
+        self.paces, self.aimed = list[Known](), space
         self.ready: tuple[Tried, onnx.ModelProto] | None = None
         self._before = 0
         self.seconds = {"ranking": 0.0, "search": 0.0, "search_onnxruntime": 0.0, "refit": 0.0}
@@ -228,7 +228,7 @@ class Search:
         """The space, its budget moved to what plans like this one, the best that was found, may cost by the table."""
         if self.settings.budget.kind != "latency":
             return space
-        self.paces = Paces()
+        self.paces = []
         pace = self._timed(counts) / self.space.price(counts)
         limit = max(int((1 - SLACK) * self.space.limit / pace), self.space.price(self.space.smallest))
         self.aimed = replace(self.space, limit=limit)
@@ -237,13 +237,13 @@ class Search:
     def _timed(self, counts: np.ndarray) -> float:
         """What a plan's model takes: apart from what is measured of it if it is delivered, which this may foretell."""
         spent = self.spent(counts, lambda: self.builder.unrefitted(counts), "pace")
-        self.paces.known.append((None, self.space.price(counts), spent))
+        self.paces.append((None, self.space.price(counts), spent))
         return spent
 
     def foretold(self, counts: np.ndarray) -> float:
         """The share of the original's time that a plan is to take, by the table and by what other plans took."""
         share = self.units.prices["latency"](counts[None])[0] / self.units.wholes["latency"]
-        return self.paces.at(self.space.price(counts), key_of(counts)) * float(share)
+        return pace_of(self.space.price(counts), key_of(counts), self.paces) * float(share)
 
     def _final(self) -> np.ndarray:
         """Refit the best few plans as they would be delivered, those of the baselines too, and return the one that is best then.
@@ -313,7 +313,7 @@ class Search:
         for attempt in range(1, TRIES + 1):
             price, spent = self.space.price(counts), self.spent(counts, lambda c=counts: self.finished(c))  # type: ignore[misc]
             if timed:
-                self.paces.known.append((key_of(counts), price, spent))
+                self.paces.append((key_of(counts), price, spent))
             if spent > whole:
                 beyond.append(spent)
                 bracket.beyond = price, spent

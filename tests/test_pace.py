@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from onnx_amc.search.pace import Bracket, Paces
+from onnx_amc.search.pace import Bracket, Known, pace_of
 
 
 @pytest.mark.parametrize("took", [lambda p: 1.15 * p, lambda p: 0.8 * p, lambda p: 1.6 * p**2, lambda p: 0.2 + 0.5 * p])
@@ -32,13 +32,13 @@ def test_what_jumps_over_the_goal_is_not_asked_for_again() -> None:
 
 
 def test_a_plan_is_foretold_by_others_and_by_the_latest_first() -> None:
-    paces = Paces()
-    assert paces.at(100.0, b"a") == 1.0
-    paces.known.append((None, 100.0, 90.0))
-    assert paces.at(200.0, b"a") == pytest.approx(0.9)
-    paces.known.append((b"a", 100.0, 120.0))
-    assert paces.at(100.0, b"a") == pytest.approx(0.9), "not by itself"
-    assert paces.at(300.0, b"b") == pytest.approx(1.2)
-    paces.known.append((b"c", 200.0, 200.0))
-    assert paces.at(150.0, b"b") == pytest.approx(1.1), "between its neighbours"
-    assert paces.at(100.0, b"a") == pytest.approx(1.0)
+    known = list[Known]()
+    assert pace_of(100.0, b"a", known) == 1.0
+    known.append((None, 100.0, 90.0))
+    assert pace_of(200.0, b"a", known) == pytest.approx(0.9)
+    known.append((b"a", 100.0, 120.0))
+    assert pace_of(100.0, b"a", known) == pytest.approx(0.9), "not by itself"
+    assert pace_of(300.0, b"b", known) == pytest.approx(1.2)
+    known.append((b"c", 200.0, 200.0))
+    assert pace_of(150.0, b"b", known) == pytest.approx(1.1), "between its neighbours"
+    assert pace_of(100.0, b"a", known) == pytest.approx(1.0)

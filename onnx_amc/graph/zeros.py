@@ -90,7 +90,9 @@ class Zeros:
         inputs, all_of = self._needed(node, channels)
         if node.op_type in PRODUCTS:
             return self._product(node, channels, depth + 1)
-        return self._all(inputs, channels, depth + 1) if all_of else self._any(inputs, channels, depth + 1)
+        if not all_of:
+            return self._any(inputs, channels, depth + 1)
+        return _together([self.sources(name, channels, depth + 1) for name in inputs])
 
     def _needed(self, node: onnx.NodeProto, channels: np.ndarray) -> tuple[list[str], bool]:
         """Inputs that make the output zero where they are zero: all of them together, or any one."""
@@ -118,9 +120,6 @@ class Zeros:
         axes = self.axes.get(weight) or ()
         return frozenset(Owner(weight, i) for i, axis in enumerate(axes) if self._on(axis, channels))
 
-    def _all(self, tensors: list[str], channels: np.ndarray, depth: int) -> Sources | None:
-        return _together([self.sources(t, channels, depth) for t in tensors])
-
     def _any(self, tensors: list[str], channels: np.ndarray, depth: int) -> Sources | None:
         return next((f for t in tensors if (f := self.sources(t, channels, depth)) is not None), None)
 
@@ -132,7 +131,7 @@ class Zeros:
         attrs = attributes(node)
         if node.op_type in {"Conv", "ConvTranspose"}:
             both = len(a) > 1 and self._on(a[1], channels) and self._on(b[0] if b else None, channels)
-            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            groups = attrs.get("group", 1)
             whole = (
                 node.op_type == "ConvTranspose" or groups >= self.model.shapes.get(node.input[1], (0, groups + 1))[1]
             )

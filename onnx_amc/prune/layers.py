@@ -120,8 +120,7 @@ class _Finder:
         if source is None:
             return None
         if node.op_type == "Transpose":
-            order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
-            return Stored(source.name, source.index.transpose(order))
+            return Stored(source.name, source.index.transpose(attributes(node).get("perm")))
         return Stored(source.name, source.index.reshape(self.model.shapes[name]))
 
     def alone(self, name: str) -> bool:

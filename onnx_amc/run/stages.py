@@ -92,22 +92,13 @@ class Stages:
 
 def live_bytes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], stops: Collection[str]) -> int:
     """Bytes per sample of what is held at the fullest of some stops, counting four bytes a number."""
-    stored = {t.name for t in proto.graph.initializer}
-    last = last_uses(proto)
-    held, most = 0, 1
-    leaves: dict[int, int] = {}
-    for info in proto.graph.input:
-        if info.name not in stored:
-            held += _bytes(shapes, info.name)
-            leaves[last.get(info.name, 0)] = leaves.get(last.get(info.name, 0), 0) + _bytes(shapes, info.name)
+    stored, last, most = {t.name for t in proto.graph.initializer}, last_uses(proto), 1
+    held = sum(_bytes(shapes, i.name) for i in proto.graph.input if i.name in last.keys() - stored)
     for i, node in enumerate(proto.graph.node):
+        held += sum(_bytes(shapes, o) for o in node.output)
         if any(o in stops for o in node.output):
-            most = max(most, held + sum(_bytes(shapes, o) for o in node.output))
-        for output in node.output:
-            held += _bytes(shapes, output)
-            end = last.get(output, i)
-            leaves[end] = leaves.get(end, 0) + _bytes(shapes, output)
-        held -= leaves.get(i, 0)
+            most = max(most, held)
+        held -= sum(_bytes(shapes, n) for n in names_read(node).union(node.output) - stored if last.get(n, i) == i)
     return most
 
 

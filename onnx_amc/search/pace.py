@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,25 +33,19 @@ class Bracket:
         return int(min(price, self.beyond[0] - 1) if self.beyond else price)
 
 
-@dataclass
-class Paces:
-    """How much longer plans take than the table says: it errs alike on like plans.
+Known = tuple[bytes | None, float, float]
+"""Of a plan that was timed its key if it might have been delivered, its price, and the time."""
 
-    Args:
-        known: Of each plan timed its price and the time, by its key if it might have been delivered.
 
+def pace_of(price: float, key: bytes, known: Sequence[Known]) -> float:
+    """Time of a plan relative to its price, by others, as the table errs alike on like plans; 1 where there is none.
+
+    It lies between the next cheaper and the next dearer one. Those that might have been delivered go before those that were timed
+    earlier.
     """
-
-    known: list[tuple[bytes | None, float, float]] = field(default_factory=list)
-
-    def at(self, price: float, key: bytes) -> float:
-        """Time of a plan relative to its price, by others: between the next cheaper and the next dearer one, 1 where there is none.
-
-        Those that might have been delivered go before those that were timed earlier.
-        """
-        others = [one for one in self.known if one[0] != key]
-        like = sorted([one[1:] for one in others if one[0] is not None] or [one[1:] for one in others])
-        if not like:
-            return 1.0
-        prices, times = np.array(like).T
-        return float(np.interp(price, prices, times / prices))
+    others = [one for one in known if one[0] != key]
+    like = sorted([one[1:] for one in others if one[0] is not None] or [one[1:] for one in others])
+    if not like:
+        return 1.0
+    prices, times = np.array(like).T
+    return float(np.interp(price, prices, times / prices))
