@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -129,13 +128,10 @@ def gather_moments(
         DataError: An activation is not finite, or too large to be squared.
 
     """
-    exposed = deepcopy(model.proto)
     names = list(dict.fromkeys(layer.x for layer in layers))
-    given = {i.name for i in exposed.graph.input} | {o.name for o in exposed.graph.output}
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in given)
-    session = open_session(exposed, where=model.source)
-    inputs = {i.name for i in session.get_inputs()}
+    inputs = {i.name for i in true_inputs(model.proto)}
     wanted = [n for n in names if n not in inputs]
+    session = open_session(model.proto, where=model.source, extra=wanted)
     taken = sum(int(np.prod(model.shapes[n])) for n in names)
     fixed = fixed_batch(model.proto)
     per_sample = WIDTH * max(taken, at_a_time(model.proto, model.shapes), 1)

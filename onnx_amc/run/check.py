@@ -33,9 +33,9 @@ def difference(a: onnx.ModelProto, b: onnx.ModelProto, feed: Feed) -> float:
 
 
 def _both(a: onnx.ModelProto, b: onnx.ModelProto, names: Sequence[str], feed: Feed) -> dict[str, tuple[Any, Any]]:
-    """The values of outputs in both models."""
+    """The values of tensors in both models."""
     left, right = (
-        run_session(open_session(model, where=called, once=True), names, feed, where=called)
+        run_session(open_session(model, where=called, once=True, extra=names), names, feed, where=called)
         for model, called in ((a, "masked original"), (b, "cut model"))
     )
     return dict(zip(names, zip(left, right, strict=True), strict=True))
@@ -44,7 +44,7 @@ def _both(a: onnx.ModelProto, b: onnx.ModelProto, names: Sequence[str], feed: Fe
 def before_choices(a: onnx.ModelProto, b: onnx.ModelProto, feed: Feed) -> float:
     """As `difference`, of what the nodes that choose, and all behind them, read, and of the outputs that are not behind them.
 
-    Infinity where they choose alike: then no near tie is to blame. Both models get outputs for it.
+    Infinity where they choose alike: then no near tie is to blame.
     """
     ahead, behind, chosen = set[str](), set[str](), set[str]()
     for node in b.graph.node:
@@ -56,8 +56,6 @@ def before_choices(a: onnx.ModelProto, b: onnx.ModelProto, feed: Feed) -> float:
             behind.update(node.output)
     told = {o.name for o in b.graph.output}
     made = {o for n in a.graph.node for o in n.output} & {o for n in b.graph.node for o in n.output} - {""}
-    for model in (a, b):
-        model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in sorted(made & (ahead | chosen) - told))
     pairs = _both(a, b, sorted(made & (ahead | chosen) | told - behind), feed)
     if all(np.array_equal(*pairs[n]) for n in chosen & made):
         return float("inf")

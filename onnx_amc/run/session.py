@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
@@ -69,6 +69,7 @@ RUNNING = Meter()
 def open_session(
     model: onnx.ModelProto | str, *, threads: int | None = None, provider: str = "CPUExecutionProvider", where: str = "model",
     profile: str | None = None, once: bool = False, beside: bool = False, optimized: str | None = None,
+    extra: Iterable[str] = (),
 ) -> ort.InferenceSession:  # fmt: skip
     """Build an inference session at full graph optimisation (the fast kernels need it).
 
@@ -82,6 +83,7 @@ def open_session(
             the next network from the cores, for longer than its run takes.
         once: Whether it will run once: then the weights are not laid out for the fast kernels, which takes longer than a run.
         optimized: Where the graph goes as onnxruntime has optimised it; None keeps it nowhere.
+        extra: Tensors of a model, not of a path, that are to be outputs as well.
 
     Raises:
         ModelError: onnxruntime refuses the model, or does not have the provider or cannot start it.
@@ -108,7 +110,7 @@ def open_session(
         if isinstance(model, str):
             opened = ort.InferenceSession(model, options, providers=[provider])
         else:
-            opened = session(model, options, provider)
+            opened = session(model, options, provider, extra)
     except Exception as error:  # onnxruntime raises its own, undocumented kinds
         raise ModelError(
             f"onnxruntime cannot load it: {str(error).splitlines()[0]}",
