@@ -39,7 +39,7 @@ def whole(path: Path, where: str | None = None) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str, where: str | None = None) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all; into what is no file, a pipe or a device, as it comes.
 
     Raises:
@@ -50,9 +50,9 @@ def write_text(path: Path, text: str, where: str | None = None) -> None:
         try:
             path.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
-            raise unwritable(error, where or str(path)) from error
+            raise unwritable(error, str(path)) from error
         return
-    with whole(path, where) as beside:
+    with whole(path) as beside:
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""The second half of the operator table: operators that move, join, split, pool or pad axes."""
+"""The operator table, continued: operators that pool, reduce, mix, sample, pad, permute or reshape axes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A copy of the graph that measures, and if asked corrects, the statistics of chosen tensors as it runs.
 
-This is the one place where nodes are inserted, so it is where onnx-graphsurgeon works; what it loses of a file (metadata, doc
-strings) does not matter here, since these graphs are only run.
+Nodes are inserted everywhere, so it is where onnx-graphsurgeon works; what that loses of a file (metadata, doc strings) does not
+matter here, since these graphs are only run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cut a model by a plan, and check that the cut computes what the masked original computes.
+"""Cut a model by a plan, or mask the original by it: both must compute the same.
 
 Pruning changes shapes, rarely nodes: initializers and attributes are edited in place on a copy, so everything else that the file
 carries stays as it was.

@@ -1,8 +1,8 @@
 """The agents that walk over the groups: AMC's DDPG, and Stable-Baselines3's TD3 and SAC on the same walk.
 
 An episode is one walk of T steps with one reward at its end. `info["executed_action"]`, float32 (1,), tells what the
-environment made of the action, and the critic learns about that. The only file that imports torch and Stable-Baselines3
-(SB3). Source: AMC (arXiv 1802.03494) sections 3 and 4; what SB3's DDPG does otherwise is overridden here.
+environment made of the action, and the critic learns about that. The only file that imports Stable-Baselines3 (SB3).
+Source: AMC (arXiv 1802.03494) sections 3 and 4; what SB3's DDPG does otherwise is overridden here.
 """
 
 from __future__ import annotations
