@@ -29,7 +29,7 @@ from onnx_amc import evaluate
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
 from onnx_amc.delivery import input_specs
-from onnx_amc.intake import load_model
+from onnx_amc.graph.load import load
 from onnx_amc.listener import Listener
 from onnx_amc.run import data as sources
 
@@ -142,7 +142,7 @@ def rerun(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
                 continue
             with tempfile.TemporaryDirectory() as folder, threadpool_limits(limits=1, user_api="blas"):
                 place = args.shared / "data" / row.search
-                specs = input_specs(load_model(model).proto)
+                specs = input_specs(load(model).proto)
                 data = sources.load(unpacked(place, folder) if place.suffix == ".zip" else place, specs)
                 settings = Settings(
                     Budget("flops", 0.5), seed=seed, recover=True, recover_minutes=args.minutes or row.minutes,

@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from onnx_amc.delivery import class_count, input_specs, one_feed
 from onnx_amc.errors import DataError, ModelError
 from onnx_amc.graph.limits import WIDTH
-from onnx_amc.graph.load import Model, load, read, sized
+from onnx_amc.graph.load import Model, Source, read, sized
 from onnx_amc.listener import Listener
 from onnx_amc.run import data as sources
 from onnx_amc.run import feed, presets, shelf
 from onnx_amc.run.madeup import USUAL
 
-DataSource = str | os.PathLike[str] | sources.Dataset | Mapping[str, np.ndarray]
-ModelSource = str | os.PathLike[str] | onnx.ModelProto
+DataSource = sources.Source
+ModelSource = Source
 
 SYNTHETIC_SAMPLES = 256
 """Samples that are made up where there is no data."""
 
 RAW = "raw"
 """Pixels from 0 to 255, for networks that normalise them themselves."""
-
-
-def load_model(model: ModelSource, sizes: Mapping[str, tuple[int, ...]] | None = None) -> Model:
-    """Read a model from wherever it is."""
-    return load(_place(model), sizes)
-
-
-def _place(model: ModelSource) -> Path | onnx.ModelProto:
-    return model if isinstance(model, onnx.ModelProto) else Path(model)
 
 
 def load_both(
@@ -47,7 +35,7 @@ def load_both(
 
     Where none is `needed`, what lies beside the model may be unlike its inputs; `least` is how many samples it takes.
     """
-    bare = read(_place(model))
+    bare = read(model)
     specs, source = input_specs(bare.proto), data if data is not None else sidecar(model)
     if source is None or not any(None in spec.shape[1:] for spec in specs):
         return sized(bare, {}), None

@@ -21,10 +21,10 @@ from onnx_amc.details import provenance, times_json
 from onnx_amc.errors import OptionError, PlanError
 from onnx_amc.files import json_text, unwritable, write_text
 from onnx_amc.graph.groups import Analysis, analyse
-from onnx_amc.graph.load import Model
+from onnx_amc.graph.load import Model, load
 from onnx_amc.guarantee import Guarantee
 from onnx_amc.inspection import summary
-from onnx_amc.intake import DataSource, ModelSource, find_data, load_both, load_model
+from onnx_amc.intake import DataSource, ModelSource, find_data, load_both
 from onnx_amc.listener import Listener
 from onnx_amc.prune.plan import Plan, check_model, parse_plan, read_plan
 from onnx_amc.run import data as sources
@@ -181,7 +181,7 @@ def evaluate(
 
     """
     loaded, known = load_both(model, data, preset, least=1)
-    base = loaded if against is None else load_model(against, loaded.sizes)
+    base = loaded if against is None else load(against, loaded.sizes)
     if (mine := _outputs(loaded)) != (theirs := _outputs(base)):
         what = f"its outputs are {theirs}, those of {loaded.source} {mine}"
         raise OptionError(what, where=f"--against {base.source}", fix="name the model that this one was made from")
@@ -214,7 +214,7 @@ def inspect(
     """Return layers, groups, what is fixed and why, and the smallest reachable price."""
     round_to = parse_round_to(round_to) if isinstance(round_to, str) else round_to
     check_levels(min_keep, round_to)
-    return summary(analyse(load_model(model), approximate=approximate), min_keep, round_to)
+    return summary(analyse(load(model), approximate=approximate), min_keep, round_to)
 
 
 def deposit(result: Result, out: Path, folder: Path, command: str, *, timed: Settings | None = None) -> None:

@@ -22,7 +22,7 @@ from onnx_amc.errors import BudgetError
 from onnx_amc.granularity import channels_of, units_of, weights_of
 from onnx_amc.graph import cost, light
 from onnx_amc.graph.groups import analyse
-from onnx_amc.intake import load_model
+from onnx_amc.graph.load import load
 from onnx_amc.listener import Listener
 from onnx_amc.pipeline import compress
 from onnx_amc.prune.surgery import cut, finish
@@ -58,7 +58,7 @@ def sparse(share: float = 0.2) -> onnx.ModelProto:
 
 def alive(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     """Where each weight is not zero."""
-    loaded = load_model(model)
+    loaded = load(model)
     return {name: loaded.value(name) != 0 for name in WEIGHTS}
 
 
@@ -68,8 +68,8 @@ def alive(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("more", [(), ("1.bias", "7.bias")], ids=["weights", "biases too"])
 def test_weights_in_constant_nodes_count_as_those_in_initializers(more: tuple[str, ...]) -> None:
     """Where all of them are."""
-    model, plain = in_nodes((*WEIGHTS, *more)), load_model(MLP)
-    analysis = analyse(load_model(model))
+    model, plain = in_nodes((*WEIGHTS, *more)), load(MLP)
+    analysis = analyse(load(model))
     for key in ("params", "nonzeros"):
         assert figures(model)[key] == figures(model, analysis)[key] == figures(plain.original)[key]
     for granularity in ("channel", "weight"):
@@ -80,8 +80,8 @@ def test_weights_in_constant_nodes_count_as_those_in_initializers(more: tuple[st
 
 
 def test_a_constant_beside_weights_is_no_parameter() -> None:
-    model, plain = in_nodes(("3.weight",)), load_model(MLP)
-    analysis = analyse(load_model(model))
+    model, plain = in_nodes(("3.weight",)), load(MLP)
+    analysis = analyse(load(model))
     assert figures(model)["params"] == figures(plain.original)["params"] - plain.value("3.weight").size
     assert weights_of(analysis, Settings(Budget("params", 0.5), granularity="weight")).names == tuple(
         name for name in WEIGHTS if name != "3.weight"
@@ -110,7 +110,7 @@ def test_a_budget_of_parameters_holds_where_weights_are_constant_nodes(
 def test_only_what_weighs_an_input_counts_of_constant_nodes(nodes: str, counted: int) -> None:
     shape = "float[N]" if "value_floats" in nodes else "float[N,2]" if counted else "float[N,8]"
     model = Row("", f"(float[N,8] x) => ({shape} y) <float[8] w> {{ h = Add (x, w) {nodes} }}", 8).model()
-    analysis = analyse(load_model(model))
+    analysis = analyse(load(model))
     full = np.array([g.channels for g in analysis.groups], dtype=np.int64)
     assert figures(model)["params"] == cost.params(analysis)(full) == 8 + counted
 
@@ -121,7 +121,7 @@ def test_constants_inside_functions_count_as_they_do_once_those_are_written_out(
         <domain: "own", opset_import: ["" : 17]>
         turn (x) => (y) { w = Constant <value = float[2,2] {1,2,3,4}> () y = MatMul (x, w) }"""
     model = onnx.parser.parse_model(text)
-    analysis = analyse(load_model(model))
+    analysis = analyse(load(model))
     assert figures(model)["params"] == figures(model)["nonzeros"] == 8
     assert cost.params(analysis)(np.array([g.channels for g in analysis.groups], dtype=np.int64)) == 8
 
@@ -168,7 +168,7 @@ def test_what_is_left_of_sparse_weights_is_of_those_that_are_not_zero(kind: str,
 def test_the_whole_of_a_sparse_file_is_the_file() -> None:
     for kind in ("params", "size"):
         settings = Settings(Budget(kind, 1.0), granularity="weight")
-        units = weights_of(analyse(load_model(sparse())), settings)
+        units = weights_of(analyse(load(sparse())), settings)
         assert units.space(settings).price(units.sizes) == units.wholes[kind]
         assert units.wholes == {"params": figures(sparse())["nonzeros"], "size": light.size(sparse())}
         assert units.sizes.tolist() == [int(a.sum()) for a in alive(sparse()).values()]
@@ -188,7 +188,7 @@ def test_sparse_weights_that_are_left_alone_stay_sparse_through_refit_and_traini
 
 
 def test_zeros_that_are_stored_dense_are_not_counted_either() -> None:
-    dense = load_model(sparse()).proto
+    dense = load(sparse()).proto
     result = onnx_amc.compress(dense, params=0.5, granularity="weight", **CUT)
     assert result.record["original"]["nonzeros"] == figures(sparse())["nonzeros"]
     assert 0.48 < result.record["compressed"]["nonzeros"] / result.record["original"]["nonzeros"] <= 0.5
@@ -199,7 +199,7 @@ def test_a_layer_of_zeros_has_nothing_to_lose() -> None:
     empty = next(t for t in model.graph.initializer if t.name == "5.weight")
     empty.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(empty)), empty.name))
     settings = Settings(Budget("params", 0.5), granularity="weight")
-    units = weights_of(analyse(load_model(model)), settings)
+    units = weights_of(analyse(load(model)), settings)
     assert units.names == tuple(n for n in WEIGHTS if n != "5.weight")
     assert any("its weights are zero" in why for why in units.blocked)
 
@@ -210,7 +210,7 @@ def test_a_pattern_counts_places_and_not_what_lies_there() -> None:
     cut = [g for g in result.record["groups"] if g["kept"] < g["weights"]]
     assert cut
     for group in cut:
-        rows = load_model(result.model).value(group["name"])
+        rows = load(result.model).value(group["name"])
         assert np.count_nonzero(rows.reshape(len(rows), -1, 4), axis=2).max() <= 1
 
 
@@ -228,7 +228,7 @@ def test_shifts_of_zero_are_priced_as_what_training_makes_of_them() -> None:
             tensor.CopyFrom(numpy_helper.from_array(0 * numpy_helper.to_array(tensor), tensor.name))
             shifts += int(np.prod(tensor.dims))
     settings = Settings(Budget("params", 1.0), granularity="weight")
-    units = weights_of(analyse(load_model(model)), settings)
+    units = weights_of(analyse(load(model)), settings)
     assert units.prices["params"](units.sizes[None])[0] == units.wholes["params"] + shifts
     assert units.space(settings).feasible(units.sizes), "all of it is all of it"
 
@@ -241,7 +241,7 @@ def test_shares_of_a_sparse_file_are_of_the_file(ratio: float) -> None:
 
 
 def test_channels_of_sparse_weights_are_priced_as_they_are_delivered() -> None:
-    analysis = analyse(load_model(sparse()))
+    analysis = analyse(load(sparse()))
     units = channels_of(analysis, Settings(Budget("size", 0.5)))
     assert units.wholes["size"] == light.size(sparse())
     assert units.prices["size"](units.sizes[None])[0] == pytest.approx(light.size(analysis.model.proto), rel=0.001)
@@ -284,7 +284,7 @@ def test_a_plan_that_turns_out_too_large_is_told_of_by_what_was_asked_for(monkey
 @pytest.mark.parametrize("keep", [(), ("3.weight",), ("1.weight", "3.weight")], ids=len)
 @pytest.mark.parametrize("least", [0.03, 0.2])
 def test_what_can_be_reached_does_not_depend_on_what_is_asked_for(keep: tuple[str, ...], least: float) -> None:
-    analysis = analyse(load_model(MLP))
+    analysis = analyse(load(MLP))
     found = set()
     for ratio in (0.01, 0.15, 0.3, 0.7, 1.0):
         settings = Settings(Budget("params", ratio), granularity="weight", keep=keep, min_keep=least)
@@ -330,7 +330,7 @@ def test_weights_that_nothing_reads_are_the_first_to_go(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["digits_mlp", "digits_resnet"])
 def test_a_plan_is_priced_in_the_bytes_of_its_file(name: str) -> None:
-    analysis = analyse(load_model(MODELS / f"{name}.onnx"))
+    analysis = analyse(load(MODELS / f"{name}.onnx"))
     units = channels_of(analysis, Settings(Budget("size", 0.5)))
     for counts in ([lv[0] for lv in units.levels], [lv[len(lv) // 2] for lv in units.levels]):
         kept = {g.name: range(n) for g, n in zip(analysis.groups, counts, strict=True)}

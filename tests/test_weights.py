@@ -26,7 +26,7 @@ from onnx_amc.fit.solve import error
 from onnx_amc.fit.sparse import largest, of_each, refit_rows, support
 from onnx_amc.granularity import weights_of
 from onnx_amc.graph.groups import analyse
-from onnx_amc.intake import load_model
+from onnx_amc.graph.load import load
 from onnx_amc.prune.sparse import bytes_left, store
 from onnx_amc.search.baselines import uniform
 
@@ -162,7 +162,7 @@ def test_a_sparse_file_is_smaller_and_computes_the_same(node: bool) -> None:
     x = np.random.default_rng(1).normal(size=(1, 200)).astype(np.float32)
     a, b = (ort.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0] for m in (dense, sparse))
     assert np.array_equal(a, b)
-    assert np.array_equal(load_model(sparse).value("w"), array), "it can be read again"
+    assert np.array_equal(load(sparse).value("w"), array), "it can be read again"
 
 
 @pytest.mark.parametrize(("share", "ir", "names"), [(0.9, 8, "w"), (0.1, 5, "w"), (0.1, 8, "v")])
@@ -191,7 +191,7 @@ def test_the_foretold_bytes_are_the_files(shape: tuple[int, int], share: float) 
 def test_levels_hold_the_very_density_of_uniform_pruning() -> None:
     for kind, ratio in (("params", 0.3), ("size", 0.5)):
         run = Settings(Budget(kind, ratio), granularity="weight")
-        units = weights_of(analyse(load_model(RESNET)), run)
+        units = weights_of(analyse(load(RESNET)), run)
         space = units.space(run)
         counts = uniform(space)
         assert space.limit * 0.995 <= space.price(counts) <= space.limit
@@ -201,7 +201,7 @@ def test_levels_hold_the_very_density_of_uniform_pruning() -> None:
 
 def test_keep_protects_weights_by_name() -> None:
     run = Settings(Budget("params", 0.6), granularity="weight", keep=("Gemm",))
-    units = weights_of(analyse(load_model(MLP)), run)
+    units = weights_of(analyse(load(MLP)), run)
     assert all(len(lv) == 1 for lv in units.levels)
     with pytest.raises(BudgetError, match="cannot be reached"):
         units.space(run)
@@ -262,7 +262,7 @@ def test_its_plan_says_how_many_stay_and_gives_the_same_bytes_again(thinned: tup
 
 def test_training_leaves_zeros_alone(thinned: tuple[Path, dict[str, Any]]) -> None:
     place, record = thinned
-    model = load_model(place / "digits_resnet.amc.onnx")
+    model = load(place / "digits_resnet.amc.onnx")
     assert record["recover"]["epochs"] == 2
     for group in record["groups"]:
         assert np.count_nonzero(model.value(group["name"])) <= group["kept"]
@@ -341,7 +341,7 @@ def test_a_pattern_leaves_two_of_four_along_the_inputs() -> None:
     )
     cut = [g for g in result.record["groups"] if g["kept"] < g["weights"]]
     assert cut
-    model = load_model(result.model)
+    model = load(result.model)
     for group in cut:
         weight = model.value(group["name"])
         rows = weight.reshape(*weight.shape[:2], -1)  # the one Gemm has its weight as (outputs, inputs) too
@@ -362,8 +362,8 @@ def test_a_criterion_is_what_weights_go_by(criterion: str) -> None:
     result = onnx_amc.compress(
         MLP, params=0.3, granularity="weight", criterion=criterion, policy="uniform", recover=False, sequential=False
     )
-    found = {g["name"]: load_model(result.model).value(g["name"]) != 0 for g in result.record["groups"]}
-    original = load_model(MLP)
+    found = {g["name"]: load(result.model).value(g["name"]) != 0 for g in result.record["groups"]}
+    original = load(MLP)
     large = {
         n: np.abs(original.value(n)) >= np.sort(np.abs(original.value(n)), axis=None)[-m.sum()]
         for n, m in found.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
 from copy import deepcopy
@@ -51,7 +52,7 @@ MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Un
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
-Source = str | Path | onnx.ModelProto
+Source = str | os.PathLike[str] | onnx.ModelProto
 
 
 @dataclass(frozen=True)

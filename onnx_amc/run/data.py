@@ -20,14 +20,16 @@ from onnx_amc.run.presets import fitted, settings_of
 from onnx_amc.run.recipe import agreed, recipe, settings_in
 from onnx_amc.run.samples import MIN_SAMPLES, Dataset, InputSpec, check, check_dataset, enough, missing, show
 
-__all__ = ["MIN_SAMPLES", "Dataset", "InputSpec", "load", "sidecar", "synthesise"]
+__all__ = ["MIN_SAMPLES", "Dataset", "InputSpec", "Source", "load", "sidecar", "synthesise"]
+
+Source = str | os.PathLike[str] | Dataset | Mapping[str, np.ndarray]
 
 FILES = frozenset({".npz", ".npy", *tables.SUFFIXES})
 AGAIN = "write it again with np.savez(FILE, NAME=array, ...)"
 
 
 def load(
-    source: str | os.PathLike[str] | Dataset | Mapping[str, np.ndarray],
+    source: Source,
     inputs: Sequence[InputSpec],
     *,
     classes: int | None = None,
@@ -63,7 +65,7 @@ def load(
 
 
 def _load(
-    source: str | os.PathLike[str] | Dataset | Mapping[str, np.ndarray],
+    source: Source,
     inputs: Sequence[InputSpec],
     classes: int | None,
     preset: str | None,
