@@ -48,9 +48,9 @@ def levels_of(channels: int, round_to: int | None, min_keep: float, lanes: Lanes
 
     On an axis that is shared with other groups it is what goes that comes in multiples, so that the axis stays aligned.
     """
-    step = multiple_of(channels, round_to, lanes, block)
-    floor = max(lanes[3], int(np.ceil(min_keep * channels - 1e-9)))
-    start = channels % step if lanes[2] and round_to is None else step
+    step, (_, _, partial, fewest) = multiple_of(channels, round_to, lanes, block), lanes
+    floor = max(fewest, int(np.ceil(min_keep * channels - 1e-9)))
+    start = channels % step if partial and round_to is None else step
     below = np.arange(start, channels, step)
     return np.append(below[below >= floor], channels)
 
