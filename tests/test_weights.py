@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import onnx_amc
+from onnx_amc import details
 from onnx_amc.cli import main
 from onnx_amc.config import Budget, Settings
 from onnx_amc.delivery import figures
@@ -201,10 +202,13 @@ def test_levels_hold_the_very_density_of_uniform_pruning() -> None:
 
 def test_keep_protects_weights_by_name() -> None:
     run = Settings(Budget("params", 0.6), granularity="weight", keep=("Gemm",))
-    units = weights_of(analyse(load(MLP)), run)
+    analysis = analyse(load(MLP))
+    units = weights_of(analysis, run)
     assert all(len(lv) == 1 for lv in units.levels)
     with pytest.raises(BudgetError, match="cannot be reached"):
         units.space(run)
+    said = {row["name"]: row["why"] for row in details._of_weights(analysis, run)}
+    assert {said[name] for name in units.names} == {"protected by --keep"}
 
 
 @pytest.mark.parametrize("kind", ["flops", "channels"])
