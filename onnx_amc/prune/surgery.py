@@ -110,9 +110,8 @@ def finish(analysis: Analysis, result: onnx.ModelProto) -> onnx.ModelProto:
     _restore_constants(analysis, result)
     used = all_read(result.graph) | defaults(analysis.model.original)
     drop(result.graph.initializer, lambda stored: stored.name not in used)
-    stored = {t.name for t in result.graph.initializer}
-    ours = {i.name for i in true_inputs(analysis.model.original)}
-    drop(result.graph.input, lambda info: info.name not in stored | ours)
+    known = {i.name for i in (*result.graph.initializer, *true_inputs(analysis.model.original))}
+    drop(result.graph.input, lambda info: info.name not in known)
     list_stored(result)
     if len(analysis.model.original.graph.value_info):
         try:
