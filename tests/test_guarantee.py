@@ -253,7 +253,7 @@ def test_the_seconds_are_those_of_all_its_searches_and_trainings() -> None:
     assert record["max_drop"]["trained"]
     assert 0.8 * taken < seconds["total"] <= taken
     assert min(seconds[name] for name in ("analyse", "calibrate", "search", "recover")) > 0
-    assert 0.6 * seconds["total"] < sum(seconds[n] for n in STAGES if n not in {"total", "search_onnxruntime"})
+    assert 0.4 * seconds["total"] < sum(seconds[n] for n in STAGES if n not in {"total", "search_onnxruntime"})
 
 
 # ---- several budgets ------------------------------------------------------------------------------------------------
