@@ -155,3 +155,17 @@ def test_dark_and_light(browse: Open) -> None:
         )
     assert looks[0] == ["rgb(255, 255, 255)", "rgb(36, 99, 166)"]
     assert looks[1] == ["rgb(20, 24, 29)", "rgb(110, 168, 229)"]
+
+
+def test_it_is_printed_whole_and_in_the_colours_of_the_day(browse: Open) -> None:
+    driver = browse(width=1200, scheme="dark")
+    media = {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    size = {"width": 700, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_script("window.addEventListener('resize', e => e.stopImmediatePropagation(), true)")  # as on paper
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    assert driver.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    right = "return Math.max(...[...document.querySelectorAll('svg, table')].map(e => e.getBoundingClientRect().right))"
+    assert driver.execute_script(right) <= 700
+    cell = "return document.querySelector('details:not([open]) td').checkVisibility({contentVisibilityAuto: true})"
+    assert driver.execute_script(cell), "paper has nothing to click on"

@@ -18,6 +18,7 @@ from onnx_amc.report import page, record, rows, view
         (["/0/0.0/Conv", "/2/body/body.0/Conv", "/7/7.1/Gemm"], ["0.0", "2/body.0", "7.1"]),
         (["/net/a/Conv", "/net/b/Conv", "/net/a/Conv"], ["a", "b", "a"]),
         (["/a/Conv", "/a/Conv_1"], ["Conv", "Conv_1"]),
+        (["/a/c1/Conv", "/a/s/Slice", "/a/s/Pad"], ["c1", "s/Slice", "s/Pad"]),
         (["conv1", "conv2"], ["conv1", "conv2"]),
         (["/x/Conv"], ["x"]),
         ([EVIL, ""], [EVIL, ""]),
@@ -63,7 +64,16 @@ def test_amounts(value: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.01234, "0.0123"), (87.65, "87.7"), (999.4, "999"), (999.7, "1,000"), (1234.5, "1,234")]
+    ("value", "text"),
+    [
+        (0.01234, "0.0123"),
+        (0.03, "0.0300"),
+        (87.65, "87.7"),
+        (125.0, "125"),
+        (999.4, "999"),
+        (999.7, "1,000"),
+        (1234.5, "1,234"),
+    ],
 )
 def test_a_time_of_seconds_is_no_power_of_ten(value: float, text: str) -> None:
     assert view.milliseconds(value) == text
@@ -114,3 +124,26 @@ def test_every_class_has_a_cell_of_its_own(names: dict[str, str], answers: list[
 def test_a_script_cannot_end_early() -> None:
     text = page._inline("a('</script>'); b('<!--'); c('</SCRIPT>')")
     assert not re.search("</script|<!--", text, re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "label", "of"),
+    [("channel", "MACs", "parameters"), ("weight", "weights not zero", "parameters not zero")],
+)
+def test_a_zero_that_the_original_has_makes_no_run_one_of_single_weights(granularity: str, label: str, of: str) -> None:
+    whole = {"macs": 200, "params": 100, "nonzeros": 99, "bytes": 400, "latency_ms": 1.0, "score": None}
+    small = {
+        "macs": 100,
+        "params": 50,
+        "nonzeros": 49,
+        "bytes": 200,
+        "latency_ms": 1.0,
+        "latency_ratio": 1.0,
+        "score": None,
+    }
+    told = {"original": whole, "compressed": small, "metric": None, "delivered": "uniform"}
+    told["budget"] = {"kind": "params", "ratio": 0.5}
+    run = record.Run(Path(), told, {"granularity": granularity})
+    assert view.tiles(run)[0].label == label
+    assert ("not zero" in view.delivered(run)) == (granularity == "weight")
+    assert view.asked(run) == f"At most 50 % of the {of}."

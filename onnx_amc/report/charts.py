@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_amc.report.look import INK, MUTED, Row, Spec, chart, counted, depth, scores, sources, tooltip, wide
+from onnx_amc.report.look import INK, MUTED, TAIL, Row, Spec, chart, counted, depth, scores, sources, tooltip, wide
 
 STATES = {"kept": "var(--accent)", "removed": "var(--gone)", "fixed": "var(--fixed)"}
 
@@ -196,7 +196,7 @@ def times(rows: Sequence[Row]) -> Spec:
                 "sort": None,
                 "title": None,
                 "scale": {"domain": names, "paddingInner": 0.3},
-                "axis": {"ticks": False, "labelLimit": 110},
+                "axis": {"ticks": False, "labelLimit": 120} | TAIL,
             },
             "yOffset": {"field": "when", "sort": ["original", "delivered"]},
             "x": {
@@ -265,7 +265,7 @@ def confusion(rows: Sequence[Row]) -> Spec:
         "mark": {"type": "text", "fontSize": 10},
         "encoding": {
             "text": {"field": "share", "format": ".0%"},
-            "color": {"condition": {"test": "datum.share > 0.35", "value": "var(--paper)"}, "value": INK},
+            "color": {"condition": {"test": "datum.share > 0.5", "value": "var(--paper)"}, "value": INK},
         },
     }
     layers = [fields, texts] if len(names) <= 14 else [fields]

@@ -27,6 +27,9 @@ KNOWN = {
 
 SEARCH = ("var(--accent)", "circle")
 
+TAIL = {"labelExpr": "length(datum.label) > 17 ? '\\u2026' + slice(datum.label, -16) : datum.label"}
+"""Of an axis of names: of a long one its end, in which those of one network differ."""
+
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 """The page's; widths of texts are measured in it."""
 
@@ -98,7 +101,7 @@ def depth(names: Sequence[str]) -> Spec:
         "type": "ordinal",
         "sort": None,
         "title": "in the order of the graph",
-        "axis": {"labelAngle": -45, "labelLimit": 100, "labelOverlap": True, "ticks": False},
+        "axis": {"labelAngle": -45, "labelLimit": 120, "labelOverlap": True, "ticks": False} | TAIL,
         "scale": {"domain": list(dict.fromkeys(names)), "paddingInner": 0.3},
     }
 

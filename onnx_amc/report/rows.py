@@ -29,7 +29,8 @@ def short_names(names: Sequence[str]) -> list[str]:
     start = next((i for i in range(least) if len({p[i] for p in parts}) > 1), least) if len(unique) > 1 else 0
     parts = [p[start:] for p in parts]
     bare = [p[:-1] if len(p) > 1 and OPERATOR.fullmatch(p[-1]) else p for p in parts]
-    for shorter in (bare, parts):
+    often = Counter(map(tuple, bare))
+    for shorter in ([b if often[tuple(b)] == 1 else p for b, p in zip(bare, parts, strict=True)], parts):
         cut = ["/".join(p) for p in shorter]
         if len(set(cut)) == len(unique):
             of = dict(zip(unique, cut, strict=True))

@@ -56,7 +56,7 @@ def amount(value: float) -> str:
 
 def milliseconds(value: float) -> str:
     """A time with three digits, from one second on in whole milliseconds: 1,234."""
-    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+    return f"{value:#.3g}".removesuffix(".") if value < 999.5 else f"{value:,.0f}"
 
 
 def percent(share: float) -> str:
@@ -99,18 +99,19 @@ def asked(run: Run) -> str:
     what = COUNTED[budget["kind"]]
     if budget["kind"] == "channels":
         return f"{100 * budget['ratio']:g} % of the channels of every group."
-    return f"At most {100 * budget['ratio']:g} % of the {what}."
+    left = " not zero" if budget["kind"] == "params" and parts(run) == "weights" else ""
+    return f"At most {100 * budget['ratio']:g} % of the {what}{left}."
 
 
 def delivered(run: Run) -> str:
     """What came out."""
     record = run.record
     small, whole = record["compressed"], record["original"]
-    parts = [f"{percent(small[k] / max(whole[k], 1))} of the {n}" for k, n in (("macs", "MACs"), ("bytes", "bytes"))]
-    if small["nonzeros"] < small["params"]:
-        parts.append(f"{percent(small['nonzeros'] / max(whole['nonzeros'], 1))} of the weights that are not zero")
+    left = [f"{percent(small[k] / max(whole[k], 1))} of the {n}" for k, n in (("macs", "MACs"), ("bytes", "bytes"))]
+    if parts(run) == "weights":
+        left.append(f"{percent(small['nonzeros'] / max(whole['nonzeros'], 1))} of the weights that are not zero")
     speed = f"{small['latency_ratio']:.2f} times the latency in onnxruntime"
-    return f"{', '.join(parts)}, {speed}: the plan of {proposer(record['delivered'])}."
+    return f"{', '.join(left)}, {speed}: the plan of {proposer(record['delivered'])}."
 
 
 def loss(run: Run) -> str:
@@ -140,7 +141,7 @@ def notices(run: Run) -> list[str]:
     """What the reader must know before believing the numbers."""
     found = [f"{warning[:1].upper()}{warning[1:]}." for warning in run.record.get("warnings", [])]
     if run.details.get("synthetic"):
-        found.append("The inputs were made up: scores say how alike the networks are on noise, not how good they are.")
+        found.append("The inputs were made up: scores say how alike the networks are on them, not how good they are.")
     doubts = [s["name"] for s in run.details["steps"] if s["approximate"] and s["kept"] < s["whole"]]
     if doubts:
         gap = run.record["checks"].get("approximate_difference", 0.0)
@@ -153,7 +154,7 @@ def tiles(run: Run) -> list[Tile]:
     record = run.record
     whole, small, metric = record["original"], record["compressed"], record["metric"]
     counted = [("MACs", "macs"), ("parameters", "params"), ("file", "bytes")]
-    if small["nonzeros"] < small["params"]:
+    if parts(run) == "weights":
         counted = [("weights not zero", "nonzeros"), ("file", "bytes")]
     unit = {"bytes": "B"}
     found = [
