@@ -199,7 +199,7 @@ def evaluate(
     Args:
         model: Path of an ONNX file, or a model.
         data: As for `compress`.
-        metric: Name of the score, or `module:function`; None for what suits the data.
+        metric: Name of the score, or `module:function`; None for what suits the data, with `against` for what compares with that.
         against: The original that agreement and the like compare with; None for the model itself.
         provider: Execution provider of onnxruntime, by its name or a short one.
         preset: How images are normalised and brought to size.

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--data", required=True, metavar="DATA", help="as for compress")
     one.add_argument("--preset", metavar="NAME", help=PRESET)
     one.add_argument("--metric", metavar="NAME", help=METRIC)
-    one.add_argument("--against", metavar="ORIGINAL", help="the model that agreement and the like compare with")
+    one.add_argument("--against", metavar="ORIGINAL", help="the original, to score how alike the two are")
     one.add_argument("--provider", default="cpu", metavar="NAME", help=PROVIDER)
     one.add_argument("--json", metavar="FILE", help=JSON)
     one = commands.add_parser("bench", help="latency side by side: in turn, medians and ratios to the first")

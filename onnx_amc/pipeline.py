@@ -40,6 +40,9 @@ from onnx_amc.search.journal import Tried
 from onnx_amc.thinner import Thinner
 from onnx_amc.training import parts_of, replay_of, train_again
 
+COMPARING, EITHER = {"agreement", "fidelity"}, {"mse", "psnr", "miou"}
+"""Metrics that look at an original; and those that do where labels are no targets."""
+
 THE_SAME = "give --data what the run was given"
 
 
@@ -174,7 +177,7 @@ def evaluate(
     model: ModelSource, data: DataSource, metric: str | None = None, provider: str = "CPUExecutionProvider",
     against: ModelSource | None = None, preset: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Score a model on data; the metric is what suits the data unless named, the original `against` or else the model itself.
+    """Score a model on data, by the metric that is named or else suits: with `against` one that compares with that original.
 
     Raises:
         OptionError: The outputs of the two models are not alike, or the metric cannot be had.
@@ -188,6 +191,8 @@ def evaluate(
     classes = class_count(loaded)
     read = (data, preset) if known is None else (known, None)
     samples = sources.load(read[0], input_specs(loaded.proto), classes=classes, preset=read[1], least=1)
+    if against is not None and metric is None:
+        samples = replace(samples, labels=None)  # what suits is what looks at the original
     name, function = find_metric(metric, samples, classes, named=names_classes(loaded))
     how = (function, name, provider_of(provider), loaded.source)
     scorer = Scorer(base.original, samples, np.arange(len(samples)), *how, batch=batch_of(base))
@@ -198,8 +203,19 @@ def evaluate(
         "samples": len(samples),
         "score": found.value,
         "fed": feed.describe(samples, scorer.index),
-        "warnings": feed.doubts(scorer, base.original),
+        "warnings": [*_heeded(name, samples, alone=against is None), *feed.doubts(scorer, base.original)],
     }
+
+
+def _heeded(metric: str, samples: sources.Dataset, *, alone: bool) -> list[str]:
+    """A warning where a metric compares a model with itself, or looks at nothing that it is to be compared with; else none."""
+    labelled = samples.labels is not None and samples.class_numbers is None
+    compares = metric in COMPARING or (metric in EITHER and not labelled)
+    if alone and compares:
+        return [f"{metric} compares with an original, and without one a model with itself: add --against ORIGINAL"]
+    if not alone and (metric in {"top1", "top5"} or (metric in EITHER and labelled)):
+        return [f"{metric} looks at labels, not at --against: leave out one of the two options, or take another metric"]
+    return []
 
 
 def _outputs(model: Model) -> str:

@@ -319,7 +319,16 @@ def test_evaluate_compares_with_the_original(tmp_path: Path, capsys: pytest.Capt
     score = json.loads((tmp_path / "e.json").read_text())["score"]
     assert against == f"psnr {score:.4f} on 500 samples"
     assert 5 < score < 40
-    assert main(["evaluate", str(small), "--data", str(SIDECAR), "--against", str(tmp_path / "none.onnx")]) == 2
+    plain = ["evaluate", str(small), "--data", str(SIDECAR)]
+    assert main([*plain, "--against", str(MLP)]) == 0
+    assert capsys.readouterr().out.startswith("agreement 0."), "not top1, which looks at the labels"
+    assert main([*plain, "--metric", "agreement"]) == 0
+    assert "without one a model with itself: add --against" in capsys.readouterr().err
+    assert main([*plain, "--metric", "top1", "--against", str(MLP)]) == 0
+    assert "top1 looks at labels, not at --against" in capsys.readouterr().err
+    assert main(plain) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert main([*plain, "--against", str(tmp_path / "none.onnx")]) == 2
     onnx.save(segmenter(), tmp_path / "other.onnx")
     assert main([*same, "--against", str(tmp_path / "other.onnx")]) == 2
     assert "its outputs are 'y' (N, 4, 6, 6), those of" in capsys.readouterr().err
