@@ -358,6 +358,19 @@ def test_the_training_is_logged(tmp_path: Path) -> None:
     assert {"rollout/ep_rew_mean", "train/critic_loss"} <= set(log.Tags()["scalars"])
 
 
+def test_a_log_that_cannot_be_had_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Listener, "stage", lambda *_: pytest.fail("it has begun"))
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("onnx_amc.search.loop.find_spec", lambda _name: True)
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OptionError, match="cannot be written"):
+            onnx_amc.compress(MLP, flops=0.5, tensorboard=str(folder))
+    monkeypatch.setattr("onnx_amc.search.loop.find_spec", lambda _name: None)
+    with pytest.raises(OptionError, match="TensorBoard is not installed"):
+        onnx_amc.compress(MLP, flops=0.5, tensorboard=str(tmp_path / "log"))
+    assert not (tmp_path / "log").exists()
+
+
 @pytest.mark.parametrize("option", ["agent", "save_agent", "tensorboard"])
 def test_a_policy_without_an_agent_has_none_to_keep(option: str) -> None:
     with pytest.raises(OptionError, match="has no agent"):

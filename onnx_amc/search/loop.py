@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnx_amc.errors import OptionError
 from onnx_amc.search import baselines, local
 from onnx_amc.search.env import LaterEnv, PruningEnv
 from onnx_amc.search.journal import Asked, Journal, Tried
@@ -224,6 +228,22 @@ def check_agent(path: str, policy: str) -> None:
     with globals_kept():
         env = PruningEnv(one, [LayerFacts(1, 1, 1, 1, 1, 1, 1)], lambda _counts: 0.0)
         load_agent(make_agent(env, policy, AgentConfig(), 0), path)
+
+
+def check_log(folder: str) -> None:
+    """Refuse early what the training could not be logged to late.
+
+    Raises:
+        OptionError: TensorBoard is not installed, or the folder cannot be written.
+
+    """
+    if find_spec("tensorboard") is None:
+        fix = 'pip install "onnx-amc[research]"'
+        raise OptionError("TensorBoard is not installed", where="--tensorboard", fix=fix)
+    there = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        fix = "name a folder that you may write to"
+        raise OptionError("cannot be written", where=f"--tensorboard {folder}", fix=fix)
 
 
 def explained(space: Space, journal: Journal, errors: Sequence[np.ndarray]) -> list[np.ndarray]:
