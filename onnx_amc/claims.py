@@ -110,6 +110,8 @@ def writable(path: Path, option: str) -> None:
         raise OptionError(what, where=f"{option} {path}", fix="name a file in it" if path.is_dir() else "name a file")
     while not parent.exists() and option == "--run-dir":
         parent = parent.parent
+    if parent.exists() and not parent.is_dir():
+        raise OptionError(f"{parent} is no folder", where=f"{option} {path}", fix="name another place")
     if not parent.is_dir():
         raise OptionError("its folder does not exist", where=f"{option} {path}", fix=f"create {parent} first")
     if not os.access(parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):

@@ -311,7 +311,7 @@ def bench(args: argparse.Namespace) -> None:
     """`onnx-amc bench`."""
     from onnx_amc.delivery import one_feed  # noqa: PLC0415
     from onnx_amc.graph.load import load  # noqa: PLC0415
-    from onnx_amc.run.latency import measure  # noqa: PLC0415
+    from onnx_amc.run.latency import disturbed, measure  # noqa: PLC0415
     from onnx_amc.run.providers import provider_of  # noqa: PLC0415
 
     claim({f"MODEL {path}": path for path in args.models}, {"--json": args.json})
@@ -326,7 +326,10 @@ def bench(args: argparse.Namespace) -> None:
         {"model": p, "latency_ms": f.milliseconds, "ratio": f.ratio} for p, f in zip(args.models, found, strict=True)
     ]
     _save({"models": rows}, args.json)
-    _display(args.json).latencies(rows)
+    display = _display(args.json)
+    if doubt := disturbed(found):
+        display.note(doubt)
+    display.latencies(rows)
 
 
 COMMANDS = {

@@ -31,12 +31,12 @@ from onnx_amc.run.capture import batch_of
 from onnx_amc.run.crew import Team
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.feed import describe, doubts, lost, sentence
-from onnx_amc.run.latency import measure
+from onnx_amc.run.latency import disturbed, measure
 from onnx_amc.run.metrics import Outputs, find_metric
 from onnx_amc.run.score import Scorer
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.rundir import Memo, RunDir, identity_of
-from onnx_amc.search.loop import CLOSED, check_agent
+from onnx_amc.search.loop import CLOSED, check_agent, check_log
 from onnx_amc.searching import Search
 from onnx_amc.thinner import Thinner
 from onnx_amc.timing import ratio_of, table_of
@@ -84,6 +84,8 @@ class Compression:
         self._begin({})
         if settings.agent is not None:
             check_agent(settings.agent, settings.policy)
+        if settings.tensorboard is not None:
+            check_log(settings.tensorboard)
         gc.collect()  # an earlier run in this process is a ring of objects and may still hold gigabytes
         with self._timed("analyse"):
             self.listener.stage("analyse", None)
@@ -341,6 +343,8 @@ class Compression:
         times = measure(candidates, feed, seconds=seconds, threads=settings.threads, provider=settings.provider)
         for table, taken in zip(tables, times, strict=True):
             table["latency_ms"], table["latency_ratio"] = taken.milliseconds, taken.ratio
+        if doubt := disturbed(times):
+            self.listener.note(doubt)
         if delivered:
             found["uniform"] = {**models[1][1], **found.get("uniform", {})}
         return found

@@ -26,7 +26,7 @@ from onnx_amc.run.metrics import shown
 from onnx_amc.search.space import upward
 
 WIDE = 1_000
-"""Columns where stdout is no terminal: a group stays on one line, for grep and awk."""
+"""Columns where there is no terminal: a group, or a remark, stays on one line, for grep and awk."""
 
 LINE_EVERY = 5.0
 """Seconds between plain progress lines where there is no terminal."""
@@ -51,12 +51,7 @@ class Display(Listener):
 
     def __init__(self, *, quiet: bool, results: IO[str] | None = None) -> None:
         self.quiet = quiet
-        results = results or sys.stdout
-        wide = None if results.isatty() else WIDE
-        self._out = Paper(
-            file=results, highlight=False, markup=False, emoji=False, soft_wrap=wide is not None, width=wide
-        )
-        self._err = Paper(file=sys.stderr, highlight=False, markup=False, emoji=False)
+        self._out, self._err = _paper(results or sys.stdout), _paper(sys.stderr)
         self._live = self._err.is_terminal and not quiet
         self._bar = Progress(
             SpinnerColumn(),
@@ -212,6 +207,12 @@ class Display(Listener):
         for row in rows:
             table.add_row(row["model"], f"{row['latency_ms']:.3f}", f"{row['ratio']:.3f}")
         self._out.print(table)
+
+
+def _paper(stream: IO[str]) -> Paper:
+    """A stream to print on, as wide as its terminal."""
+    wide = None if stream.isatty() else WIDE
+    return Paper(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=wide is not None, width=wide)
 
 
 def _listed(names: list[str], most: int = 3) -> str:

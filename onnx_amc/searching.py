@@ -253,9 +253,10 @@ class Search:
         if self.settings.policy in CLOSED:
             self._refine(list(self.baselines.values()))
             return self.baselines[self.settings.policy].counts
-        plain = sorted(
-            {t.key: t for t in self.baselines.values()}.values(), key=lambda t: (-t.reward, t.source != "uniform")
-        )
+        first: dict[bytes, Tried] = {}
+        for tried in self.baselines.values():
+            first.setdefault(tried.key, tried)  # whoever proposed it first has, as the record says of what is delivered
+        plain = sorted(first.values(), key=lambda t: (-t.reward, t.source != "uniform"))
         keys = {t.key for t in plain}
         others = [t for t in self.journal.distinct if t.key not in keys and self.aimed.feasible(t.counts)]
         others.sort(key=lambda t: t.rank, reverse=True)

@@ -57,6 +57,8 @@ def test_compress_end_to_end(place: Path, capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr()
     assert "delivered" in shown.out
     assert "search (ddpg)" in shown.err
+    fed = next(line for line in shown.err.splitlines() if line.startswith("note: the network is fed"))
+    assert "std" in fed, "a remark is one line where there is no terminal"
     told = json.loads(record.read_text())
     small = onnx.load(place / "digits_mlp.amc.onnx")
     onnx.checker.check_model(small)

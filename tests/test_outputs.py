@@ -296,6 +296,15 @@ def test_what_a_shell_has_put_into_the_background_does_not_hear_the_keyboard() -
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(("option", "below"), [("-o", "x.onnx"), ("--json", "x.json"), ("--run-dir", "")])
+def test_a_file_in_place_of_a_folder_is_called_so(
+    place: Path, option: str, below: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "file").touch()
+    assert main(["compress", "m.onnx", *PLAIN, option, str(Path("file", below))]) == 2
+    assert "file is no folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["-o", "--json", "--run-dir", "--report"])
 def test_names_that_the_system_does_not_take_are_told(
     place: Path, option: str, capsys: pytest.CaptureFixture[str]

@@ -18,6 +18,7 @@ from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
 from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.listener import Listener
+from onnx_amc.run.latency import Latency, disturbed
 from onnx_amc.searching import PACES
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -193,6 +194,22 @@ def test_a_larger_plan_that_takes_too_long_after_all_is_not_delivered(
     assert space.price(timed[1]) > space.limit
     assert spent(chosen, None) <= space.limit
     assert search.foretold(timed[0]) == pytest.approx(space.price(timed[0]) / space.price(space.full)), "by other plans"
+
+
+@pytest.mark.parametrize(("times", "said"), [([2.0, 1.0, 1.1], False), ([5.16, 1.54, 2.9], True), ([1.0], False)])
+def test_milliseconds_that_do_not_go_with_the_ratios_are_pointed_out(times: list[float], *, said: bool) -> None:
+    ratios = [1.0, 0.5, 0.56]
+    doubt = disturbed([Latency(t, r) for t, r in zip(times, ratios, strict=False)])
+    assert (doubt is not None) == said
+    assert doubt is None or "by the medians 0.30x, in turn 0.50x" in doubt
+
+
+def test_a_plan_that_was_refitted_is_called_by_whoever_proposed_it_first() -> None:
+    found = onnx_amc.compress(MLP, flops=0.5, round_to=48, episodes=2, recover=False)
+    first: dict[float, str] = {}
+    for tried in found.details["trials"]:
+        first.setdefault(tried["ratio"], tried["source"])
+    assert [t["source"] for t in found.details["finals"]] == [first[t["ratio"]] for t in found.details["finals"]]
 
 
 def test_a_policy_in_closed_form_is_one_of_the_baselines_that_are_counted() -> None:

@@ -17,6 +17,9 @@ from onnx_amc.run.session import open_session, run_session
 ENOUGH, LEAST = 2_000, 3
 """Runs of each model after which a median does not get better, and below which it is none."""
 
+APART = 1.25
+"""Factor between the ratio of two medians and the median of the paired ratios from which they need a word."""
+
 CHANGES = 10
 """Times that every model gets its turn, so that what disturbs the machine for a while disturbs all alike."""
 
@@ -74,3 +77,16 @@ def measure(
         parts.append(alternated(sessions, feed, clock, warm, more))
     times = [np.concatenate(laps) for laps in zip(*parts, strict=True)]
     return [Latency(float(np.median(t[:, 1]) * 1e3), float(np.median(t[:, 1] / t[:, 0]))) for t in times]
+
+
+def disturbed(found: Sequence[Latency]) -> str | None:
+    """Say that the milliseconds do not go with the ratios, if so: what else the machine did came and went between the turns."""
+    first = found[0].milliseconds
+    worst = max(found, key=lambda f: abs(np.log(f.milliseconds / first / f.ratio)))
+    medians = worst.milliseconds / first
+    if max(medians / worst.ratio, worst.ratio / medians) < APART:
+        return None
+    return (
+        f"latency was disturbed by what else the machine does: by the medians {medians:.2f}x, in turn {worst.ratio:.2f}x; "
+        "the latter is nearer to the truth, `onnx-amc bench` on an idle machine tells"
+    )
