@@ -103,6 +103,23 @@ def test_a_freed_batch_leaves_other_tensors_alone() -> None:
     assert oracle.run(proto, [{"x": x}])[0][0].shape == (3, 4)
 
 
+@pytest.mark.parametrize(("parted", "works"), [([2, -1, 3, 4, 4], True), ([2, 3, -1, 4, 4], False)])
+def test_a_channel_shuffle_that_merges_the_batch_with_channels_is_freed(parted: list[int], *, works: bool) -> None:
+    """As ShuffleNetV2 does it: (N x C / 2, 2, H x W), transposed, and parted again; what else might follow would mix samples."""
+    text = """(float[1,6,4,4] x) => (float[2,1,3,4,4] y) <int64[3] s, int64[5] t>
+        { r = Reshape (x, s) p = Transpose <perm = [1, 0, 2]> (r) y = Reshape (p, t) }"""
+    model = load(Row("n", text, 0, weights={"s": [3, 2, 16], "t": parted}).model())
+    proto = onnx.ModelProto.FromString(model.proto.SerializeToString())
+    free_batch(proto, model)
+    x = np.random.default_rng(0).normal(size=(3, 6, 4, 4)).astype(np.float32)
+    if not works:
+        assert proto.graph.node[0].input[1] == "s"
+        return
+    together = oracle.run(proto, [{"x": x}])[0][0]
+    alone = oracle.run(model.proto, [{"x": x[i : i + 1]} for i in range(3)])
+    np.testing.assert_array_equal(together, np.concatenate([a[0] for a in alone], axis=1))
+
+
 def test_unused_names_are_counted_up() -> None:
     taken = {"a", "a2/end"}
     assert [unused("a", taken, ("", "/end")), unused("a", taken), unused("b", taken)] == ["a3", "a2", "b"]

@@ -141,7 +141,7 @@ def test_a_zero_that_the_original_has_makes_no_run_one_of_single_weights(granula
         "latency_ratio": 1.0,
         "score": None,
     }
-    told = {"original": whole, "compressed": small, "metric": None, "delivered": "uniform"}
+    told: dict[str, Any] = {"original": whole, "compressed": small, "metric": None, "delivered": "uniform"}
     told["budget"] = {"kind": "params", "ratio": 0.5}
     run = record.Run(Path(), told, {"granularity": granularity})
     assert view.tiles(run)[0].label == label

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -54,17 +54,41 @@ def free_batch(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
     for info in [*true_inputs(proto), *proto.graph.output]:
         if info.type.tensor_type.shape.dim:
             info.type.tensor_type.shape.dim[0].dim_param = "N"
-    constants, taken = {t.name: t for t in proto.graph.initializer}, names_of(proto.graph)
+    constants, taken = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}, names_of(proto.graph)
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
     for node in proto.graph.node:
         if node.op_type != "Reshape" or node.input[1] not in constants:
             continue
-        target = numpy_helper.to_array(constants[node.input[1]]).copy()
-        if target.size and target[0] == batch == model.shapes.get(node.input[0], (0,))[0]:
+        target = constants[node.input[1]].copy()
+        if not target.size or (model.shapes.get(node.input[0]) or (0,))[0] != batch:
+            continue
+        if target[0] == batch:
             target[0] = 0
-            name = unused(f"{node.output[0]}/any", taken)
-            proto.graph.initializer.append(numpy_helper.from_array(target, name))
-            node.input[1] = name
+        elif _parted_again(node, target.tolist(), batch, readers, constants):
+            target[0] = -1
+        else:
+            continue
+        name = unused(f"{node.output[0]}/any", taken)
+        proto.graph.initializer.append(numpy_helper.from_array(target, name))
+        node.input[1] = name
     return proto
+
+
+def _parted_again(
+    node: onnx.NodeProto, target: list[int], batch: int, readers: Mapping[str, Sequence[onnx.NodeProto]],
+    constants: Mapping[str, np.ndarray],
+) -> bool:  # fmt: skip
+    """Whether a shape begins with batch x channels, and the two are only moved before they are parted again: channel shuffle."""
+    first = readers.get(node.output[0], ())
+    then = readers.get(first[0].output[0], ()) if len(first) == 1 and first[0].op_type == "Transpose" else ()
+    if len(then) != 1 or then[0].op_type != "Reshape" or then[0].input[1] not in constants or -1 in target:
+        return False
+    order = next((list(a.ints) for a in first[0].attribute if a.name == "perm"), [*range(len(target))][::-1])
+    place, parted = order.index(0), constants[then[0].input[1]].tolist()
+    return bool(parted[: place + 2] == [*(target[axis] for axis in order[:place]), -1, target[0] // batch])
 
 
 def batch_of(model: Model, most: int = BATCH) -> int:
