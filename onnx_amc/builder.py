@@ -220,7 +220,8 @@ class Builder:
         try:
             return self._refit_on_itself(sequential, self.refitter, kept)
         except DataError as error:
-            self.remarks.append(f"no sequential refit: {error.what}")
+            if self.sequential is not None:  # several plans at a time find the same
+                self.remarks.append(f"no sequential refit: {error.what}")
             self.sequential = self.draft = None
             return self.build(kept)
 

@@ -224,7 +224,7 @@ def _pixels(
         raise DataError(
             what=f"uint8 images, but no {' and no '.join(absent)} to normalise them with",
             where=where,
-            fix="add mean and std (C,), as in (x/255 - mean)/std, name a --preset, or give normalised float32 (N,C,H,W)",
+            fix="add mean and std (C,), as in (x/255 - mean)/std, name a --preset, or give what the input takes, float32",
         )
     first = channels_first(spec.shape, {x.shape[3]} & {1, 3})
     return pixels(given, x.shape[3], first=first, dtype=spec.dtype, where=where)
