@@ -54,7 +54,8 @@ def free_batch(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
     for info in [*true_inputs(proto), *proto.graph.output]:
         if info.type.tensor_type.shape.dim:
             info.type.tensor_type.shape.dim[0].dim_param = "N"
-    constants, taken = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}, names_of(proto.graph)
+    stored = (t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT64)
+    constants, taken = {t.name: numpy_helper.to_array(t) for t in stored}, names_of(proto.graph)
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in proto.graph.node:
         for name in node.input:
