@@ -12,13 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import scipy.linalg  # noqa: F401  brings a BLAS of its own
 from feeds import Write
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 MODELS = Path(__file__).parents[1] / "models"
+
+blas = threadpool_limits(limits=1, user_api="blas")
+"""As `compress` and `apply` have it: what tests call beneath them took six times as long where BLAS was given all cores."""
 
 cache = tempfile.mkdtemp(prefix="onnx-amc-tests-")
 os.environ["XDG_CACHE_HOME"] = cache

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import onnx_amc
 from onnx_amc.cli import main
+from onnx_amc.listener import Listener
 from onnx_amc.run.crew import Crew
 from onnx_amc.run.session import Meter, open_session, threads
 from onnx_amc.search.journal import Journal, Later
@@ -30,6 +32,22 @@ def test_the_number_of_workers_changes_nothing(granularity: str, budget: dict[st
     assert other.model.SerializeToString(deterministic=True) == one.model.SerializeToString(deterministic=True)
     assert 0 < one.record["seconds"]["search_onnxruntime"] < one.record["seconds"]["search"]
     assert (one.record["seconds"]["ranking"] > 0.01) == (granularity == "channel"), "weights are chosen plan by plan"
+
+
+def test_whatever_the_caller_lets_blas_have_a_run_gives_it_one_core() -> None:
+    """Not only for its speed: the last bits of a refit depend on it."""
+    seen: list[int] = []
+
+    class Looks(Listener):
+        def advance(self, done: int, note: str = "", total: int | None = None) -> None:
+            seen.extend(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        found = onnx_amc.compress(RESNET, flops=0.5, policy="uniform", recover=False, listener=Looks())
+        assert set(seen) == {1}
+        seen.clear()
+        onnx_amc.apply(RESNET, found.plan, listener=Looks())
+    assert set(seen) == {1}
 
 
 def test_an_interrupted_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_pixels_where_a_network_wants_them_normalised(tmp_path: Path, labelled: 
         np.savez(tmp_path / f"{name}.npz", input=value, **({"labels": y} if labelled else {}))
         model = SHARED / "models" / "resnet20_cifar10.onnx"
         command = ["evaluate", model, "--data", tmp_path / f"{name}.npz", "--json", tmp_path / f"{name}.json"]
+        command += [] if labelled else ["--against", model]
         assert main(list(map(str, command))) == 0
     raw, fine = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("raw", "good"))
     assert len(raw["warnings"]) == 1 + labelled
@@ -102,7 +103,8 @@ def test_pixels_are_right_for_a_network_that_normalises_them_itself(tmp_path: Pa
     onnx.save(model, tmp_path / "own.onnx")
     with np.load(SHARED / "data" / "cifar10" / "search.npz") as held:
         np.savez(tmp_path / "raw.npz", input=held["x"][:200].transpose(0, 3, 1, 2).astype(np.float32))
-    command = ["evaluate", tmp_path / "own.onnx", "--data", tmp_path / "raw.npz", "--json", tmp_path / "r.json"]
+    own = tmp_path / "own.onnx"
+    command = ["evaluate", own, "--against", own, "--data", tmp_path / "raw.npz", "--json", tmp_path / "r.json"]
     assert main(list(map(str, command))) == 0
     assert json.loads((tmp_path / "r.json").read_text())["warnings"] == []
 
@@ -164,4 +166,5 @@ def test_samples_that_are_all_alike_are_doubted_and_end_no_run(labels: bool) -> 
         data = {k: np.full_like(v, 7) if k == "x" else v for k, v in held.items() if labels or k != "y"}
     record = onnx_amc.compress(model, data, flops=0.6, policy="uniform", recover=False).record
     assert any("answers the same to all samples" in warning for warning in record["warnings"])
-    assert onnx_amc.evaluate(model, {k: v[:3] if k in {"x", "y"} else v for k, v in data.items()})["warnings"] == []
+    few = {k: v[:3] if k in {"x", "y"} else v for k, v in data.items()}
+    assert onnx_amc.evaluate(model, few, against=None if labels else model)["warnings"] == []
