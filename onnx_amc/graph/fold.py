@@ -45,8 +45,7 @@ def fold(proto: onnx.ModelProto, where: str, lengths: Mapping[str, Dims] | None 
     graph = proto.graph
     shapes = _known_shapes(proto) if lengths is None else dict(lengths)
     given: dict[str, np.ndarray] = {}
-    free = defaults(proto)
-    weights = {t.name: t for t in graph.initializer if t.name not in free}
+    weights = _constants(proto)
     known = {name for name, t in weights.items() if is_light(t)}
     foldable: list[onnx.NodeProto] = []
     for node in graph.node:
@@ -78,9 +77,15 @@ def fold(proto: onnx.ModelProto, where: str, lengths: Mapping[str, Dims] | None 
 
 
 def settles(proto: onnx.ModelProto, lengths: Mapping[str, Dims]) -> bool:
-    """Whether a size that the graph still measures is the same in every run, by these lengths of axes."""
-    weights, shapes = {t.name: t for t in proto.graph.initializer}, dict(lengths)
-    return any(_sizes(node, shapes, weights) is not None for node in proto.graph.node)
+    """Whether a size that the graph still measures is the same in every run, by these lengths of axes, and `fold` takes it out."""
+    weights, shapes, outputs = _constants(proto), dict(lengths), {o.name for o in proto.graph.output}
+    return any(_sizes(n, shapes, weights) is not None and outputs.isdisjoint(n.output) for n in proto.graph.node)
+
+
+def _constants(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The initializers for which no caller may give others."""
+    free = defaults(proto)
+    return {t.name: t for t in proto.graph.initializer if t.name not in free}
 
 
 def _small(value: object) -> bool:

@@ -58,11 +58,8 @@ def follow(step: Step) -> None:
     if moved is None:
         _fix(step, {node.input[i] for i in fed}, CALCULATES)
     elif any(t is not None for t in moved):
-        ends = (
-            [len(moved)]
-            if node.op_type != "Split"
-            else np.cumsum([step.model.shapes[o][0] for o in node.output]).tolist()
-        )
+        parts = [step.model.shapes[o][0] for o in node.output] if node.op_type == "Split" else [len(moved)]
+        ends = np.cumsum(parts).tolist()
         sizes.update((o, moved[a:b]) for o, (a, b) in zip(node.output, itertools.pairwise([0, *ends]), strict=False))
 
 
@@ -127,10 +124,8 @@ def _calculated(op: str, cell: tuple[Cell, ...]) -> Cell:
             return None, None if None in values else int(values[0] == values[1])
     if not live:
         return None, None
-    if (
-        op == "Mul" and len(live) == 1 and values[1 - live[0]] is None
-    ):  # by the batch: an axis of both is as long as that
-        return cell[live[0]]
+    if op == "Mul" and len(live) == 1 and values[1 - live[0]] is None:
+        return cell[live[0]]  # by the batch: an axis of both is as long as that
     rest = [known for i, known in enumerate(values) if i != live[0]]
     if any(known != NEUTRAL.get(op) or known is None for known in rest) or (live[0] and op in {"Sub", "Div"}):
         raise ValueError(op)
