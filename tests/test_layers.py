@@ -1,11 +1,19 @@
-"""Which weights and biases the refit may write: none that anything else reads."""
+"""Which weights and biases the refit may write, none that anything else reads, and that it does so wherever they lie."""
 
 from __future__ import annotations
 
-import pytest
-from test_refit import net
+from dataclasses import replace
 
+import numpy as np
+import pytest
+from test_refit import affine, by_channel, net, noise, refitter, run
+from test_sequential import ALL, TINY
+
+from onnx_amc.graph.groups import Analysis
 from onnx_amc.prune.layers import find_layers
+from onnx_amc.prune.refit import read, storable
+from onnx_amc.prune.surgery import cut
+from onnx_amc.run.sequential import Sequential
 
 BRANCHED = (
     "{ h = MatMul (x, w) y = Add (h, b) z = If (c) <then_branch = one () => (float[N,P,4] o) { o = %s }, "
@@ -74,3 +82,59 @@ def test_a_product_that_loses_channels_and_is_not_refitted_is_told(nodes: str) -
     layers, refused = find_layers(net(nodes))
     assert "y" not in {layer.node for layer in layers}
     assert "no matrix on the right" in refused["y"]
+
+
+# ---- behind a Cast --------------------------------------------------------------------------------------------------
+
+CAST = """(TO[N,3,6,6] x) => (TO[N,5,4,4] y) <TO[8,3,3,3] w, TO[8] b, FROM[5,8,3,3] v> {
+    h = Conv <pads = [1,1,1,1]> (x, w, b) r = Relu (h) c = Cast <to = CODE> (v) y = Conv (r, c) }"""
+KINDS = {"float": 1, "float16": 10, "bfloat16": 16}
+
+
+def cast(stored: str, computed: str) -> Analysis:
+    text = CAST.replace("FROM", stored).replace("TO", computed).replace("CODE", str(KINDS[computed]))
+    pairs = np.tile(np.arange(4), 2)
+    plain = net(text)
+    return net(text, w=plain.model.value("w")[pairs], b=plain.model.value("b")[pairs])
+
+
+@pytest.mark.parametrize(
+    ("stored", "computed", "near"),
+    [("float16", "float", 3e-3), ("bfloat16", "float", 3e-2), ("float", "float16", 1e-2)],
+)
+def test_a_weight_behind_a_cast_is_refitted_in_the_type_in_which_it_is_stored(
+    stored: str, computed: str, near: float
+) -> None:
+    """Of two equal channels one goes; the reader, whose bias has the type that it computes in, makes up for it."""
+    analysis = cast(stored, computed)
+    (_, layer), refused = find_layers(analysis)
+    assert not refused
+    data, (group,) = noise(analysis), analysis.groups
+    x, y = run(analysis.model.proto, data, [layer.x, layer.output])
+    np.testing.assert_allclose(affine(analysis, layer, x), by_channel(y, layer), atol=near)
+    kept = {group.name: (0, 1, 2, 3)}
+    once = refitter(analysis, data).solve(kept)
+    effort = replace(ALL, ridges=TINY)
+    again = Sequential(analysis, [layer], data, np.arange(len(data)), effort, seed=0).refine(kept, {}, {})
+    plain, *found = (run(cut(analysis, kept, *v), data, ["y"])[0] for v in (({}, {}), once, again))
+    assert np.abs(plain - y).max() > 0.1
+    for mended in found:
+        np.testing.assert_allclose(mended, y, atol=near)
+    model = cut(analysis, kept, *again)
+    kinds = {t.name: t.data_type for t in model.graph.initializer}
+    assert (kinds["v"], kinds["y/bias"]) == (KINDS[stored], KINDS[computed])
+
+
+def test_a_weight_that_the_type_behind_the_cast_cannot_hold_is_not_written() -> None:
+    (_, layer), _ = find_layers(cast("float", "float16"))
+    assert storable(layer.weight, np.full(4, 6e4))
+    assert not storable(layer.weight, np.full(4, 7e4))
+    assert layer.weight.kinds == (KINDS["float"], KINDS["float16"])
+
+
+def test_what_a_cast_rounds_is_read_as_it_is_computed_with() -> None:
+    analysis = net("""(float[N,6] x) => (float[N,4] y) <float[6,4] w> {
+        h = Cast <to = 10> (w) t = Cast <to = 1> (h) y = MatMul (x, t) }""")
+    (layer,), _ = find_layers(analysis)
+    halves = analysis.model.value("w").astype(np.float16).astype(np.float64)
+    assert np.array_equal(read(analysis, layer.weight)[0, :, :, 0], halves.T)

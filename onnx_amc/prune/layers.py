@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnx
 from onnx_amc.fit.patches import Window
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Reader, Tokens
-from onnx_amc.graph.load import MOVES, Model
+from onnx_amc.graph.load import FLOATS, MOVES, Model
 from onnx_amc.graph.proto import attributes
 
 FOREIGN = "its bias is shared, computed in the graph or one per row"
@@ -26,16 +26,25 @@ WIDEST = 6_000
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that is an initializer, perhaps moved about.
+    """A tensor that is an initializer, perhaps moved about and cast.
 
     Args:
         name: The initializer.
         index: int, in the tensor's shape: the flat position in the initializer of each element.
+        kinds: ONNX's types that the numbers go through, from the initializer's to the tensor's.
 
     """
 
     name: str
     index: np.ndarray
+    kinds: tuple[int, ...]
+
+    def held(self, numbers: np.ndarray) -> np.ndarray:
+        """What is left of some numbers on their way from the initializer; infinite where a type cannot hold one."""
+        with np.errstate(over="ignore"):
+            for kind in self.kinds:
+                numbers = numbers.astype(onnx.helper.tensor_dtype_to_np_dtype(kind), copy=False)
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -109,19 +118,23 @@ class _Finder:
         self.outputs = {o.name for o in model.proto.graph.output}
 
     def stored(self, name: str) -> Stored | None:
-        """Find the initializer behind a tensor, through operators that only move elements."""
+        """Find the initializer behind a tensor, through operators that move elements or round them to another type."""
         if name in self.model.weights:
             dims = list(self.model.weights[name].dims)
-            return Stored(name, np.arange(int(np.prod(dims))).reshape(dims))
+            return Stored(name, np.arange(int(np.prod(dims))).reshape(dims), (self.model.weights[name].data_type,))
         node = self.producer.get(name)
-        if node is None or node.op_type not in MOVES or name not in self.model.shapes:
+        if node is None or node.op_type not in MOVES | {"Cast"} or name not in self.model.shapes:
             return None
         source = self.stored(node.input[0])
         if source is None:
             return None
+        attrs = attributes(node)
+        if node.op_type == "Cast":
+            kinds = (*source.kinds, int(attrs["to"]))
+            return replace(source, kinds=kinds) if FLOATS.issuperset(kinds) else None
         if node.op_type == "Transpose":
-            return Stored(source.name, source.index.transpose(attributes(node).get("perm")))
-        return Stored(source.name, source.index.reshape(self.model.shapes[name]))
+            return replace(source, index=source.index.transpose(attrs.get("perm")))
+        return replace(source, index=source.index.reshape(self.model.shapes[name]))
 
     def alone(self, name: str) -> bool:
         """Whether nothing but one node reads a tensor, nor any of those that it is moved from, back to the initializer."""
@@ -156,7 +169,7 @@ class _Finder:
             return FOREIGN
         output, bias, addable = found
         return Layer(
-            reader.node, output, reader.x, not spatial, Stored(weight.name, index), bias, addable, window, reader.inputs,
+            reader.node, output, reader.x, not spatial, replace(weight, index=index), bias, addable, window, reader.inputs,
             reader.outputs, reader.whole,
         )  # fmt: skip
 
@@ -182,7 +195,7 @@ class _Finder:
         found = self.stored(name)
         if found is None or found.index.size != length or not self.alone(name):
             return None
-        return Stored(found.name, found.index.ravel())
+        return replace(found, index=found.index.ravel())
 
 
 def _matrix(kind: str, attrs: dict[str, Any], index: np.ndarray) -> np.ndarray:

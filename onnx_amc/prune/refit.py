@@ -87,7 +87,7 @@ class Refitter:
             if alive.all():
                 continue
             w, shift = self._looked_up(layer, alive)
-            if not storable(self.analysis, layer.weight, w, shift):
+            if not storable(layer.weight, w, shift):
                 continue
             write(self.analysis, values, layer.weight, w)
             if layer.bias is not None:
@@ -170,7 +170,7 @@ def read(analysis: Analysis, stored: Stored, values: Mapping[str, np.ndarray] | 
     """Return the tensor behind `stored` in float64, from `values` where it was changed; in C order, so that views can be taken."""
     array = (values or {}).get(stored.name)
     source = analysis.model.value(stored.name) if array is None else array
-    return np.ascontiguousarray(source.reshape(-1)[stored.index], dtype=np.float64)
+    return np.ascontiguousarray(stored.held(source.reshape(-1)[stored.index]), dtype=np.float64)
 
 
 def write(analysis: Analysis, values: Values, stored: Stored, new: np.ndarray) -> None:
@@ -181,8 +181,6 @@ def write(analysis: Analysis, values: Values, stored: Stored, new: np.ndarray) -
     flat[stored.index] = new.astype(flat.dtype)
 
 
-def storable(analysis: Analysis, stored: Stored, *new: np.ndarray) -> bool:
+def storable(stored: Stored, *new: np.ndarray) -> bool:
     """Whether numbers are finite in the type of a tensor, and stay so when they are stored."""
-    kind = analysis.model.value(stored.name).dtype
-    with np.errstate(over="ignore"):
-        return all(bool(np.isfinite(values.astype(kind)).all()) for values in new)
+    return all(bool(np.isfinite(stored.held(values)).all()) for values in new)

@@ -20,6 +20,7 @@ from onnx_amc.graph.light import declared, stripped
 from onnx_amc.graph.load import MOVES, densify, true_inputs
 from onnx_amc.graph.proto import (
     all_read,
+    attributes,
     declare_stored,
     defaults,
     drop,
@@ -278,7 +279,10 @@ def _add_biases(result: onnx.ModelProto, biases: Arrays) -> None:
         weight = node.input[1]
         while weight in nodes and nodes[weight].op_type in MOVES:
             weight = nodes[weight].input[0]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kinds.get(weight, onnx.TensorProto.FLOAT))
+        kind = kinds.get(weight, onnx.TensorProto.FLOAT)
+        if weight in nodes and nodes[weight].op_type == "Cast":
+            kind = attributes(nodes[weight])["to"]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
         result.graph.initializer.append(numpy_helper.from_array(bias.astype(dtype), name))
         while len(node.input) < 3:
             node.input.append("")

@@ -72,8 +72,9 @@ class Corrector:
 
     def _point(self, layer: Layer, mark: str) -> Point:
         rank = len(self.analysis.model.shapes[layer.output])
-        dtype = self.analysis.model.weights[layer.weight.name].data_type
-        return Point(layer.output, rank, rank - 1 if layer.channels_last else 1, layer.affine, dtype, mark)
+        return Point(
+            layer.output, rank, rank - 1 if layer.channels_last else 1, layer.affine, layer.weight.kinds[-1], mark
+        )
 
     def _run(self, proto: onnx.ModelProto) -> list[np.ndarray]:
         session = open_session(proto, where=self.analysis.model.source)

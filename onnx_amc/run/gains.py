@@ -40,8 +40,7 @@ class Gains:
         self._causes, self._tops = np.array(found, dtype=np.float32).reshape(len(bare), len(tops)), tops
         outputs = {x.node: int(np.prod(x.weight.index.shape[:2])) if x.outputs is None else x.outputs for x in bare}
         self._price, self._full = cost.lengths(analysis, outputs), None if channels else analysis.full
-        kinds = [analysis.model.weights[x.weight.name].data_type for x in bare]
-        self._widths = np.array([light.width_of(kind) for kind in kinds], dtype=np.int64)
+        self._widths = np.array([light.width_of(x.weight.kinds[-1]) for x in bare], dtype=np.int64)
         self._around = np.array([2 * len(x.node.encode()) + AROUND for x in bare], dtype=np.int64)
 
     def elements(self, plans: np.ndarray) -> np.ndarray:

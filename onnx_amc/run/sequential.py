@@ -229,7 +229,7 @@ class Sequential:
                 fitted, bias = _thinned(problem, fitted, bias, mask[at].reshape(fitted.shape), min(self.effort.ridges))
             flat[at], shift[np.ix_(mine, rows)] = fitted.reshape(len(mine), len(rows), -1), bias.reshape(len(mine), -1)
         gained = shift.ravel()
-        if not storable(self.analysis, layer.weight, w, gained):
+        if not storable(layer.weight, w, gained):
             return self._leave(layer, values, mask)
         write(self.analysis, values, layer.weight, w)
         if layer.bias is not None:
