@@ -101,10 +101,11 @@ def shape_facts(analysis: Analysis, node: str, x: str, w: str, flops: int | None
     attrs = attributes(found)
     spatial = found.op_type in {"Conv", "ConvTranspose"}
     stride = int(attrs.get("strides", [1])[0]) if spatial else 1
+    axis = 1 if spatial else -2 if w == found.input[0] else -1
     height, width = (read[2], read[-1] if len(read) > 3 else 1) if spatial else (1, 1)
     return LayerFacts(
-        outputs=made[1] if spatial else made[-1],
-        inputs=read[1] if spatial else read[-1],
+        outputs=made[axis],
+        inputs=read[axis],
         height=height,
         width=width,
         stride=stride,

@@ -36,6 +36,10 @@ NETS = {
     "tokens": """(float[N,5,6] x) => (float[N,5,4] y) <float[8,6] w, float[8] b, float[8,8] w2, float[8] b2, float[8,4] w3> {
         t = Transpose (w) h = MatMul (x, t) k = Add (h, b) e = Erf (k) l = MatMul (e, w2) m = Add (b2, l) s = Add (m, k)
         r = Relu (s) y = MatMul (r, w3) }""",
+    "weights on the left": """(float[N,6,5] x) => (float[N,4,5] y)
+        <float[8,6] w, float[8,1] b, float[8,8] w2, float[8,1] b2, float[4,8] w3, float[4,1] b3> {
+        h = MatMul (w, x) k = Add (h, b) e = Relu (k) l = MatMul (w2, e) m = Add (b2, l) s = Add (m, k)
+        r = Relu (s) n = MatMul (w3, r) y = Add (n, b3) }""",
 }  # fmt: skip
 
 

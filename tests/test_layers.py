@@ -73,15 +73,17 @@ def test_a_bias_that_cannot_be_written_keeps_its_layer_from_the_refit(nodes: str
 @pytest.mark.parametrize(
     "nodes",
     [
-        "(float[N,6,5] x) => (float[N,4,5] y) <float[8,6] w, float[4,8] v> { h = MatMul (w, x) r = Relu (h) y = MatMul (v, r) }",
+        "(float[6,5] x) => (float[4,5] y) <float[8,6] w, float[4,8] v> { h = MatMul (w, x) r = Relu (h) y = MatMul (v, r) }",
+        "(float[N,2,6,5] x) => (float[N,2,4,5] y) <float[8,6] w, float[4,8] v> { h = MatMul (w, x) y = MatMul (v, h) }",
+        "(float[6,2] x) => (float[4,2] y) <float[8,6] w, float[4,8] v> { h = Gemm (w, x) r = Relu (h) y = Gemm (v, r) }",
         "(float[N,3,5,6] x) => (float[N,3,5,4] y) <float[6,8] w, float[3,8,4] v> { h = MatMul (x, w) y = MatMul (h, v) }",
     ],
-    ids=["on the left", "several at once"],
+    ids=["on the left of one sample", "on the left of many axes", "on the left in a Gemm", "several at once"],
 )
 def test_a_product_that_loses_channels_and_is_not_refitted_is_told(nodes: str) -> None:
     layers, refused = find_layers(net(nodes))
     assert "y" not in {layer.node for layer in layers}
-    assert "no matrix on the right" in refused["y"]
+    assert "no single matrix on the right" in refused["y"]
 
 
 # ---- behind a Cast --------------------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ IMAGES, ROWS, WORDS = (
     "(float[N,6] x) => (float[N,4] y)",
     ("(float[N,5,6] x) => (float[N,5,4] y)"),
 )
+LINES = "(float[N,6,5] x) => (float[N,4,5] y)"
 LAYERS = {
     "Conv": f"{IMAGES} <float[4,6,3,2] w, float[4] b> {{ y = Conv <pads = [1,0,2,1]> (x, w, b) }}",
     "Conv without bias": f"{IMAGES} <float[4,6,3,3] w> {{ y = Conv <strides = [2,1], dilations = [1,2]> (x, w) }}",
@@ -107,6 +108,9 @@ LAYERS = {
     "Add + MatMul": f"{WORDS} <float[6,4] w, float[1,1,4] b> {{ h = MatMul (x, w) y = Add (b, h) }}",
     "MatMul + one number": f"{WORDS} <float[6,4] w, float[1] b> {{ h = MatMul (x, w) y = Add (h, b) }}",
     "MatMul + a place": f"{WORDS} <float[6,4] w, float[5,4] b> {{ h = MatMul (x, w) y = Add (h, b) }}",
+    "MatMul on the left": f"{LINES} <float[4,6] w> {{ y = MatMul (w, x) }}",
+    "MatMul on the left + Add": f"{LINES} <float[4,6] w, float[4,1] b> {{ h = MatMul (w, x) y = Add (h, b) }}",
+    "MatMul on the left + a place": f"{LINES} <float[4,6] w, float[5] b> {{ h = MatMul (w, x) y = Add (h, b) }}",
     "MatMul read twice": f"{WORDS} <float[6,4] w, float[4] b> {{ h = MatMul (x, w) s = Add (h, b) y = Mul (s, h) }}",
     "weight behind Transpose": f"{WORDS} <float[4,6] w> {{ t = Transpose (w) y = MatMul (x, t) }}",
     "weight behind Reshape": f"{IMAGES} <float[4,6] w, int64[4] s> {{ t = Reshape (w, s) y = Conv (x, t) }}",
@@ -119,7 +123,15 @@ WITHOUT_BIAS = {
     "Gemm without bias",
     "weight behind Reshape",
 }
-SCALED_ONLY = {"MatMul", "MatMul + one number", "MatMul + a place", "MatMul read twice", "weight behind Transpose"}
+SCALED_ONLY = {
+    "MatMul",
+    "MatMul on the left",
+    "MatMul on the left + a place",
+    "MatMul + one number",
+    "MatMul + a place",
+    "MatMul read twice",
+    "weight behind Transpose",
+}
 
 
 @pytest.mark.parametrize("case", LAYERS)
@@ -203,6 +215,8 @@ TWINS = {
         h = Gemm <transB = 1> (x, w, b) r = Relu (h) y = Gemm (r, v, c) }""",
     "MatMul": """(float[N,4,6] x) => (float[N,4,5] y) <float[8,6] w, float[8] b, float[5,8] v> {
         t = Transpose (w) h = MatMul (x, t) k = Add (h, b) r = Relu (k) u = Transpose (v) y = MatMul (r, u) }""",
+    "MatMul on the left": """(float[N,6,4] x) => (float[N,5,4] y) <float[8,6] w, float[8,1] b, float[5,8] v, float[5,1] c> {
+        h = MatMul (w, x) k = Add (h, b) r = Relu (k) l = MatMul (v, r) y = Add (l, c) }""",
 }  # fmt: skip
 PAIRS = {"Conv in groups": np.array([0, 1, 0, 1, 2, 3, 2, 3])}
 """Which of the first layer's channels are equal; otherwise the first four are the last four."""

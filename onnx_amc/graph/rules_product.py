@@ -162,4 +162,6 @@ def matmul(step: Step) -> list[Axes]:
     price(step, 1, [*zip(out, axes, strict=True), (a[depth], inputs)])
     if len(b) == 2:
         read(step, 0, 1, None if inputs is None else inputs[None], columns)
+    if len(a) == 2:
+        read(step, 1, 0, None if inputs is None else inputs[None], rows)
     return [axes]

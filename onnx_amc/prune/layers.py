@@ -17,8 +17,11 @@ from onnx_amc.graph.proto import attributes
 FOREIGN = "its bias is shared, computed in the graph or one per row"
 """Why a layer is not refitted whose output holds more than what could be written."""
 
-LEFT = "its weight is no matrix on the right"
-"""Why a product is not refitted that contracts what it reads with a weight on the left, or with several at once."""
+ODD = "its weight is no single matrix on the right, nor one on the left of samples"
+"""Why a product is not refitted that contracts what it reads with several matrices, or with one on the left where no batch is."""
+
+POINTS = Window((1,), (1,), (1,), (0, 0), (1,))
+"""What a weight on the left is: a convolution whose kernel is one point."""
 
 WIDEST = 6_000
 """Inputs above which a layer gets no Gram matrix, its memory being quadratic: it is fitted to fewer rows than that, by the dual."""
@@ -106,7 +109,7 @@ def find_layers(analysis: Analysis) -> tuple[list[Layer], dict[str, str]]:
     for node in model.proto.graph.node:
         product = node.op_type in {"MatMul", "Gemm"} and node.output[0] not in known
         if product and not read.isdisjoint(node.input):
-            refused[node.output[0]] = LEFT
+            refused[node.output[0]] = ODD
     return layers, refused
 
 
@@ -152,6 +155,8 @@ class _Finder:
             return "its weight is computed in the graph"
         if not self.alone(reader.w):
             return "its weight is shared: something else reads it too"
+        if _left(reader, node) and len(self.model.shapes[reader.x]) != 3:
+            return ODD
         attrs = attributes(node)
         if node.op_type == "Gemm" and (attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0):
             return "it scales its operands"
@@ -159,22 +164,33 @@ class _Finder:
 
     def _described(self, reader: Reader, node: onnx.NodeProto, weight: Stored, attrs: dict[str, Any]) -> Layer | str:
         spatial = node.op_type in {"Conv", "ConvTranspose"}
-        index = _kernel(node.op_type, attrs, weight.index) if spatial else _matrix(node.op_type, attrs, weight.index)
-        sizes = (self.model.shapes[name][2:] for name in (reader.x, reader.node))
-        window = _window(node.op_type, attrs, weight.index.shape[2:], *sizes) if spatial else Window()
+        left = _left(reader, node)
+        window: Window | None = POINTS if left else Window()
+        if spatial:
+            index = _kernel(node.op_type, attrs, weight.index)
+            sizes = (self.model.shapes[name][2:] for name in (reader.x, reader.node))
+            window = _window(node.op_type, attrs, weight.index.shape[2:], *sizes)
+        else:
+            index = _matrix(node.op_type, attrs, weight.index.T if left else weight.index)
         if window is None:
             return "its padding is unusual"
-        found = self._bias(node, index.shape[0] * index.shape[1])
+        outputs = index.shape[0] * index.shape[1]
+        found = self._bias(node, outputs, (outputs, 1) if left else (outputs,))
         if found is None:
             return FOREIGN
         output, bias, addable = found
         return Layer(
-            reader.node, output, reader.x, not spatial, replace(weight, index=index), bias, addable, window, reader.inputs,
-            reader.outputs, reader.whole,
+            reader.node, output, reader.x, not (spatial or left), replace(weight, index=index), bias, addable, window,
+            reader.inputs, reader.outputs, reader.whole,
         )  # fmt: skip
 
-    def _bias(self, node: onnx.NodeProto, outputs: int) -> tuple[str, Stored | None, bool] | None:
-        """The biased output, where the bias lies and whether one may be added; None where one is added that cannot be written."""
+    def _bias(
+        self, node: onnx.NodeProto, outputs: int, shape: tuple[int, ...]
+    ) -> tuple[str, Stored | None, bool] | None:
+        """The biased output, where the bias lies and whether one may be added; None where one is added that cannot be written.
+
+        What is added to a MatMul is a bias where it ends in this shape.
+        """
         if node.op_type != "MatMul":
             if len(node.input) < 3 or not node.input[2]:
                 return node.output[0], None, True
@@ -186,8 +202,8 @@ class _Finder:
         if len(users) != 1 or users[0].op_type != "Add" or node.output[0] in self.outputs:
             return node.output[0], None, False
         other = next((n for n in users[0].input if n != node.output[0]), "")
-        last = self.model.shapes.get(other, ())[-1:] == (outputs,)
-        bias = self._vector(other, outputs) if last else None
+        fits = self.model.shapes.get(other, ())[-len(shape) :] == shape
+        bias = self._vector(other, outputs) if fits else None
         return (users[0].output[0] if bias else node.output[0]), bias, False
 
     def _vector(self, name: str, length: int) -> Stored | None:
@@ -196,6 +212,11 @@ class _Finder:
         if found is None or found.index.size != length or not self.alone(name):
             return None
         return replace(found, index=found.index.ravel())
+
+
+def _left(reader: Reader, node: onnx.NodeProto) -> bool:
+    """Whether a product's weight stands on the left: channels are the last axis but one."""
+    return node.op_type == "MatMul" and reader.w == node.input[0]
 
 
 def _matrix(kind: str, attrs: dict[str, Any], index: np.ndarray) -> np.ndarray:
