@@ -61,6 +61,18 @@ def sums() -> Iterator[Row]:
                                  ("a sum of what is never zero", "p = Exp (h) q = ReduceSum (p, a) r = Add (h, q)", 0)):
         yield image(f"{name} over channels{'' if channels else ' fixes'}", body, channels, one, weights={"a": [1]}, reason="" if channels else told, opset=18)
     yield flat("Einsum that sums over channels", 'q = Einsum <equation = "nti->nt"> (h) p = Unsqueeze (q, a) r = Add (h, p)', 8, one, weights={"a": [2]})
+    yield flat("channels that an Einsum makes, contracted", """q = Einsum <equation = "nti,io->nto"> (h, k) s = Einsum <equation = "nto,nuo->ntu"> (q, q)
+               r = Einsum <equation = "ntu,nui->nti"> (s, h)""", 17, "float[8,9] k")
+    yield flat("channels that an Einsum makes of what is never zero, contracted", """e = Exp (h) d = Sigmoid (h) q = Einsum <equation = "nti,nti->nti"> (e, d)
+               s = Einsum <equation = "nti,nui->ntu"> (q, d) r = Einsum <equation = "ntu,nui->nti"> (s, h)""", 0, reason="neither of which is zero")
+    yield Row("attention by Einsum", """(float[N,5,6] x) => (float[N,5,6] y) <float[6,2,4] wq, float[6,2,4] wk, float[6,2,4] wv, float[2,4,6] wo>
+        { q = Einsum <equation = "ntd,dhk->nthk"> (x, wq) k = Einsum <equation = "ntd,dhk->nthk"> (x, wk) v = Einsum <equation = "ntd,dhk->nthk"> (x, wv)
+        s = Einsum <equation = "nqhk,nvhk->nhqv"> (q, k) a = Softmax (s) z = Einsum <equation = "nhqv,nvhk->nqhk"> (a, v)
+        y = Einsum <equation = "nqhk,hkd->nqd"> (z, wo) }""", 10)
+    for name, third, channels in (("three", "c = MatMul (x, k)", 8), ("two and a weight", "c = Exp (b)", 8)):
+        yield Row(f"Einsum of {name} that sums over channels", f"""(float[N,6] x) => (float[N] y) <float[6,8] w, float[6,8] k, float[8] l>
+            {{ a = MatMul (x, w) b = MatMul (x, k) {third} y = Einsum <equation = "nd,d,nd->n"> (a, {"l" if "weight" in name else "b"}, c) }}""".replace(
+            "nd,d,nd", "nd,d,nd" if "weight" in name else "nd,nd,nd"), channels)
     yield Row("a factorisation machine", """(float[N,5,6] x) => (float[N,1] y) <float[6,8] w, int64[1] a> { h = MatMul (x, w) s = ReduceSum <keepdims = 0> (h, a)
         p = Mul (s, s) q = Mul (h, h) t = ReduceSum <keepdims = 0> (q, a) d = Sub (p, t) y = ReduceSum (d, a) }""", 8, weights={"a": [1]})
     yield Row("the cosine of two towers", """(float[N,6] x, float[N,6] z) => (float[N] y) <float[6,8] w, float[6,8] k, int64[1] a> { h = MatMul (x, w) g = MatMul (z, k)

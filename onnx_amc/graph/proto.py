@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import string
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from typing import Any
@@ -23,6 +24,19 @@ def opset_of(proto: onnx.ModelProto) -> int:
 def key_of(node: onnx.NodeProto) -> str:
     """What the program knows a node by: the first output that has a name."""
     return next((str(o) for o in node.output if o), "")
+
+
+def spelled(einsum: onnx.NodeProto, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The letters of an Einsum's operands, of these ranks, and of its output: written out where the equation leaves them open."""
+    left, arrow, right = str(attributes(einsum)["equation"], "ascii").replace(" ", "").partition("->")
+    operands = left.split(",")
+    open_axes = [rank - len(o) + 3 if "..." in o else 0 for o, rank in zip(operands, ranks, strict=True)]
+    fill = "".join(c for c in string.ascii_letters if c not in left)[: max(open_axes)]
+    letters = left.replace(".", "").replace(",", "")
+    if not arrow:
+        right = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    operands = [o.replace("...", fill[len(fill) - n :]) for o, n in zip(operands, open_axes, strict=True)]
+    return operands, right.replace("...", fill)
 
 
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:

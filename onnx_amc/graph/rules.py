@@ -241,22 +241,24 @@ def mark_params(step: Step, role: str = "carries") -> None:
 
 
 def contract(step: Step, slots: Sequence[int], tokens: Sequence[Tokens | None]) -> Tokens | None:
-    """Sum over an axis that two inputs share: the channels are *read* here, by whichever of the two is a weight.
+    """Sum over an axis that inputs share: the channels are *read* here, by the one of them that is a weight.
 
-    Of two activations it may go where one of them can be made zero.
+    Of activations alone it may go where one of them can be made zero.
     """
-    weights = [step.is_param(i) for i in slots]
-    if all(weights):
+    held = list(zip(slots, tokens, strict=True))
+    weights = [(i, t) for i, t in held if step.is_param(i)]
+    others = [(i, t) for i, t in held if not step.is_param(i)]
+    if len(weights) > 1 or not others:
         step.fix_each(tokens, "multiplies two weights")
         return None
-    if any(weights):
-        at = weights.index(True)
-        return contract_axes(step, tokens[1 - at], tokens[at], slots[at], slots[1 - at])
-    joined = step.join(tokens[0], tokens[1], "contracts it with an axis that cannot be cut")
+    joined = others[0][1]
+    for _, more in others[1:]:
+        joined = step.join(joined, more, "contracts it with an axis that cannot be cut")
+    if weights:
+        return contract_axes(step, joined, weights[0][1], weights[0][0], others[0][0])
     names = tuple(step.node.input[i] for i in slots)
-    step.book.bare_product(
-        joined, names, f"{step.label} contracts two activations, neither of which is zero where its weights are"
-    )
+    which = "two activations, neither" if len(slots) == 2 else "activations, none"
+    step.book.bare_product(joined, names, f"{step.label} contracts {which} of which is zero where its weights are")
     return joined
 
 

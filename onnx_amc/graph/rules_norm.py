@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import string
 from functools import reduce
 
 import numpy as np
 
 from onnx_amc.graph.ledger import Axes, Tokens, number
+from onnx_amc.graph.proto import spelled
 from onnx_amc.graph.rules import Step, broadcast, contract, contract_axes, mark_params, read_by, rule
 
 UNARY = (
@@ -170,11 +170,7 @@ def _gatewise(step: Step, tokens: Tokens | None, unit: Tokens | None, gates: int
 @rule("Einsum")
 def einsum(step: Step) -> list[Axes]:
     """Letters that stay are tied; a letter that goes is contracted."""
-    equation = (
-        str(step.attrs["equation"], "ascii") if isinstance(step.attrs["equation"], bytes) else step.attrs["equation"]
-    )
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    operands, right = _spelled(step, left.split(","), right if arrow else None)
+    operands, right = spelled(step.node, [len(step.shape(i)) for i in range(len(step.axes))])
     if any(len(set(o)) < len(o) for o in operands):
         return step.fix_all("has an equation that is not understood")
     axes: dict[str, Tokens | None] = {}
@@ -188,22 +184,9 @@ def einsum(step: Step) -> list[Axes]:
             axes[letter] = reduce(step.join, tokens)
         elif len(holders) == 1:
             step.add_up(holders[0], operands[holders[0]].index(letter), "sums over it")
-        elif len(holders) == 2:
-            contract(step, holders, tokens)
         else:
-            step.fix_each(tokens, "contracts more than two operands")
+            contract(step, holders, tokens)
     return [tuple(axes[letter] for letter in right)]
-
-
-def _spelled(step: Step, operands: list[str], right: str | None) -> tuple[list[str], str]:
-    """The equation with letters for its ellipses, and with the output that it implies."""
-    ranks = [len(step.shape(i)) - len(o) + 3 if "..." in o else 0 for i, o in enumerate(operands)]
-    fill = "".join(c for c in string.ascii_letters if c not in "".join(operands))[: max(ranks)]
-    letters = "".join(operands).replace(".", "")
-    if right is None:
-        right = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    operands = [o.replace("...", fill[len(fill) - rank :]) for o, rank in zip(operands, ranks, strict=True)]
-    return operands, right.replace("...", fill)
 
 
 @rule("TopK")

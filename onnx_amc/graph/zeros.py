@@ -14,7 +14,7 @@ import onnx
 from onnx_amc.graph.divisors import Divisors
 from onnx_amc.graph.ledger import Axes, Owner
 from onnx_amc.graph.load import Model
-from onnx_amc.graph.proto import attributes, key_of
+from onnx_amc.graph.proto import attributes, key_of, spelled
 
 Sources = frozenset[Owner]
 
@@ -35,7 +35,7 @@ MOVES = frozenset(MOVED.split())
 ALL = frozenset({"Add", "Sub", "Sum", "Mean", "Max", "Min"})
 """Operators whose output is zero where all their inputs are."""
 
-PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"})
 
 DEEPEST = 64
 """Operators that are followed back from a contraction."""
@@ -87,9 +87,9 @@ class Zeros:
         node = self.producer.get(tensor)
         if node is None or (tensor != node.output[0] and node.op_type != "Split"):
             return None
-        inputs, all_of = self._needed(node, channels)
         if node.op_type in PRODUCTS:
             return self._product(node, channels, depth + 1)
+        inputs, all_of = self._needed(node, channels)
         if not all_of:
             return self._any(inputs, channels, depth + 1)
         return _together([self.sources(name, channels, depth + 1) for name in inputs])
@@ -125,6 +125,8 @@ class Zeros:
 
     def _product(self, node: onnx.NodeProto, channels: np.ndarray, depth: int) -> Sources | None:
         """Zero rows or columns of a factor make zero rows or columns of the product; a bias must go too."""
+        if node.op_type == "Einsum":
+            return self._summed(node, channels, depth)
         out = self.axes.get(key_of(node)) or ()
         a, b = (self.axes.get(n) or () for n in node.input[:2])
         held: list[Sources | None] = []
@@ -150,6 +152,16 @@ class Zeros:
                 held.append(self._any(list(node.input[:2]), channels, depth))
         if len(node.input) > 2 and node.input[2] and node.op_type != "MatMul":
             held.append(self.sources(node.input[2], channels, depth))
+        return _together(held)
+
+    def _summed(self, node: onnx.NodeProto, channels: np.ndarray, depth: int) -> Sources | None:
+        """A letter of the output is zero where it is so in one of an Einsum's operands."""
+        operands, right = spelled(node, [len(self.model.shapes[n]) for n in node.input])
+        held: list[Sources | None] = []
+        for letter, axis in zip(right, self.axes.get(key_of(node)) or (), strict=True):
+            if self._on(axis, channels):
+                factors = [n for n, o in zip(node.input, operands, strict=True) if letter in o]
+                held.append(self._any(factors, channels, depth))
         return _together(held)
 
     def _keeps_zero(self, node: onnx.NodeProto) -> bool:
