@@ -229,13 +229,27 @@ def selection() -> Iterator[Row]:
                     weights={"s": [at, -1], "e": [-END, -END], "i": [1, 3], "t": [-1, -1]})
     yield image("Slice of some backwards fixes", "r = Slice (h, s, e, i, t)", 0, turned, 7, weights={"s": [6, -1], "e": [-END, -END], "i": [1, 3], "t": [-1, -1]},
                 reason="takes every other channel")
-    yield image("Slice with a stride fixes", "r = Slice (h, s, e, i, t)", 0, "int64[1] s, int64[1] e, int64[1] i, int64[1] t", 4,
-                weights={"s": [0], "e": [8], "i": [1], "t": [2]}, reason="takes every other channel")
+    combed = "int64[1] s, int64[1] o, int64[1] e, int64[1] i, int64[1] t"
+    for start, end, by, channels in ((0, 8, 2, 4), (-8, -1, 2, 4), (2, 7, 4, 2), (-7, 8, 2, 0), (2, 8, 2, 0), (0, 6, 2, 0), (1, 8, 3, 0)):
+        yield image(f"Slice from {start} to {end} by {by}{'' if channels else ' fixes'}", "r = Slice (h, s, e, i, t)", channels, combed,
+                    len(range(*slice(start, end, by).indices(8))), weights={"s": [start], "o": [1], "e": [end], "i": [1], "t": [by]},
+                    reason="" if channels else "takes every other channel")
+    for name, join, channels in (("a gate", "g = Sigmoid (q) r = Mul (p, g)", 4), ("channels", "r = Concat <axis = 1> (q, p)", 8)):
+        yield image(f"halves that lie in turn, as {name}", f"p = Slice (h, s, e, i, t) q = Slice (h, o, e, i, t) {join}", 4, combed, channels,
+                    weights={"s": [0], "o": [1], "e": [END], "i": [1], "t": [2]})
+    yield image("Slice of one channel", "q = Slice (h, s, e, i) p = Slice (h, e, k, i) g = Sigmoid (q) r = Mul (p, g)", 5,
+                "int64[1] s, int64[1] e, int64[1] k, int64[1] i", 5, weights={"s": [2], "e": [3], "k": [END], "i": [1]}, reason="takes one channel of it")
     yield image("Gather permutes", "r = Gather <axis = 1> (h, i)", 8, "int64[8] i", weights={"i": [7, 1, 5, 3, 4, 2, -8, 6]})
     yield image("Gather takes some, one twice", "r = Gather <axis = 1> (h, i)", 2, "int64[3] i", 3, weights={"i": [5, 1, 5]},
                 reason="no weight reads it")
-    yield image("Gather of one fixes", "q = Gather <axis = 1> (h, i) p = Unsqueeze (q, a) r = Add (h, p)", 0, "int64 i, int64[1] a",
+    yield image("Gather of one fixes that one", "q = Gather <axis = 1> (h, i) p = Unsqueeze (q, a) r = Add (h, p)", 7, "int64 i, int64[1] a",
                 weights={"i": 2, "a": [1]}, reason="picks from it")
+    for name, places, channels in (("a column", [[-1], [2], [3]], 8), ("a table fixes those", [[-1, 2], [2, 3]], 5)):
+        yield image(f"Gather by {name}", "q = Gather <axis = 1> (h, i) p = ReduceSum <keepdims = 0> (q, a) r = Concat <axis = 1> (h, p)", channels,
+                    f"int64[{len(places)},{len(places[0])}] i, int64[1] a", 8 + len(places), weights={"i": places, "a": [2]})
+    for name, places, channels in (("a column", [[-1], [2], [2]], 8), ("a single place fixes that one", [[5]], 7)):
+        yield image(f"GatherND by {name}", "t = Transpose <perm = [1,0,2,3]> (h) q = GatherND (t, i) u = Transpose <perm = [1,0,2,3]> (q) r = Concat <axis = 1> (h, u)",
+                    channels, f"int64[{len(places)},1] i", 8 + len(places), weights={"i": places})
     yield Row("embedding", """(int64[N,5] x) => (float[N,5,4] y) <float[10,8] e, float[8,4] v>
         { h = Gather (e, x) r = Relu (h) y = MatMul (r, v) }""", 8)
     yield Row("an embedding that is the head too", """(int64[N,5] x) => (float[N,5,10] y) <float[10,8] e>

@@ -70,7 +70,7 @@ def split(step: Step) -> list[Axes]:
 
 @rule("Slice")
 def slice_(step: Step) -> list[Axes]:
-    """A run of the channels, whose bounds move with the cut, or all of them backwards; another stride fixes them."""
+    """A run of the channels, whose bounds move with the cut, all of them backwards, or one of each few, which go together."""
     x, shape = step.x(0), step.shape(0)
     starts, ends = step.setting("starts", 1), step.setting("ends", 2)
     axes, steps = step.setting("axes", 3), step.setting("steps", 4)
@@ -92,19 +92,32 @@ def slice_(step: Step) -> list[Axes]:
         if stride == -1 and low >= shape[axis] - 1 and high < 0 and (starts[at] == -1 or step.settled(0, axis)):
             out[axis] = tokens[::-1]  # from end to end, whatever is left
             continue
+        if _combs(step, axis, (starts[at], low, high, stride)):
+            blocks = tokens.reshape(-1, stride)
+            step.book.tie(blocks, blocks[:, :1])
+            out[axis] = blocks[:, low]  # the bounds still hold: whole blocks go, and an end beyond the axis is its end
+            continue
         if stride != 1 or not (whole or step.settled(0, axis)):
             step.fix(tokens, "takes every other channel" if stride != 1 else "slices an axis of any length")
             out[axis] = None
             continue
         out[axis] = tokens[low:high] if high - low > 1 else None
         if out[axis] is None:
-            step.fix(tokens, "takes one channel of it")
-        elif (low, high) != (0, shape[axis]):
+            step.fix(tokens[low:high] if high > low else tokens, "takes one channel of it")
+        if (low, high) != (0, shape[axis]):
             step.book.pieces.append(tokens[low:high])
             moves.append((at, tokens, low, high))
     if moves:
         _slice_edits(step, starts, ends, moves)
     return [tuple(out)]
+
+
+def _combs(step: Step, axis: int, bounds: tuple[int, int, int, int]) -> bool:
+    """Whether a stride takes one of each few channels: given the start as it is written, then all bounds as they are meant."""
+    start, low, high, stride = bounds
+    length = step.shape(0)[axis]
+    whole = stride > 1 and length % stride == 0 and len(range(low, high, stride)) == length // stride > 1
+    return whole and step.settled(0, axis) and (start >= 0 or low == 0)
 
 
 def _slice_edits(step: Step, starts: list[int], ends: list[int], moves: list[tuple[int, Tokens, int, int]]) -> None:
@@ -120,38 +133,44 @@ def gather(step: Step) -> list[Axes]:
     """Channels picked by constant indices; the indices are renumbered with the cut."""
     mark_params(step, "produces")
     x, axis = step.x(0), step.axis(0, len(step.shape(0)))
-    tokens, indices = x[axis], step.const(1)
-    rank = len(step.shape(1))
     step.fix_each(step.x(1), "is indexed by it")
-    if tokens is None:
-        picked: Axes = (None,) * rank
-    elif indices is None or rank != 1 or indices.size < 2:
-        step.fix(tokens, "picks from it" if indices is not None else "picks from it at run time")
-        picked = (None,) * rank
-    elif not step.settled(0, axis):
-        step.fix(tokens, "picks from an axis of any length")
-        picked = (None,)
-    else:
-        source, order = tokens, indices % len(tokens)
-        picked = (source[order],)
-        step.book.pieces.append(source[order])
-
-        def value(keep: Keep) -> np.ndarray:
-            place = np.cumsum(keep(source)) - 1
-            renumbered: np.ndarray = place[order[keep(source[order])]].astype(indices.dtype)
-            return renumbered
-
-        step.edit(1, tokens, value)
-    return [(*x[:axis], *picked, *x[axis + 1 :])]
+    return [(*x[:axis], *_picked(step, axis), *x[axis + 1 :])]
 
 
 @rule("GatherND")
 def gather_nd(step: Step) -> list[Axes]:
-    """Axes that are indexed stay whole; those behind them pass."""
+    """Axes that are indexed stay whole, unless constant indices pick from the first alone; those behind them pass."""
     x, batch = step.x(0), int(step.attrs.get("batch_dims", 0))
     last = batch + step.shape(1)[-1]
-    step.fix_each((*x[:last], *step.x(1)), "picks from it")
+    step.fix_each(step.x(1), "is indexed by it")
+    if last == 1 and not batch:
+        return [_picked(step, 0)[:-1] + x[1:]]
+    step.fix_each(x[:last], "picks from it")
     return [(None,) * (len(step.shape(1)) - 1) + x[last:]]
+
+
+def _picked(step: Step, axis: int) -> Axes:
+    """Tokens for each axis of the indices: those of a list of several follow the cut, what others pick stays."""
+    tokens, indices = step.x(0)[axis], step.const(1)
+    picked: list[Tokens | None] = [None] * len(step.shape(1))
+    if tokens is None or indices is None or not indices.size or not step.settled(0, axis):
+        settled = indices is None or step.settled(0, axis)
+        step.fix(tokens, "picks from it at run time" if settled else "picks from an axis of any length")
+        return tuple(picked)
+    order = indices % len(tokens)
+    listed = 1 < len(indices) == indices.size if indices.ndim else False
+    if listed:
+        step.book.pieces.append(tokens[order.ravel()])
+        picked[0] = step.book.pieces[-1]
+    else:
+        step.fix(tokens[np.unique(order)], "picks from it")
+
+    def value(keep: Keep) -> np.ndarray:
+        place = np.cumsum(keep(tokens)) - 1
+        return np.asarray(place[order[keep(tokens[order.ravel()])] if listed else order].astype(indices.dtype))
+
+    step.edit(1, tokens, value)
+    return tuple(picked)
 
 
 @rule("ScatterND")
