@@ -19,6 +19,11 @@ def space() -> Iterator[Row]:
         yield image(op, f"r = {op} <kernel_shape = [2,2], strides = [2,2]> (h)")
     yield image("AveragePool of the same size", 'r = AveragePool <kernel_shape = [3,3], auto_pad = "SAME_UPPER", count_include_pad = 1> (h)')
     yield image("MaxPool with the places of its maxima", "q, i = MaxPool <kernel_shape = [2,2]> (h) r = Cast <to = 1> (i)", 0)
+    yield image("MaxPool with places that nothing reads", "q, i = MaxPool <kernel_shape = [2,2]> (h) r = Clip (q, , hi)", 8,
+                "float hi", weights={"hi": 1.0})
+    yield image("MaxPool beside an input that is left out", "q = MaxPool <kernel_shape = [2,2]> (h) r = Clip (q, , hi)", 8, "float hi", weights={"hi": 1.0})
+    yield Row("MaxPool with places that are an output", """(float[N,3,6,6] x) => (float[N,4,5,5] y, int64[N,8,5,5] i) <float[8,3,1,1] w, float[4,8,1,1] v>
+        { h = Conv (x, w) r, i = MaxPool <kernel_shape = [2,2]> (h) y = Conv (r, v) }""", 0, "places of the maxima")
     yield image("MaxPool over channels", """t = Transpose <perm = [0,2,1,3]> (h) p = MaxPool <kernel_shape = [3,1], pads = [1,0,1,0]> (t)
         r = Transpose <perm = [0,2,1,3]> (p)""", 0, reason="pools over it")
     for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"):

@@ -16,7 +16,8 @@ from onnx_amc.graph.rules import Step, mark_params, normal, rule
 def pool(step: Step) -> list[Axes]:
     """Each channel is pooled by itself."""
     step.fix_each(step.x(0)[2:], "pools over it")
-    if len(step.node.output) > 1 and step.node.output[1]:
+    outputs = {o.name for o in step.model.proto.graph.output}
+    if any(o and (o in step.model.consumers or o in outputs) for o in step.node.output[1:]):
         step.fix(step.x(0)[1], "counts its channels in the places of the maxima")
     channels = step.x(0)[1]
     slides = int(np.prod(step.out_shape()[2:])) > 1
