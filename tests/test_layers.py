@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 from test_refit import affine, by_channel, net, noise, refitter, run
 from test_sequential import ALL, TINY
 
-from onnx_amc.graph.groups import Analysis
+from onnx_amc.graph.groups import Analysis, analyse
+from onnx_amc.graph.load import load
 from onnx_amc.prune.layers import find_layers
 from onnx_amc.prune.refit import read, storable
 from onnx_amc.prune.surgery import cut
@@ -84,6 +86,23 @@ def test_a_product_that_loses_channels_and_is_not_refitted_is_told(nodes: str) -
     layers, refused = find_layers(net(nodes))
     assert "y" not in {layer.node for layer in layers}
     assert "no single matrix on the right" in refused["y"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "refitted", "biased"), [("v", "h", True), ("c", "hy", False), ("wv", "hy", True), ("", "hy", True)]
+)
+def test_what_a_caller_may_replace_is_not_written_unless_all_matrices_are_listed_so(
+    listed: str, refitted: str, *, biased: bool
+) -> None:
+    model = net("""(float[N,6] x) => (float[N,4] y) <float[6,8] w, float[8,4] v, float[4] c> {
+        h = MatMul (x, w) r = Relu (h) k = MatMul (r, v) y = Add (k, c) }""").model.original
+    for tensor in model.graph.initializer:
+        if tensor.name in listed:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    layers, refused = find_layers(analyse(load(model)))
+    assert [layer.node for layer in layers] == ["h", "k"][: len(refitted)]
+    assert list(refused) == ["k"][: 2 - len(refitted)]
+    assert len(refitted) == 1 or (layers[1].bias is not None) == biased
 
 
 # ---- behind a Cast --------------------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ import onnx
 from onnx_amc.fit.patches import Window
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Reader, Tokens
-from onnx_amc.graph.load import FLOATS, MOVES, Model
+from onnx_amc.graph.load import FLOATS, MOVES, Model, offered
 from onnx_amc.graph.proto import attributes
 
-FOREIGN = "its bias is shared, computed in the graph or one per row"
+FOREIGN = "its bias is shared, an input too, computed in the graph or one per row"
 """Why a layer is not refitted whose output holds more than what could be written."""
 
 ODD = "its weight is no single matrix on the right, nor one on the left of samples"
@@ -119,6 +119,7 @@ class _Finder:
     def __init__(self, model: Model) -> None:
         self.model, self.producer, self.consumers = model, model.producer, model.consumers
         self.outputs = {o.name for o in model.proto.graph.output}
+        self.offered = offered(model.proto)
 
     def stored(self, name: str) -> Stored | None:
         """Find the initializer behind a tensor, through operators that move elements or round them to another type."""
@@ -140,8 +141,8 @@ class _Finder:
         return replace(source, index=source.index.reshape(self.model.shapes[name]))
 
     def alone(self, name: str) -> bool:
-        """Whether nothing but one node reads a tensor, nor any of those that it is moved from, back to the initializer."""
-        if name in self.outputs or len(self.consumers.get(name, [])) != 1:
+        """Whether one node alone reads a tensor, and those it is moved from, back to an initializer that no caller replaces."""
+        if name in self.outputs | self.offered or len(self.consumers.get(name, [])) != 1:
             return False
         return name in self.model.weights or self.alone(self.producer[name].input[0])
 
@@ -154,7 +155,7 @@ class _Finder:
         if weight is None:
             return "its weight is computed in the graph"
         if not self.alone(reader.w):
-            return "its weight is shared: something else reads it too"
+            return "its weight is shared: something else reads it too, or it is an input"
         if _left(reader, node) and len(self.model.shapes[reader.x]) != 3:
             return ODD
         attrs = attributes(node)

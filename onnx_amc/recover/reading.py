@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from onnx_amc.errors import DataError, ModelError
+from onnx_amc.graph.load import offered
 from onnx_amc.graph.proto import attributes, last_uses, opset_of
 from onnx_amc.recover import ops_layer, ops_math, ops_shape
 from onnx_amc.recover.call import TABLE, Call, UnreadableError
@@ -238,7 +239,7 @@ def trainable(proto: onnx.ModelProto) -> set[str]:
 
     What is added to a product is a bias where it is a vector, and the product one by a weight: a mask of an attention is neither.
     Nor is what a normalisation takes for its mean or variance too: torch has no gradient for it. What is an output of the graph, or
-    what such an output is calculated from alone, somebody reads as it is.
+    what such an output is calculated from alone, somebody reads as it is; what is offered as an input too, somebody may replace.
     """
     floats = {t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     vectors = {t.name for t in proto.graph.initializer if math.prod(t.dims[:-1]) == 1} & floats
@@ -258,7 +259,9 @@ def trainable(proto: onnx.ModelProto) -> set[str]:
     told = [o.name for o in proto.graph.output]
     for name in told:  # grows meanwhile
         told += sources.pop(name, ())
-    return found.difference(told, *(n.input[3:] for n in proto.graph.node if n.op_type == "BatchNormalization"))
+    return found.difference(
+        told, offered(proto), *(n.input[3:] for n in proto.graph.node if n.op_type == "BatchNormalization")
+    )
 
 
 def _weights(node: onnx.NodeProto) -> list[str]:
