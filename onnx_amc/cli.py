@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None, loaded: Callable[[], None] = lambda:
     if not isinstance(sys.stderr, Heedless):
         sys.stderr = cast("TextIO", Heedless(sys.stderr))
     args = parser().parse_args(argv)
-    args.written = list[str]()
+    args.begun, args.written = False, list[str]()
     args.typed = shlex.join(["onnx-amc", *(sys.argv[1:] if argv is None else argv)])
     if args.command is None and not args.version:
         parser().print_help()
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None, loaded: Callable[[], None] = lambda:
         print(f"onnx-amc: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        further = "; no model was written. The same command with --resume goes on" if args.command == "compress" else ""
+        further = "; no model was written. The same command with --resume goes on" if args.begun else ""
         further = f" after {', '.join(args.written)} was written" if args.written else further
         print(f"onnx-amc: interrupted{further}", file=sys.stderr)
         return INTERRUPTED
@@ -132,6 +132,7 @@ def compress(args: argparse.Namespace) -> None:
     from onnx_amc.rundir import forget, held  # noqa: PLC0415
 
     with held(folder, resume=args.resume):
+        args.begun = True
         _compress(args, out, folder, budgets)
         forget(folder)
 
@@ -309,6 +310,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def bench(args: argparse.Namespace) -> None:
     """`onnx-amc bench`."""
+    from onnx_amc.config import MOST  # noqa: PLC0415
     from onnx_amc.delivery import one_feed  # noqa: PLC0415
     from onnx_amc.graph.load import load  # noqa: PLC0415
     from onnx_amc.run.latency import disturbed, measure  # noqa: PLC0415
@@ -316,8 +318,9 @@ def bench(args: argparse.Namespace) -> None:
 
     claim({f"MODEL {path}": path for path in args.models}, {"--json": args.json})
     models = [load(path) for path in args.models]
-    if args.threads < 0:
-        raise OptionError(f"{args.threads} is below 0", where="--threads", fix="give 0 for all cores, or more")
+    if not 0 <= args.threads <= MOST["threads"]:
+        what = f"{args.threads} is no whole number from 0 to {MOST['threads']}"
+        raise OptionError(what, where="--threads", fix="give one of these, 0 for all cores")
     if not 0 < args.seconds < math.inf:
         raise OptionError(f"{args.seconds} is no time", where="--seconds", fix="give more than 0")
     how = {"seconds": args.seconds, "threads": args.threads, "provider": provider_of(args.provider)}

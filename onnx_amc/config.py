@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -36,6 +37,9 @@ LEAST_OF = {
     "correction": 1, "sequence": 1, "draft": 1, "draft_rows": 1, "trial": 1, "finalists": 1, "probe": 1,
 }  # fmt: skip
 """Settings that are whole numbers, and the least that each may be."""
+
+MOST = dict.fromkeys(("threads", "workers"), max(256, os.cpu_count() or 1))
+"""The most that some may be: far more than there are cores do nothing but wait for each other, so that a run seems to hang."""
 
 TRAINING: dict[str, Any] = {
     "recover_epochs": None, "recover_minutes": None, "recover_labels": False, "recover_flip": False,
@@ -198,9 +202,10 @@ class Settings:
             value, where = getattr(self, name), f"--{name.replace('_', '-')}"
             if value is None and name in {"workers", "recover_epochs"}:
                 continue
-            if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**32:
-                what = f"{value!r} is no whole number from {least} to {2**32 - 1}"
-                raise OptionError(what, where=where, fix=f"give {least} or more")
+            most = MOST.get(name, 2**32 - 1)
+            if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
+                what = f"{value!r} is no whole number from {least} to {most}"
+                raise OptionError(what, where=where, fix="give one of these")
             object.__setattr__(self, name, int(value))
         for name in SWITCHES:
             value = getattr(self, name)

@@ -277,5 +277,7 @@ def _lines(content: bytes, where: str) -> list[dict[str, Any]]:
 
 def _nothing(folder: Path) -> OptionError:
     return OptionError(
-        "there is no run to resume", where=f"--resume {folder}", fix="leave --resume out, or name its --run-dir"
+        "there is no run to resume: none was begun there, or it was stopped before it had made its folder",
+        where=f"--resume {folder}",
+        fix="leave --resume out, or name its --run-dir",
     )

@@ -105,6 +105,22 @@ def test_resume_refuses_another_run(place: Path, capsys: pytest.CaptureFixture[s
     assert "another model, other data or other options" in fails(capsys, 2, *command, "--flops", 0.6, "--resume")
 
 
+def test_what_is_interrupted_before_the_run_is_begun_promises_no_resumption(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name, promised in (("writable", 0), ("_compress", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"onnx_amc.cli.{name}", stop)
+            assert (
+                main(["compress", str(place / "digits_mlp.onnx"), "--flops", "0.5", "-o", str(place / "x.onnx")]) == 130
+            )
+        assert capsys.readouterr().err.count("--resume") == promised
+        assert (place / "x.run").exists() == bool(promised)
+
+
 def test_resume_refuses_data_that_changed_under_the_same_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compress", place / "digits_mlp.onnx", "--flops", 0.5, "--policy", "uniform"]
     command += ["--run-dir", place / "run", "--quiet", "-o", place / "x.onnx"]
@@ -223,7 +239,8 @@ def test_inspect_evaluate_bench(place: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads((place / "b.json").read_text())["models"][0]["ratio"] == 1.0
     assert main(["bench", model, model, "--seconds", "0.2", "--threads", "1", "--json", str(place / "b.json")]) == 0
     assert 0.3 < json.loads((place / "b.json").read_text())["models"][1]["ratio"] < 3
-    assert "-1 is below 0" in fails(capsys, 2, "bench", model, "--threads", -1)
+    for many in (-1, 99_999):
+        assert f"{many} is no whole number from 0 to" in fails(capsys, 2, "bench", model, "--threads", many)
     other = onnx.load(model)
     other.graph.input[0].name = next(n for n in other.graph.node if "input" in n.input).input[0] = "picture"
     onnx.save(other, place / "other.onnx")

@@ -146,7 +146,9 @@ def test_sessions_of_a_thread_have_the_threads_that_were_asked_for() -> None:
     assert of_session() == 0
 
 
-@pytest.mark.parametrize("option", ["--workers", "--ahead"])
-def test_numbers_that_are_none(option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compress", str(RESNET), "--flops", "0.5", option, "-1"]) == 2
-    assert f"-1 is no whole number from {int(option == '--workers')}" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "value"), [("--workers", -1), ("--ahead", -1), ("--workers", 99_999), ("--threads", 99_999)]
+)
+def test_numbers_that_are_none(option: str, value: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compress", str(RESNET), "--flops", "0.5", option, str(value)]) == 2
+    assert f"{value} is no whole number from {int(option == '--workers')}" in capsys.readouterr().err
