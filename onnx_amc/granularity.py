@@ -152,10 +152,11 @@ def channels_of(analysis: Analysis, settings: Settings, clock: Clock | None = No
     def gains() -> Gains:  # likewise
         return by_channels(analysis, refit=settings.refit, sequential=settings.sequential)
 
+    alone = cost.apart(analysis, cut=True, refit=settings.refit)[1]
     prices: dict[str, Prices] = {
         "flops": macs.many,
         "params": lambda plans: params(plans) + gains().elements(plans),
-        "size": lambda plans: size().many(plans) + gains().bytes(plans),
+        "size": lambda plans: size().many(plans) + gains().bytes(plans) + alone * (plans < full).any(axis=1),
     }
     wholes = {"flops": macs(full), "params": elements(original, in_nodes(original, analysis))}
     wholes["size"] = analysis.model.bytes
@@ -197,7 +198,9 @@ def weights_of(analysis: Analysis, settings: Settings) -> Units:
     names = tuple(layer.weight.name for layer in layers)
     tops = np.array([most_of(analysis, layer, settings) for layer in layers], dtype=np.int64)
     gains = by_weights(analysis, layers, tops, refit=settings.refit, sequential=settings.sequential)
-    prices, wholes = _thinned_prices(analysis, names, tops, gains)
+    prices, wholes = _thinned_prices(
+        analysis, names, tops, gains, cost.apart(analysis, cut=False, refit=settings.refit)
+    )
     kept = np.array(untouched(analysis, settings, layers), dtype=bool)
 
     def even(density: float) -> int:
@@ -233,7 +236,7 @@ def _live(analysis: Analysis, name: str) -> int:
 
 
 def _thinned_prices(
-    analysis: Analysis, names: Sequence[str], tops: np.ndarray, gains: Gains
+    analysis: Analysis, names: Sequence[str], tops: np.ndarray, gains: Gains, apart: tuple[int, int]
 ) -> tuple[dict[str, Prices], dict[str, int]]:
     """What plans cost in weights that are not zero and in bytes, and what the original does.
 
@@ -242,6 +245,7 @@ def _thinned_prices(
         names: Weights that may be thinned.
         tops: int (weights,), what each keeps where it is left as it is.
         gains: Biases that come with that.
+        apart: Elements and bytes of those that are stored once until they are refitted.
 
     """
     original, weights = analysis.model.original, analysis.model.weights
@@ -264,9 +268,17 @@ def _thinned_prices(
     for tensor in unread:
         rest["params"] -= int(np.prod(tensor.dims))
         rest["size"] -= light.data_length(tensor)
+    more = dict(zip(("params", "size"), apart, strict=True))
+
+    def beside_them(kind: str, plans: np.ndarray) -> np.ndarray:
+        """What does not go, and what is stored for each of several once something is refitted."""
+        return np.asarray(rest[kind] + more[kind] * (plans < tops).any(axis=1))
+
     prices: dict[str, Prices] = {
-        "params": lambda plans: rest["params"] + np.minimum(plans, live).sum(axis=1) + gains.elements(plans),
-        "size": lambda plans: rest["size"] + stored(plans) + gains.bytes(plans),
+        "params": lambda plans: (
+            beside_them("params", plans) + np.minimum(plans, live).sum(axis=1) + gains.elements(plans)
+        ),
+        "size": lambda plans: beside_them("size", plans) + stored(plans) + gains.bytes(plans),
     }
     return prices, wholes
 

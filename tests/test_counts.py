@@ -328,6 +328,27 @@ def test_weights_that_nothing_reads_are_the_first_to_go(name: str) -> None:
         assert near["compressed"]["macs"] > 0.8 * near["original"]["macs"]
 
 
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
+def test_biases_that_differ_after_the_refit_are_priced_one_by_one(granularity: str) -> None:
+    """Four pairs of layers, of which all biases of a width are stored once, as long as they are equal."""
+    layers = "".join(
+        f"h{i} = Gemm (x{i}, w{i}, b) r{i} = Relu (h{i}) x{i + 1} = Gemm (r{i}, u{i}, c) " for i in range(4)
+    )
+    weights = ", ".join(f"float[16,512] w{i}, float[512,16] u{i}" for i in range(4))
+    text = f"(float[N,16] x0) => (float[N,16] x4) <{weights}, float[512] b, float[16] c> {{ {layers} }}"
+    analysis = analyse(load(Row("", text, 0).model()))
+    settings = Settings(Budget("size", 0.5), granularity=granularity)
+    units = units_of(analysis, settings)
+    assert units.prices["size"](units.sizes[None])[0] == pytest.approx(analysis.model.bytes, abs=100)
+    rng = np.random.default_rng(0)
+    biases = {n: rng.normal(size=analysis.model.value(n).shape).astype(np.float32) for n in analysis.model.origin}
+    assert len(biases) == 8
+    kept = {g.name: range(g.channels // 2) for g in analysis.groups} if granularity == "channel" else {}
+    plan = units.sizes // 2 if kept else units.sizes - 1
+    file = light.size(finish(analysis, cut(analysis, kept, biases)))
+    assert file <= units.prices["size"](plan[None])[0] < file + 500
+
+
 @pytest.mark.parametrize("name", ["digits_mlp", "digits_resnet"])
 def test_a_plan_is_priced_in_the_bytes_of_its_file(name: str) -> None:
     analysis = analyse(load(MODELS / f"{name}.onnx"))

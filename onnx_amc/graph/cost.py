@@ -106,6 +106,42 @@ def size(analysis: Analysis, whole: int | None = None) -> Price:
     return _price(analysis, [*entries, ("the rest", whole - counted, [])])
 
 
+ENVELOPE = 8
+"""Bytes of the file that announce a tensor, at most."""
+
+
+BIASED = frozenset({"Conv", "ConvTranspose", "Gemm", "Add"})
+"""Operators with an input that a refit may write, of which a file holds no other copy then."""
+
+
+def apart(analysis: Analysis, *, cut: bool, refit: bool) -> tuple[int, int]:
+    """Elements and bytes of what the original stores once for several nodes, and each of them may have of its own.
+
+    What stays equal is stored once still: a file takes no more than that, and often less.
+
+    Args:
+        analysis: Of the network.
+        cut: Whether they may be cut by different channels.
+        refit: Whether biases may be written.
+
+    """
+    model, biases = analysis.model, set[str]()
+    for node in model.proto.graph.node if refit else ():
+        biases.update(node.input if node.op_type in BIASED else ())
+    held: dict[str, list[str]] = {}
+    for name, (origin, _) in model.origin.items():
+        if name in model.weights:
+            held.setdefault(origin, []).append(name)
+    found = [0, 0]
+    for origin, names in held.items():
+        free = [n for n in names if cut or n in biases]
+        for name in free[len(free) == len(names) :]:
+            tensor = model.weights[name]
+            found[0] += math.prod(tensor.dims) if tensor.data_type in FLOATS else 0
+            found[1] += tensor.ByteSize() + ENVELOPE + len(name.encode()) - len(origin.encode())
+    return found[0], found[1]
+
+
 def _dense_bytes(model: Model) -> int:
     """Bytes of the file, its sparse initializers written out: a cut leaves them so."""
     if not len(model.original.graph.sparse_initializer):
