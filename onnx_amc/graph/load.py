@@ -222,10 +222,13 @@ def true_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def offered(proto: onnx.ModelProto) -> set[str]:
-    """Initializers that stand for a choice of the caller's: inputs too, in a file where not all matrices are, as was usual once."""
+    """Initializers that stand for a choice of the caller's: inputs too, in a file where most matrices are none.
+
+    Some exporters list all of them, or all but what is folded later, and mean nothing by it.
+    """
     listed = defaults(proto)
     matrices = {t.name for t in proto.graph.initializer if t.data_type in FLOATS and len(t.dims) > 1}
-    return listed if matrices - listed else set()
+    return listed if 2 * len(matrices & listed) <= len(matrices) else set()
 
 
 def _read(source: Source) -> tuple[onnx.ModelProto, str, str | None, bool]:
