@@ -65,6 +65,8 @@ def sums() -> Iterator[Row]:
                r = Einsum <equation = "ntu,nui->nti"> (s, h)""", 17, "float[8,9] k")
     yield flat("channels that an Einsum makes of what is never zero, contracted", """e = Exp (h) d = Sigmoid (h) q = Einsum <equation = "nti,nti->nti"> (e, d)
                s = Einsum <equation = "nti,nui->ntu"> (q, d) r = Einsum <equation = "ntu,nui->nti"> (s, h)""", 0, reason="neither of which is zero")
+    yield flat("channels that GatherND picks, contracted", """t = Transpose <perm = [2,0,1]> (h) k = GatherND (t, i) u = Transpose <perm = [1,2,0]> (k)
+               d = Transpose <perm = [0,2,1]> (u) s = MatMul (u, d) p = Softmax (s) r = MatMul (p, h)""", 8, "int64[4,1] i", weights={"i": [[7], [2], [2], [0]]})
     yield Row("attention by Einsum", """(float[N,5,6] x) => (float[N,5,6] y) <float[6,2,4] wq, float[6,2,4] wk, float[6,2,4] wv, float[2,4,6] wo>
         { q = Einsum <equation = "ntd,dhk->nthk"> (x, wq) k = Einsum <equation = "ntd,dhk->nthk"> (x, wk) v = Einsum <equation = "ntd,dhk->nthk"> (x, wv)
         s = Einsum <equation = "nqhk,nvhk->nhqv"> (q, k) a = Softmax (s) z = Einsum <equation = "nhqv,nvhk->nqhk"> (a, v)

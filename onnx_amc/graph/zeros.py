@@ -23,7 +23,7 @@ FIRST = (
     "Div HardSwish Mish Swish Softsign Floor Ceil Round Transpose Reshape Flatten Squeeze Unsqueeze Slice Split Gather Expand Tile "
     "DepthToSpace SpaceToDepth QuantizeLinear DequantizeLinear MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool "
     "GlobalLpPool ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare RMSNormalization Resize Upsample "
-    "GridSample RoiAlign MaxRoiPool Col2Im CenterCropPad GatherElements LpNormalization"
+    "GridSample RoiAlign MaxRoiPool Col2Im CenterCropPad GatherElements GatherND LpNormalization"
 )
 KEEPS_ZERO = frozenset(FIRST.split())
 """Operators whose output is zero where their first input is."""
