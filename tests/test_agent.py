@@ -162,6 +162,27 @@ def test_samples_carry_reward_less_baseline() -> None:
     np.testing.assert_allclose(np.unique(drawn), np.sort(np.array(env.rewards) - expected), atol=1e-6)
 
 
+class Late(Toy):
+    """The reward is told later; a 0 stands for it."""
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        seen, reward, done, cut, info = super().step(action)
+        return seen, 0.0, done, cut, {**info, **({"later": lambda: reward} if done else {})}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_logged_of_a_walk_is_its_reward(policy: str) -> None:
+    """Not the 0 that stands for it: the curve in TensorBoard was flat. Until it is known, the moving average."""
+    config = AgentConfig(warmup_episodes=2, hidden=(8,), batch_size=8, ahead=2)
+    agent, env = trained(policy, 6, config, env=Late())
+    told = [episode["r"] for episode in agent.ep_info_buffer]
+    assert told[:4] == env.rewards[:4]
+    averages = [env.rewards[0]]
+    for reward in env.rewards[1:3]:
+        averages.append(0.95 * averages[-1] + 0.05 * reward)
+    assert told[4:] == pytest.approx(averages[1:])
+
+
 def test_nothing_is_sampled_from_an_unfinished_walk() -> None:
     agent = make_agent(Toy(), "ddpg", SMALL, 0)
     held = replay(agent)

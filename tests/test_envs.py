@@ -356,6 +356,7 @@ def test_the_training_is_logged(tmp_path: Path) -> None:
     log = EventAccumulator(str(tmp_path))
     log.Reload()
     assert {"rollout/ep_rew_mean", "train/critic_loss"} <= set(log.Tags()["scalars"])
+    assert all(mean.value < 0 for mean in log.Scalars("rollout/ep_rew_mean")), "rewards, not what stands for them"
 
 
 def test_a_log_that_cannot_be_had_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

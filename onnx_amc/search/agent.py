@@ -119,7 +119,8 @@ class EpisodeReplayBuffer(ReplayBuffer):
     """Holds an episode back until it ends, then stores all its transitions with the episode's last reward R.
 
     Stored is the executed action, from `info["executed_action"]`. Where `info["later"]` has the reward, the episode waits
-    for it until `ahead` more have ended; not so while nothing is stored, since there must be something to learn from.
+    for it until `ahead` more have ended; not so while nothing is stored, since there must be something to learn from. SB3
+    logs what `info["episode"]` says, a 0 that stands for such a reward: it is b until R is known, then R.
     Samples carry R - b, b being the moving average of R over the episodes, b <- decay * b + (1 - decay) * R, begun at
     the first R. An episode that is cut short has ended too: nothing is bootstrapped from behind it. `seed` is that of
     the owned generator that picks the samples. One environment at a time.
@@ -135,7 +136,7 @@ class EpisodeReplayBuffer(ReplayBuffer):
         self._rng = np.random.default_rng(seed)
         self.held: list[tuple[Array, Array, Array]] = []
         self._ahead = ahead
-        self._waiting: deque[tuple[list[tuple[Array, Array, Array]], Callable[[], float]]] = deque()
+        self._waiting: deque[tuple[list[tuple[Array, Array, Array]], Callable[[], float], dict[str, Any]]] = deque()
 
     def add(
         self, obs: Array, next_obs: Array, action: Array, reward: Array, done: Array, infos: list[dict[str, Any]]
@@ -147,14 +148,18 @@ class EpisodeReplayBuffer(ReplayBuffer):
         self.held.append((np.array(obs), np.array(next_obs), scaled))
         if not np.all(done):
             return
-        now = float(np.mean(reward))
-        self._waiting.append((self.held, infos[0].get("later", lambda: now)))
+        now, told = float(np.mean(reward)), infos[0].get("episode", {})
+        if "later" in infos[0]:
+            told["r"] = self.baseline or 0.0
+        self._waiting.append((self.held, infos[0].get("later", lambda: now), told))
         self.held = []
         while len(self._waiting) > (self._ahead if "later" in infos[0] and self.size() else 0):
             self._store(*self._waiting.popleft())
 
-    def _store(self, held: list[tuple[Array, Array, Array]], reward: Callable[[], float]) -> None:
-        final = reward()
+    def _store(
+        self, held: list[tuple[Array, Array, Array]], reward: Callable[[], float], told: dict[str, Any]
+    ) -> None:
+        final = told["r"] = reward()
         for left, transition in enumerate(held, start=1 - len(held)):
             super().add(*transition, np.array([final]), np.array([left == 0]), [{}])
         self.baseline = final if self.baseline is None else self._decay * self.baseline + (1 - self._decay) * final
