@@ -10,6 +10,7 @@ Several environments of one network can share its calibration and what plans sco
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import replace
 from numbers import Real
 from typing import Any
@@ -56,6 +57,7 @@ class ModelEnv(PruningEnv):
             what = "nothing of it can be removed, so there is nothing to decide"
             raise OptionError(what, where=run.model.source, fix="see `onnx-amc inspect` for what is in the way")
         self.run = run
+        run.search.source = SOURCE
         self._last: Tried | None = None
         super().__init__(run.search.space, run.units.facts, self._judged, render_mode)
 
@@ -86,18 +88,21 @@ class ModelEnv(PruningEnv):
     def deliver(self, counts: np.ndarray | None = None) -> Result:
         """Refit, check and measure a plan, the best one unless another is given, as `onnx_amc.compress` does.
 
+        Where the model of the best one costs more than the budget allows, as measured, plans like it are tried that cost less.
+
         Args:
-            counts: int (units,), what each keeps.
+            counts: int (units,), what each keeps: that very plan is delivered, or none.
 
         Raises:
             OptionError: They are no counts of these units, or no episode has ended yet.
-            BudgetError: They cost more than the budget allows.
+            BudgetError: They, or their model as measured, cost more than the budget allows.
 
         """
-        run, search = self.run, self.run.search
-        counts = self.best.counts if counts is None else self._checked(np.asarray(counts))
+        run, search = copy(self.run), self.run.search
+        run.seconds = dict(run.seconds)  # what is told of an earlier delivery stays as it was
+        chosen = None if counts is None else self._checked(np.asarray(counts))
         with threadpool_limits(limits=1, user_api="blas"):
-            result = run.deliver(search.within(counts))
+            result = run.deliver(search.within(self.best.counts, fill=False) if chosen is None else chosen)
         kept = np.array([g["kept"] for g in result.record["groups"]])
         found = outcome(search.journal, SOURCE, run.units, kept)
         result.record.update(found | {"policy": SOURCE, "episodes": len(found["rewards"])})
@@ -164,7 +169,7 @@ def pruning(
             what = f"an environment does not heed {', '.join(unread)}"
             raise OptionError(what, where="settings", fix="leave that out, or call onnx_amc.compress")
         budget = choose_budget(**budgets)
-        wanted = Settings(**{"budget": budget, "granularity": granularity, "recover": False, **settings})
+        wanted = Settings(budget=budget, granularity=granularity, **{"recover": False, **settings})
         with threadpool_limits(limits=1, user_api="blas"):
             run = Compression(model, data, wanted, listener or Listener())
         if shaping is not None:

@@ -71,6 +71,7 @@ class Search:
         finals: What the plans scored that were refitted in full.
         paces: The plans that were timed, by which the table of times was off.
         aimed: The space with the budget that finalists must meet.
+        source: Who proposes plans, for the record.
         seconds: Of ordering the channels, the import of the agent's library included; of the search; of its part in which
             onnxruntime was running; of the full refit of the best few.
 
@@ -87,7 +88,7 @@ class Search:
         self.baselines: dict[str, Tried] = {}
         self.finals: list[Tried] = []
         self.errors: list[np.ndarray] = []
-        self.paces, self.aimed = list[Known](), space
+        self.paces, self.aimed, self.source = list[Known](), space, settings.policy
         self.ready: tuple[Tried, onnx.ModelProto] | None = None
         self._before = 0
         self.seconds = {"ranking": 0.0, "search": 0.0, "search_onnxruntime": 0.0, "refit": 0.0}
@@ -299,8 +300,12 @@ class Search:
         """The refitted model of a plan."""
         return self.ready_for(counts) or self.builder.refined(self.builder.kept(counts))
 
-    def within(self, counts: np.ndarray) -> np.ndarray:
+    def within(self, counts: np.ndarray, *, fill: bool = True) -> np.ndarray:
         """These counts, or others whose finished model costs no more than was asked for, nor leaves much of the time unused.
+
+        Args:
+            counts: int (groups,).
+            fill: Whether time that is left unused is a reason to look for others.
 
         Raises:
             BudgetError: After several tries the model still costs too much.
@@ -320,7 +325,7 @@ class Search:
                 bracket.beyond = price, spent
             else:
                 fits, bracket = counts, Bracket((1 - SLACK) * whole, (price, spent), bracket.beyond)
-                if not timed or spent >= (1 - UNUSED) * whole or attempt == TRIES:
+                if not (timed and fill) or spent >= (1 - UNUSED) * whole or attempt == TRIES:
                     break
             # What keeps all is the file as it came: that it is too large says nothing of those that are written anew.
             as_it_came = not timed and np.array_equal(counts, self.space.full)
@@ -369,13 +374,13 @@ class Search:
             return propose(space, policy, self.errors)
         if space.feasible(counts):
             self._stage("larger plans", LARGER)
-            refine(space, self.journal, self.errors, policy, LARGER, np.random.default_rng(self.settings.seed))
+            refine(space, self.journal, self.errors, self.source, LARGER, np.random.default_rng(self.settings.seed))
         else:
             self._stage("smaller plans", 3 if self.errors else 1)
-            self.journal.ask(local.below(space, [], counts), policy)
+            self.journal.ask(local.below(space, [], counts), self.source)
             if self.errors:
                 self.journal.ask(baselines.knapsack(space, explained(space, self.journal, self.errors)), "knapsack")
-                self.journal.ask(local.below(space, self.errors, counts), policy)
+                self.journal.ask(local.below(space, self.errors, counts), self.source)
         fitting = [t for t in self.journal.distinct if space.feasible(t.counts)]
         self.ready = None
         self._refine(sorted(fitting, key=lambda t: t.rank, reverse=True)[:OTHERS])

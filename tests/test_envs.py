@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import onnx_amc
 from onnx_amc.envs import ModelEnv
 from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.listener import Listener
+from onnx_amc.rundir import Memo
 from onnx_amc.search.agent import AgentConfig, make_agent, save_agent
 from onnx_amc.search.env import PruningEnv
 from onnx_amc.search.journal import Tried
@@ -60,7 +62,7 @@ def test_both_checkers_pass(granularity: str) -> None:
     env = made(granularity)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of actions that are not symmetric: a kept ratio is not
-        check_gymnasium(env, skip_render_check=True)
+        check_gymnasium(env)  # makes others too, of each render mode
         check_sb3(env)
 
 
@@ -158,6 +160,37 @@ def test_what_an_environment_delivers_is_replayed_to_the_same_bytes() -> None:
     assert record["rewards"][record["best_episode"]] == env.best.reward
     walked(env, 0.5)
     assert len(result.trials) == 2 < len(trials), "what it goes on to try is no part of the result"
+
+
+def test_a_plan_whose_model_turns_out_too_dear_is_replaced_only_where_none_was_asked_for() -> None:
+    env = gym.make(IDS["channel"][0], model=MLP, size=0.5).unwrapped
+    assert isinstance(env, ModelEnv)
+    counts, search = walked(env, 0.4)["counts"], env.run.search
+    limit, dear = search.space.limit, env.deliver(counts).model.ByteSize()
+    search.memo = Memo()
+    search.actual = lambda model: limit + 1 if model.ByteSize() >= dear else model.ByteSize()
+    with pytest.raises(BudgetError, match="the plan costs"):
+        env.deliver(counts)
+    record = env.deliver().record
+    assert record["compressed"]["bytes"] < dear
+    assert record["delivered"] == "environment"
+    assert {t.source for t in search.journal.trials} == {"environment"}
+
+
+def test_what_was_delivered_stays_what_it_was() -> None:
+    env = made("channel")
+    info = walked(env, 0.4)
+    first = env.deliver()
+    before = deepcopy(first.record)
+    env.deliver(info["counts"])
+    assert first.record == before
+
+
+def test_what_is_no_setting_is_called_so() -> None:
+    with pytest.raises(TypeError, match="round_two"):
+        made("channel", round_two=3)
+    with pytest.raises(TypeError, match="budget"):
+        made("channel", budget=0.5)
 
 
 def test_what_an_environment_does_not_know_it_says() -> None:

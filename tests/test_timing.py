@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import onnx
 import pytest
@@ -16,6 +17,7 @@ import onnx_amc
 from onnx_amc.cli import main
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
+from onnx_amc.envs import ModelEnv
 from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.listener import Listener
 from onnx_amc.run.latency import Latency, disturbed
@@ -202,6 +204,24 @@ def test_milliseconds_that_do_not_go_with_the_ratios_are_pointed_out(times: list
     doubt = disturbed([Latency(t, r) for t, r in zip(times, ratios, strict=False)])
     assert (doubt is not None) == said
     assert doubt is None or "by the medians 0.30x, in turn 0.50x" in doubt
+
+
+def test_an_environment_delivers_the_plan_that_it_is_asked_for_however_much_time_that_leaves(
+    device: str, tmp_path: Path
+) -> None:
+    """It went looking for a larger one, in the name of an agent that was not there, and delivered that."""
+    options: dict[str, Any] = {"latency": 0.8, "latency_command": device, "cache": str(tmp_path)}
+    env = gym.make("onnx_amc/ChannelPruning-v0", model=MLP, **options).unwrapped
+    assert isinstance(env, ModelEnv)
+    env.reset()
+    done = False
+    while not done:
+        _, _, done, _, info = env.step(np.zeros(1, dtype=np.float32))
+    for counts in (None, info["counts"]):
+        record = env.deliver(counts).record
+        assert [g["kept"] for g in record["groups"]] == info["counts"].tolist()
+        assert record["latency_table"]["measured"] < 0.7
+    assert [t.source for t in env.run.search.journal.trials] == ["environment"]
 
 
 def test_a_plan_that_was_refitted_is_called_by_whoever_proposed_it_first() -> None:

@@ -156,9 +156,7 @@ class EpisodeReplayBuffer(ReplayBuffer):
         while len(self._waiting) > (self._ahead if "later" in infos[0] and self.size() else 0):
             self._store(*self._waiting.popleft())
 
-    def _store(
-        self, held: list[tuple[Array, Array, Array]], reward: Callable[[], float], told: dict[str, Any]
-    ) -> None:
+    def _store(self, held: list[tuple[Array, Array, Array]], reward: Callable[[], float], told: dict[str, Any]) -> None:
         final = told["r"] = reward()
         for left, transition in enumerate(held, start=1 - len(held)):
             super().add(*transition, np.array([final]), np.array([left == 0]), [{}])
