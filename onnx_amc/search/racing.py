@@ -17,7 +17,8 @@ ENOUGH = 8
 """Plans scored on all samples that it takes to know what a part says."""
 
 SIGMAS = 3.0
-"""Standard deviations that are given to a plan's credit: of a thousand plans that are stopped, one should not have been."""
+"""Standard deviations that are given to a plan's credit: of a thousand plans that are good enough about one is stopped, and about
+five as long as it is `ENOUGH` plans that tell how wrong a part is."""
 
 
 @dataclass(frozen=True)
