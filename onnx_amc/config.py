@@ -186,11 +186,8 @@ class Settings:
         self._check_names()
         if self.budget.kind == "channels":  # that is the plan: nobody proposes another
             if self.policy not in {Settings.policy, "uniform"}:
-                what, fix = (
-                    f"--channels says what the plan is, {self.policy} proposes none",
-                    "leave it out, or give a budget",
-                )
-                raise OptionError(what, where="--policy", fix=fix)
+                what = f"--channels says what the plan is, {self.policy} proposes none"
+                raise OptionError(what, where="--policy", fix="leave it out, or give a budget")
             object.__setattr__(self, "policy", "uniform")
         _fraction(self.budget.ratio, f"--{self.budget.kind}")
         check_levels(self.least, self.round_to)
@@ -245,12 +242,8 @@ class Settings:
             value = getattr(self, name)
             own = name in {"reward", "metric"}
             if value not in known and not (own and isinstance(value, str) and ":" in value):
-                more = ", or module:function" if own else ""
-                raise OptionError(
-                    f"unknown {name} '{value}'",
-                    where=f"--{name}",
-                    fix=f"choose {', '.join(k for k in known if k)}{more}",
-                )
+                fix = f"choose {', '.join(k for k in known if k)}{', or module:function' if own else ''}"
+                raise OptionError(f"unknown {name} '{value}'", where=f"--{name}", fix=fix)
 
     def _check_combinations(self) -> None:
         if asked := self.asked_of_training:
@@ -265,14 +258,25 @@ class Settings:
         if self.budget.kind == "channels" and self.least > self.budget.ratio:
             what = f"{self.budget.ratio} of the channels are fewer than --min-keep {self.min_keep}"
             raise OptionError(what, where="--channels", fix="lower --min-keep, or leave it out")
-        if self.criterion == "fpgm" and self.granularity == "weight":
-            raise OptionError("fpgm compares whole filters", where="--criterion", fix="take obs, wanda or magnitude")
+        if self.granularity == "weight":
+            self._check_weights()
         for name in ("agent", "save_agent", "tensorboard"):
             if getattr(self, name) is not None and self.policy not in AGENTS:
                 where, fix = f"--{name.replace('_', '-')}", f"choose --policy {', '.join(AGENTS)}"
                 if self.budget.kind == "channels":
                     raise OptionError("--channels searches nothing", where=where, fix="give a budget, such as --flops")
                 raise OptionError(f"the policy {self.policy} has no agent", where=where, fix=fix)
+
+    def _check_weights(self) -> None:
+        """Refuse what only channels know, and a least share beside a pattern, which says how many weights stay."""
+        for asked, what, where, fix in (
+            (self.criterion == "fpgm", "fpgm compares whole filters", "--criterion", "take obs, wanda or magnitude"),
+            (self.round_to not in {None, 1}, "single weights are not rounded", "--round-to", "leave it out, or give --pattern N:M"),
+            (self.approximate, "single weights cut no stream", "--approximate", "leave it out, or take --granularity channel"),
+            (self.pattern and self.min_keep, "--pattern says how many weights stay", "--min-keep", "leave out one of the two"),
+        ):  # fmt: skip
+            if asked:
+                raise OptionError(what, where=where, fix=fix)
 
     @property
     def asked_of_training(self) -> list[str]:
@@ -328,9 +332,8 @@ def choose_budgets(**given: str | None) -> list[Budget]:
     except ValueError as error:
         raise OptionError(f"'{text}' is no number", where=f"--{kind}", fix="give 0.5, or several: 0.75,0.5") from error
     if len({f"{ratio:g}" for ratio in ratios}) < len(ratios):
-        raise OptionError(
-            f"two of {text} are alike to six digits", where=f"--{kind}", fix="give each a name of its own"
-        )
+        what = f"two of {text} are alike to six digits"
+        raise OptionError(what, where=f"--{kind}", fix="give each a name of its own")
     return [Budget(kind, _fraction(ratio, f"--{kind}")) for ratio in sorted(ratios, reverse=True)]
 
 
@@ -392,9 +395,6 @@ def _real(value: object) -> float:
 
 def _fraction(value: float, where: str) -> float:
     if not 0 < _real(value) <= 1:
-        raise OptionError(
-            f"{value} is not a fraction above 0 and at most 1",
-            where=where,
-            fix="give the fraction that is to be left, e.g. 0.5",
-        )
+        what = f"{value} is not a fraction above 0 and at most 1"
+        raise OptionError(what, where=where, fix="give the fraction that is to be left, e.g. 0.5")
     return float(value)

@@ -51,6 +51,7 @@ class Units:
         macs: What a plan costs in multiply-accumulates.
         doubts: Why the cut of a unit is not exact; None where it is.
         parts: What a unit consists of.
+        remedy: What lets a plan be smaller.
 
     """
 
@@ -63,6 +64,7 @@ class Units:
     macs: Callable[[np.ndarray], int]
     doubts: tuple[str | None, ...] = ()
     parts: str = "channels"
+    remedy: str = "lower --min-keep, take a finer --round-to, or --keep less"
 
     @property
     def sizes(self) -> np.ndarray:
@@ -93,7 +95,7 @@ class Units:
         space = Space(self.names, self.levels, self.prices[kind], limit, UNITS[kind], self.wholes[kind])
         if kind == "size":
             self._check_sparse(space, budget)
-        space.check(ratio, where=budget.option, blocked=self.blocked)
+        space.check(ratio, where=budget.option, blocked=self.blocked, remedy=self.remedy)
         if not self.names and ratio < 1:
             raise BudgetError(
                 f"nothing can be cut, so the smallest is 1.0000 of the {UNITS[kind]}. In the way: "
@@ -211,11 +213,12 @@ def weights_of(analysis: Analysis, settings: Settings) -> Units:
         np.array([top]) if keep else _densities(int(top), uniform, layer, settings)
         for top, keep, layer in zip(tops, kept, layers, strict=True)
     )
-    blocked = tuple(f"{analysis.names.get(node, node)} ({why})" for node, why in refused.items())
-    blocked = (*(_dense(analysis, names) if kind == "size" else ()), *blocked)
+    blocked = [f"{analysis.names.get(node, node)} ({why})" for node, why in refused.items()]
+    blocked = [*(_dense(analysis, names) if kind == "size" else []), *_whole(layers, kept, settings), *blocked]
     facts = tuple(shape_facts(analysis, layer.node, layer.x, layer.weight.name) for layer in layers)
     macs = cost.macs(analysis)(analysis.full)
-    return Units(names, levels, facts, prices, wholes, blocked, lambda _counts: macs, parts="weights")
+    remedy = f"{'lower --min-keep' if settings.pattern is None else 'take another --pattern'}, or --keep less"
+    return Units(names, levels, facts, prices, wholes, tuple(blocked), lambda _: macs, parts="weights", remedy=remedy)
 
 
 def most_of(analysis: Analysis, layer: Layer, settings: Settings) -> int:
@@ -229,6 +232,20 @@ def _dense(analysis: Analysis, names: Sequence[str]) -> list[str]:
     if original.ir_version < SPARSE_IR:
         return [f"the file's format (version {original.ir_version}; sparse weights come with {SPARSE_IR})"]
     return [f"{n} (it is an input too, and stays dense)" for n in names if not can_be_sparse(original, n)]
+
+
+def _whole(layers: Sequence[Layer], kept: Sequence[bool], settings: Settings) -> list[str]:
+    """Why weights that could be thinned stay whole."""
+    found = [f"{x.weight.name} (--keep)" for x, keep in zip(layers, kept, strict=True) if keep]
+    if settings.pattern is None:
+        return found
+    keep, of = settings.pattern
+    odd = [x for x in layers if x.weight.index.shape[2] % of]
+    return [
+        f"--pattern, which leaves {keep} of {of}",
+        *found,
+        *(f"{x.weight.name} (its {x.weight.index.shape[2]} inputs are not a whole number of times {of})" for x in odd),
+    ]
 
 
 def _live(analysis: Analysis, name: str) -> int:

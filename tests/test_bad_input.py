@@ -64,6 +64,9 @@ def test_model_without_prunable_layer(place: Path, capsys: pytest.CaptureFixture
         assert (place / "out.onnx").read_bytes() == (place / "single.onnx").read_bytes()
 
 
+THIN = ("--params", "0.6", "--granularity", "weight")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -111,6 +114,9 @@ def test_model_without_prunable_layer(place: Path, capsys: pytest.CaptureFixture
         (["--flops", "0.5", "--reduce", "weight"], "'weight' is nothing that can be made small"),
         (["--flops", "0.5", "--reduce", "params"], "no --max-drop to reduce params within"),
         (["--flops", "0.5", "--max-drop", "1"], "2 budgets at once: --flops, --max-drop"),
+        ([*THIN, "--round-to", "4"], "--round-to: single weights are not rounded"),
+        ([*THIN, "--approximate"], "--approximate: single weights cut no stream"),
+        ([*THIN, "--pattern", "2:4", "--min-keep", "0.9"], "--min-keep: --pattern says how many weights stay"),
     ],
 )
 def test_bad_options(place: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str) -> None:

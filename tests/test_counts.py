@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -293,6 +294,19 @@ def test_what_can_be_reached_does_not_depend_on_what_is_asked_for(keep: tuple[st
     sizes = dict(zip(units.names, units.sizes.tolist(), strict=True))
     rest = units.wholes["params"] - sum(sizes.values())
     assert found == {rest + sum(n if name in keep else int(np.ceil(least * n)) for name, n in sizes.items())}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"keep": ("3.weight",)}, "In the way: 3.weight (--keep)\n  -> ask for 0.5205 or more, or lower --min-keep"),
+        ({"pattern": (2, 4)}, "In the way: --pattern, which leaves 2 of 4\n  -> ask for 0.5051 or more, or take another --pattern"),
+        ({"pattern": (2, 6)}, "leaves 2 of 6; 1.weight (its 64 inputs are not a whole number of times 6)"),
+    ],
+)  # fmt: skip
+def test_a_budget_out_of_reach_names_the_weights_that_stay(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(BudgetError, match=re.escape(said)):
+        Compression(MLP, DATA, Settings(Budget("params", 0.1), granularity="weight", **more), Listener())
 
 
 def test_uniform_pruning_spends_the_budget_on_what_is_not_kept() -> None:

@@ -120,7 +120,7 @@ class Space:
         """Whether a plan meets the budget."""
         return self.price(counts) <= self.limit
 
-    def check(self, ratio: float, *, where: str, blocked: Sequence[str]) -> None:
+    def check(self, ratio: float, *, where: str, blocked: Sequence[str], remedy: str = "lower --min-keep") -> None:
         """Refuse a budget that no plan can meet.
 
         Raises:
@@ -134,7 +134,7 @@ class Space:
             f"{ratio:.4g} of the {self.unit} cannot be reached; the smallest is {reachable:.4f}"
             + (f". In the way: {'; '.join(blocked[:3])}" if blocked else ""),
             where=where,
-            fix=f"ask for {reachable:.4f} or more, or lower --min-keep, take a finer --round-to, or --keep less",
+            fix=f"ask for {reachable:.4f} or more, or {remedy}",
         )
 
     def highest(self, counts: np.ndarray, step: int) -> int:
