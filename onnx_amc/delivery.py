@@ -134,19 +134,18 @@ def write_model(model: onnx.ModelProto, path: Path, *, external: bool = False) -
     """
     beside = path.with_name(f"{path.name}.data")
     bare, data = files.temporary(path), files.temporary(beside)
-    external = external or light.size(model) > light.LARGEST
+    graph, weights = model, list[onnx.TensorProto]()
+    if external or light.size(model) > light.LARGEST:
+        graph, weights = light.externalise(model, data.name)  # none, where all that is large is stored sparse
     try:
         for place in (path, beside):
             files.sweep(place)
-        if external:
-            graph, weights = light.externalise(model, data.name)
+        if weights:
             with data.open("wb") as file:
                 file.writelines(tensor.raw_data for tensor in weights)
-            bare.write_bytes(graph.SerializeToString(deterministic=True))
-        else:
-            bare.write_bytes(model.SerializeToString(deterministic=True))
+        bare.write_bytes(graph.SerializeToString(deterministic=True))
         open_session(str(bare), where=str(path), once=True)
-        if external:
+        if weights:
             graph, _ = light.externalise(model, beside.name)
             bare.write_bytes(graph.SerializeToString(deterministic=True))
             # Stopped between the two, there is no model rather than one with another's weights.

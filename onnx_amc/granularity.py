@@ -214,7 +214,7 @@ def weights_of(analysis: Analysis, settings: Settings) -> Units:
         for top, keep, layer in zip(tops, kept, layers, strict=True)
     )
     blocked = [f"{analysis.names.get(node, node)} ({why})" for node, why in refused.items()]
-    blocked = [*(_dense(analysis, names) if kind == "size" else []), *_whole(layers, kept, settings), *blocked]
+    blocked = [*(_dense(analysis, names) if kind == "size" else []), *_whole(layers, kept.tolist(), settings), *blocked]
     facts = tuple(shape_facts(analysis, layer.node, layer.x, layer.weight.name) for layer in layers)
     macs = cost.macs(analysis)(analysis.full)
     remedy = f"{'lower --min-keep' if settings.pattern is None else 'take another --pattern'}, or --keep less"

@@ -113,6 +113,13 @@ def test_weights_beside_a_model_are_not_written_over(apart: Path, capsys: pytest
     assert apart.read_bytes() == before
 
 
+def test_no_empty_file_is_written_where_no_weight_lies_beside_the_model(apart: Path) -> None:
+    thin = ["--params", "0.2", "--granularity", "weight", "--policy", "uniform", "--no-refit", "--quiet"]
+    assert main(["compress", "big.onnx", *thin, "-o", "p.onnx"]) == 0
+    assert onnx.load("p.onnx", load_external_data=False).graph.sparse_initializer
+    assert sorted(p.name for p in apart.parent.glob("*.data")) == [apart.name]
+
+
 def test_a_model_is_another_one_when_its_weights_beside_it_are(apart: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "compress",
