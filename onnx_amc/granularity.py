@@ -13,7 +13,7 @@ from onnx_amc.config import Budget, Settings
 from onnx_amc.errors import BudgetError, OptionError
 from onnx_amc.graph import cost, light
 from onnx_amc.graph.groups import Analysis
-from onnx_amc.graph.load import FLOATS
+from onnx_amc.graph.load import FLOATS, MOVES, WEIGHTED
 from onnx_amc.graph.proto import all_read, defaults
 from onnx_amc.inspection import facts_of, matching, protected, shape_facts
 from onnx_amc.prune.layers import Layer, find_layers
@@ -30,6 +30,9 @@ GRAIN = 1.15
 
 NARROW = 12
 """Inputs of an output below which single weights stay: a 3 x 3 depthwise kernel."""
+
+TOLD = 0.01
+"""Share of all weights below which one is not named as being in the way."""
 
 UNITS = {"flops": "MACs", "params": "parameters", "size": "bytes", "latency": "latency"}
 
@@ -214,7 +217,10 @@ def weights_of(analysis: Analysis, settings: Settings) -> Units:
         for top, keep, layer in zip(tops, kept, layers, strict=True)
     )
     blocked = [f"{analysis.names.get(node, node)} ({why})" for node, why in refused.items()]
-    blocked = [*(_dense(analysis, names) if kind == "size" else []), *_whole(layers, kept.tolist(), settings), *blocked]
+    blocked = [*_whole(layers, kept.tolist(), settings), *blocked, *_elsewhere(analysis, names)]
+    blocked = [*(_dense(analysis, names) if kind == "size" else []), *blocked]
+    if not (names or blocked):
+        blocked = ["no Conv, Gemm or MatMul of the main graph has an initializer for a weight"]
     facts = tuple(shape_facts(analysis, layer.node, layer.x, layer.weight.name) for layer in layers)
     macs = cost.macs(analysis)(analysis.full)
     remedy = f"{'lower --min-keep' if settings.pattern is None else 'take another --pattern'}, or --keep less"
@@ -246,6 +252,15 @@ def _whole(layers: Sequence[Layer], kept: Sequence[bool], settings: Settings) ->
         *found,
         *(f"{x.weight.name} (its {x.weight.index.shape[2]} inputs are not a whole number of times {of})" for x in odd),
     ]
+
+
+def _elsewhere(analysis: Analysis, names: Sequence[str]) -> list[str]:
+    """Weights of other operators than those that can be thinned, the largest first, as far as they are a part worth telling."""
+    model, told = analysis.model, WEIGHTED | MOVES
+    sizes = {n: int(np.prod(t.dims)) for n, t in model.weights.items() if t.data_type in FLOATS}
+    readers = {n: sorted({node.op_type for node in model.consumers.get(n, [])}) for n in sizes if n not in names}
+    others = [n for n, ops in readers.items() if ops and told.isdisjoint(ops) and sizes[n] > TOLD * sum(sizes.values())]
+    return [f"{n} (weights of {', '.join(readers[n])} stay)" for n in sorted(others, key=lambda n: -sizes[n])]
 
 
 def _live(analysis: Analysis, name: str) -> int:

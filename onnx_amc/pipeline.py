@@ -170,7 +170,12 @@ def _compare(plan: Plan, samples: sources.Dataset | None, where: str, listener: 
     what = f"its run was given other samples than {samples.source}"
     if samples.synthetic and isinstance(plan.settings.get("recover"), Mapping):
         raise PlanError(f"{what}, and its training is to be repeated", where=where, fix=THE_SAME)
-    listener.warn(f"{what}: the same channels stay, with other weights than the run's; {THE_SAME}")
+    stays = (
+        "as many weights stay, but other ones"
+        if "granularity" in plan.settings
+        else "the same channels stay, with other weights"
+    )
+    listener.warn(f"{what}: {stays} than the run's; {THE_SAME}")
 
 
 def evaluate(

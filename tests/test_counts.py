@@ -309,6 +309,29 @@ def test_a_budget_out_of_reach_names_the_weights_that_stay(more: dict[str, Any],
         Compression(MLP, DATA, Settings(Budget("params", 0.1), granularity="weight", **more), Listener())
 
 
+def recurrent() -> onnx.ModelProto:
+    """Y = LSTM(x), with all of its weights in that."""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (1, 32, 8), "r": (1, 32, 8)}
+    weights = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32), n) for n, s in shapes.items()]
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [4, 1, 8])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4, 1, 1, 8])
+    graph = helper.make_graph([helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=8)], "g", [x], [y], weights)
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def test_a_budget_out_of_reach_names_weights_that_no_product_has() -> None:
+    with pytest.raises(BudgetError, match=r"In the way: w \(weights of LSTM stay\); r \(weights of LSTM stay\)"):
+        Compression(recurrent(), None, Settings(Budget("params", 0.5), granularity="weight"), Listener())
+
+
+def test_no_smaller_budget_is_proposed_where_there_is_none() -> None:
+    model = onnx.load(MLP)
+    model.ir_version = 5
+    with pytest.raises(BudgetError, match=r"smallest is 1\.\d+.*\n  -> lower --min-keep, or --keep less$"):
+        Compression(model, DATA, Settings(Budget("size", 0.5), granularity="weight"), Listener())
+
+
 def test_uniform_pruning_spends_the_budget_on_what_is_not_kept() -> None:
     settings = Settings(Budget("params", 0.6), granularity="weight", keep=("3.weight",), **CUT)
     run = Compression(MLP, None, settings, Listener())

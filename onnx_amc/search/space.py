@@ -134,7 +134,7 @@ class Space:
             f"{ratio:.4g} of the {self.unit} cannot be reached; the smallest is {reachable:.4f}"
             + (f". In the way: {'; '.join(blocked[:3])}" if blocked else ""),
             where=where,
-            fix=f"ask for {reachable:.4f} or more, or {remedy}",
+            fix=(f"ask for {reachable:.4f} or more, or " if reachable < 1 else "") + remedy,
         )
 
     def highest(self, counts: np.ndarray, step: int) -> int:
