@@ -33,6 +33,8 @@ def run() -> None:
     except KeyboardInterrupt:  # once more, while that was being told
         code = INTERRUPTED
     _hear(heard, _exit(code))
+    # Python remembers an interruption of code that was compiled at run time, and would end by the signal, not with the code.
+    exec("")  # noqa: S102
     sys.exit(code)
 
 

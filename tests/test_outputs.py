@@ -253,6 +253,13 @@ def test_a_container_that_is_stopped_leaves_a_run_that_goes_on(place: Path) -> N
     assert not (place / "m.amc.onnx").exists()
 
 
+def test_an_interruption_of_code_compiled_at_run_time_is_one_too(place: Path) -> None:
+    """As libraries do that write functions; Python ends by the signal then, -2, if it is let."""
+    (place / "mine.py").write_text('def pairs():\n    exec("raise KeyboardInterrupt")\n')
+    done = typed("compress", "m.onnx", *PLAIN, "--data", "mine:pairs", capture_output=True)
+    assert (done.returncode, "interrupted" in done.stderr) == (130, True)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of Unix")
 @pytest.mark.parametrize(("model", "code"), [("m.onnx", 0), ("none.onnx", 2)])
 def test_progress_that_nobody_reads_ends_no_run(place: Path, model: str, code: int) -> None:
