@@ -271,6 +271,7 @@ class Settings:
         """Refuse what only channels know, and a least share beside a pattern, which says how many weights stay."""
         for asked, what, where, fix in (
             (self.criterion == "fpgm", "fpgm compares whole filters", "--criterion", "take obs, wanda or magnitude"),
+            (self.reward in {"flops", "latency"}, f"zeros save no {self.reward}", "--reward", "choose error, params or size"),
             (self.round_to not in {None, 1}, "single weights are not rounded", "--round-to", "leave it out, or give --pattern N:M"),
             (self.approximate, "single weights cut no stream", "--approximate", "leave it out, or take --granularity channel"),
             (self.pattern and self.min_keep, "--pattern says how many weights stay", "--min-keep", "leave out one of the two"),

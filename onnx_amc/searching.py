@@ -14,7 +14,7 @@ import onnx
 
 from onnx_amc.builder import Builder
 from onnx_amc.config import Settings
-from onnx_amc.errors import BudgetError, OptionError
+from onnx_amc.errors import BudgetError
 from onnx_amc.granularity import Units
 from onnx_amc.listener import Listener
 from onnx_amc.run.crew import Crew, Team
@@ -99,9 +99,6 @@ class Search:
         if name == "error":
             return plain
         if name in REWARDS:
-            if name not in self.units.prices:
-                what = f"--granularity {self.settings.granularity} knows no cost '{name}'"
-                raise OptionError(what, where="--reward", fix=f"choose error, {', '.join(self.units.prices)}")
             price = self.units.prices[name]
             return replace(plain, cost=lambda counts: float(price(counts[None])[0]))
         return replace(plain, own=partial(users, imported(name, "--reward"), name, self.units.shares))

@@ -115,6 +115,7 @@ THIN = ("--params", "0.6", "--granularity", "weight")
         (["--flops", "0.5", "--reduce", "params"], "no --max-drop to reduce params within"),
         (["--flops", "0.5", "--max-drop", "1"], "2 budgets at once: --flops, --max-drop"),
         ([*THIN, "--round-to", "4"], "--round-to: single weights are not rounded"),
+        ([*THIN, "--reward", "latency"], "--reward: zeros save no latency"),
         ([*THIN, "--approximate"], "--approximate: single weights cut no stream"),
         ([*THIN, "--pattern", "2:4", "--min-keep", "0.9"], "--min-keep: --pattern says how many weights stay"),
     ],

@@ -329,7 +329,7 @@ def test_results_of_any_reward_can_be_pickled(reward: str, granularity: str) -> 
 
 
 def test_a_cost_that_the_granularity_does_not_know_is_refused() -> None:
-    with pytest.raises(OptionError, match="knows no cost 'flops'"):
+    with pytest.raises(OptionError, match="--reward: zeros save no flops"):
         made("weight", reward="flops")
 
 
