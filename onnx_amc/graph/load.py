@@ -221,16 +221,6 @@ def true_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [i for i in proto.graph.input if i.name not in known]
 
 
-def offered(proto: onnx.ModelProto) -> set[str]:
-    """Initializers that stand for a choice of the caller's: inputs too, in a file where most matrices are none.
-
-    Some exporters list all of them, or all but what is folded later, and mean nothing by it.
-    """
-    listed = defaults(proto)
-    matrices = {t.name for t in proto.graph.initializer if t.data_type in FLOATS and len(t.dims) > 1}
-    return listed if 2 * len(matrices & listed) <= len(matrices) else set()
-
-
 def _read(source: Source) -> tuple[onnx.ModelProto, str, str | None, bool]:
     """The model, what to call it, the sha256 of its files if it has any, and whether weights lie in other files."""
     if isinstance(source, onnx.ModelProto):

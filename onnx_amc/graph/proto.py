@@ -88,6 +88,16 @@ def defaults(proto: onnx.ModelProto) -> set[str]:
     return listed.intersection(t.name for t in proto.graph.initializer)
 
 
+def offered(proto: onnx.ModelProto) -> set[str]:
+    """Initializers that stand for a choice of the caller's: inputs too, in a file where most matrices are none.
+
+    Some exporters list all of them, or all but what is folded later, and mean nothing by it.
+    """
+    listed = defaults(proto)
+    matrices = {t.name for t in proto.graph.initializer if len(t.dims) > 1}
+    return listed if 2 * len(matrices & listed) <= len(matrices) else set()
+
+
 def declare_stored(proto: onnx.ModelProto) -> None:
     """List every initializer among the inputs up to IR 3, in place: there they must be."""
     if proto.ir_version < 4:

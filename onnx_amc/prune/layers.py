@@ -11,8 +11,8 @@ import onnx
 from onnx_amc.fit.patches import Window
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.ledger import Reader, Tokens
-from onnx_amc.graph.load import FLOATS, MOVES, Model, offered
-from onnx_amc.graph.proto import attributes
+from onnx_amc.graph.load import FLOATS, MOVES, Model
+from onnx_amc.graph.proto import attributes, offered
 
 FOREIGN = "its bias is shared, an input too, computed in the graph or one per row"
 """Why a layer is not refitted whose output holds more than what could be written."""

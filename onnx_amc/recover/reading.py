@@ -12,8 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from onnx_amc.errors import DataError, ModelError
-from onnx_amc.graph.load import offered
-from onnx_amc.graph.proto import attributes, last_uses, opset_of
+from onnx_amc.graph.proto import attributes, last_uses, offered, opset_of
 from onnx_amc.recover import ops_layer, ops_math, ops_shape
 from onnx_amc.recover.call import TABLE, Call, UnreadableError
 from onnx_amc.recover.layout import held_by_pixel, is_by_pixel
