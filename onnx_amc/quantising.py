@@ -12,8 +12,12 @@ from onnx_amc.config import Settings
 from onnx_amc.errors import DataError, ModelError
 from onnx_amc.graph import light
 from onnx_amc.listener import Listener
+from onnx_amc.prune.sparse import store
 from onnx_amc.run.quantise import quantised
 from onnx_amc.run.score import Scorer
+
+EIGHT = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.UINT8})
+"""Types of quantised weights."""
 
 
 def in_int8(
@@ -34,6 +38,8 @@ def in_int8(
     listener.stage("int8", None)
     try:
         found = quantised(model, scorer.data, calibration, provider=settings.provider)
+        if model.graph.sparse_initializer:  # else zeros would take a byte each, and the file more than the float one
+            store(found, frozenset(t.name for t in found.graph.initializer if t.data_type in EIGHT and len(t.dims) > 1))
         light.check(found)
         score = scorer(found).value
     except (ModelError, DataError, onnx.checker.ValidationError) as error:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -232,6 +233,19 @@ def test_weights_that_are_stored_by_their_nonzeros_are_quantised_too(op: str) ->
     found = stored(eight)
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+def test_single_weights_are_stored_by_their_nonzeros_in_int8_too() -> None:
+    model = MODELS / "digits_mlp.onnx"
+    how: dict[str, Any] = {"granularity": "weight", "policy": "uniform", "refit": False, "recover": False, "int8": True}
+    result = onnx_amc.compress(model, params=0.1, **how)
+    eight = result.int8
+    assert eight is not None
+    assert {s.values.data_type for s in eight.graph.sparse_initializer} == {TensorProto.INT8}
+    assert len(eight.SerializeToString()) == result.record["int8"]["bytes"] < result.record["compressed"]["bytes"]
+    few = onnx_amc.compress(model, params=0.9, **how).int8
+    assert few is not None
+    assert not few.graph.sparse_initializer
 
 
 def test_nothing_to_quantise_is_said() -> None:
