@@ -49,9 +49,12 @@ if not TYPE_CHECKING:
         """The version, which takes longer to look up than all else here."""
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib.metadata import version  # noqa: PLC0415
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
 
-        return version("onnx-amc")
+        try:
+            return version("onnx-amc")
+        except PackageNotFoundError:  # run from a checkout or an archive
+            return "0+unknown"
 
 
 def compress(

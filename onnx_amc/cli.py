@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None, loaded: Callable[[], None] = lambda:
         loaded: Called once the packages that a command needs are imported, and an interruption can be heard.
 
     """
+    _open_three()
     sys.stdout, sys.stderr = (stream or _nowhere() for stream in (sys.stdout, sys.stderr))  # None where it is closed
     if not isinstance(sys.stderr, Heedless):
         sys.stderr = cast("TextIO", Heedless(sys.stderr))
@@ -102,6 +103,13 @@ class Heedless:
 def _deafen(stream: TextIO) -> None:
     """Let all that is still to be written to a stream go nowhere, what it holds back for the end of the process too."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_three() -> None:
+    """Let the first three descriptors be open, as libraries trust: a file that got one's number would be written into by them."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(number)
 
 
 def _nowhere() -> TextIO:
@@ -347,10 +355,10 @@ COMMANDS = {
 
 def _called(args: argparse.Namespace, loaded: Callable[[], None]) -> None:
     """Carry out the command; too little memory is for the user to mend, and what the system says of a file."""
-    from onnx_amc import __version__  # noqa: PLC0415
-
     try:
         if args.version:
+            from onnx_amc import __version__  # noqa: PLC0415
+
             print(__version__)
         else:
             from onnx_amc import pipeline  # noqa: F401, PLC0415  keeps --help light
@@ -361,6 +369,11 @@ def _called(args: argparse.Namespace, loaded: Callable[[], None]) -> None:
         sys.stdout.flush()
     except MemoryError as error:
         raise OptionError(f"the memory does not suffice: {error}", where=args.command, fix=LESS) from error
+    except ImportError as error:
+        if (error.name or "onnx_amc").startswith("onnx_amc"):
+            raise
+        fix = "install onnx-amc anew with all that it needs; if it is all there, give the process more memory"
+        raise OptionError(f"a package cannot be loaded: {error}", where=args.command, fix=fix) from error
     except OSError as error:
         if error.errno not in THEIRS:
             raise

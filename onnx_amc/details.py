@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -23,10 +22,10 @@ from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.outside import files_of
 from onnx_amc.inspection import protected
 from onnx_amc.prune.layers import find_layers
+from onnx_amc.run.cluster import version_of
 from onnx_amc.run.layerwise import layer_errors, layer_times, tensors_behind
 from onnx_amc.run.metrics import confusion
 from onnx_amc.run.score import Scorer
-from onnx_amc.run.session import VERSION
 from onnx_amc.search.journal import Tried
 from onnx_amc.searching import Search
 
@@ -202,19 +201,11 @@ def provenance(command: str, record: Mapping[str, Any], model_sha256: str, out: 
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "python": platform.python_version(),
-            **{name: found for name in PACKAGES if (found := _version(name))},
+            **{name: found for name in PACKAGES if (found := version_of(name))},
         },
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
         "sha256": files,
     }
-
-
-def _version(name: str) -> str | None:
-    """Of a package; that of onnxruntime has other names where it is made for other devices."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return VERSION if name == "onnxruntime" else None
 
 
 def _hashed(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -14,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 import onnx_amc
 from onnx_amc.cli import main
+from onnx_amc.run.cluster import software
 
 MODELS = Path(__file__).parents[1] / "models"
 PLAIN = ["--flops", "0.5", "--policy", "uniform", "--no-refit", "--no-recover", "--quiet"]
@@ -237,6 +240,43 @@ def test_a_closed_output_is_none(place: Path) -> None:
     done = subprocess.run(words, shell=True, check=False, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert (place / "m.amc.onnx").exists()
+
+
+def test_packages_that_are_installed_by_no_name_or_another(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a checkout, and of onnxruntime-gpu in place of onnxruntime."""
+    found = importlib.metadata.Distribution.from_name
+
+    def named(name: str) -> importlib.metadata.Distribution:
+        return found("none such" if name in {"onnx-amc", "onnxruntime"} else name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", named)
+    software.cache_clear()
+    try:
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == "0+unknown\n"
+        assert main(["compress", "m.onnx", *PLAIN]) == 0
+        assert software()["onnxruntime"] == ort.__version__
+    finally:
+        software.cache_clear()
+
+
+def test_a_package_that_cannot_be_loaded_is_no_fault_of_ours(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "onnx_amc.search.agent", raising=False)
+    assert main(["compress", "m.onnx", "--flops", "0.5", "--episodes", "1", "--quiet"]) == 2
+    assert "a package cannot be loaded: import of torch halted" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell of Unix")
+def test_no_file_gets_the_number_of_a_closed_stream(place: Path) -> None:
+    """Libraries write what they warn of to descriptor 2, whatever that is."""
+    code = "import os; from onnx_amc.cli import main; main(['--version']); os._exit(os.open('m.onnx', os.O_RDONLY))"
+    done = subprocess.run(f'{sys.executable} -c "{code}" <&- >&- 2>&-', shell=True, check=False)
+    assert done.returncode > 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")

@@ -15,13 +15,14 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from threadpoolctl import threadpool_info
 
 from onnx_amc.errors import ClusterError, OptionError
 from onnx_amc.run.crew import Built, Result
+from onnx_amc.run.session import VERSION
 
 RETRIES = 5
 """Times that an evaluation is begun again whose worker has died."""
@@ -193,7 +194,15 @@ def answers(place: tuple[str, int]) -> bool:
 @cache
 def software() -> Mapping[str, str]:
     """Versions of what a result depends on."""
-    return {name: version(name) for name in SOFTWARE}
+    return {name: version_of(name) or "unknown" for name in SOFTWARE}
+
+
+def version_of(package: str) -> str | None:
+    """Of a package, None where it is not installed; onnxruntime's has other names where it is made for other devices."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return VERSION if package == "onnxruntime" else None
 
 
 @cache
