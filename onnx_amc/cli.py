@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from onnx_amc.display import Display
 
 DONE, FAULT = 0, 1
-THEIRS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.EEXIST})
+THEIRS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.EEXIST}
+)
 """Errors of files that are for the user to mend."""
 
 LESS = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 INTERRUPTED = 130
@@ -59,3 +61,21 @@ class SelfCheckError(AmcError):
     """The cut network does not compute what the masked original computes: a fault of ours, nothing was written."""
 
     exit_code = 1
+
+
+@contextmanager
+def kept_aside() -> Iterator[None]:
+    """Tell of temporary files that cannot be written where they lie; the system names no file then.
+
+    Raises:
+        OptionError: They cannot be written: no folder, no right, no room.
+
+    """
+    try:
+        yield
+    except OSError as error:
+        import tempfile  # noqa: PLC0415  keeps --help light
+
+        what = f"temporary files cannot be written: {error.strerror or error}"
+        fix = "make room there, or let TMPDIR name a folder with more"
+        raise OptionError(what, where=tempfile.tempdir or "TMPDIR", fix=fix) from error

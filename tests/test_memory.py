@@ -20,7 +20,7 @@ import onnx_amc
 from onnx_amc.cli import main
 from onnx_amc.compression import Compression
 from onnx_amc.config import Budget, Settings
-from onnx_amc.errors import DataError, ModelError
+from onnx_amc.errors import DataError, ModelError, OptionError
 from onnx_amc.fit.moments import Moments
 from onnx_amc.graph import limits
 from onnx_amc.graph.groups import analyse
@@ -147,6 +147,21 @@ def test_moments_beyond_the_memory_are_the_same_on_disk(tmp_path: Path, monkeypa
         assert shelved[node]._gram.size == 0 < sent._gram.size
     assert told[-1] == (3 * SAMPLES, 3 * SAMPLES)
     assert not list(tmp_path.iterdir()), "the files have no names that could outlive the process"
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_disk_that_does_not_suffice_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool) -> None:
+    resource = pytest.importorskip("resource")
+    place = tmp_path / "none" if gone else tmp_path
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for keep in (Moments(1, 100).shelve, lambda: shelf.Shelf(10).add(np.zeros((1000, 10)))):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (usual[1] if gone else 5000, usual[1]))
+        try:
+            with pytest.raises(OptionError, match=rf"{place}: temporary files cannot be written.*\n.*TMPDIR"):
+                keep()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
 
 def test_a_run_on_little_memory_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

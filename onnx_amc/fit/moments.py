@@ -9,6 +9,7 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import Float
 
+from onnx_amc.errors import kept_aside
 from onnx_amc.fit.patches import widened
 
 
@@ -54,10 +55,11 @@ class Moments:
 
     def shelve(self) -> None:
         """Move the sums to a temporary file, from which each use reads what it needs; nothing can be added any more."""
-        self._file = tempfile.TemporaryFile(prefix="onnx-amc-")  # noqa: SIM115  lives as long as the moments
-        weakref.finalize(self, self._file.close)
-        self._gram.tofile(self._file)
-        self._file.flush()
+        with kept_aside():
+            self._file = tempfile.TemporaryFile(prefix="onnx-amc-")  # noqa: SIM115  lives as long as the moments
+            weakref.finalize(self, self._file.close)
+            self._gram.tofile(self._file)
+            self._file.flush()
         self._gram = self._gram[:0].copy()
 
     def __getstate__(self) -> dict[str, Any]:

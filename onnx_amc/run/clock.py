@@ -27,7 +27,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnx_amc.errors import OptionError
+from onnx_amc.errors import OptionError, kept_aside
 from onnx_amc.files import whole
 from onnx_amc.graph import light
 from onnx_amc.graph.groups import Analysis
@@ -243,7 +243,7 @@ def measure_table_by_command(
         order = [*np.insert(others := np.concatenate(turns), np.arange(0, len(others), EVERY), 0).tolist(), 0]
         times: list[float] = []
         for i in order:
-            with tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder:
+            with kept_aside(), tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder:
                 path = _written(build(plans[i]) if i else analysis.model.original, Path(folder))
                 times.append(measure_by_command(command, path))
             progress(len(times), len(order))

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from onnx_amc.errors import kept_aside
 from onnx_amc.graph.proto import key_of
 from onnx_amc.run.session import open_session, run_session
 
@@ -70,7 +71,7 @@ def in_turn(
         DataError: It cannot run a model on this input.
 
     """
-    with tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder:
+    with kept_aside(), tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder:
         named = [_named(m) for m in models]
         plain = [open_session(m, threads=threads, provider=provider, beside=True) for m in named]
         paths = [str(Path(folder) / str(i)) for i in range(len(named))] if watch else []

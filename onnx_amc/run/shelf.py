@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from onnx_amc.errors import kept_aside
+
 MEMORY = 2**30
 """Bytes of samples that are kept in memory, at most."""
 
@@ -32,20 +34,24 @@ class Shelf:
         self._bytes += part.nbytes
         self.parts.append(part)
         if self._bytes > self.limit and part.ndim and not self.parts[0].dtype.hasobject:
-            self._file = self._file or tempfile.NamedTemporaryFile(prefix="onnx-amc-")  # noqa: SIM115  lives as long as the array
-            for held in self.parts:
-                np.ascontiguousarray(held, self.parts[0].dtype).tofile(self._file)
+            with kept_aside():
+                self._file = self._file or tempfile.NamedTemporaryFile(prefix="onnx-amc-")  # noqa: SIM115  lives as long as the array
+                self._write(self._file)
             self.parts = [self.parts[0][:0]]
 
     def array(self) -> np.ndarray:
         """Return all batches as one array, a map of the file where there is one; it goes with the array."""
         if self._file is None:
             return np.concatenate(self.parts) if self.parts[0].ndim else self.parts[0]
-        for held in self.parts:
-            np.ascontiguousarray(held, self.parts[0].dtype).tofile(self._file)
-        self._file.flush()
+        with kept_aside():
+            self._write(self._file)
+            self._file.flush()
         shape = (self._rows, *self.parts[0].shape[1:])
         return np.memmap(self._file, self.parts[0].dtype, "r", shape=shape)
+
+    def _write(self, file: tempfile._TemporaryFileWrapper[bytes]) -> None:
+        for held in self.parts:
+            np.ascontiguousarray(held, self.parts[0].dtype).tofile(file)
 
 
 class Pictures:
