@@ -207,12 +207,15 @@ def test_a_loaded_torch_would_be_noticed() -> None:
     assert loaded("-c", "import onnx_amc.search.agent") >= LEARNING
 
 
-BESIDE = """
+FIRST = """
+import random
 import sys
+import numpy as np
 import onnx_amc
 from onnx_amc.run.crew import Crew
 
 begin, found = Crew.begin, []
+before = random.getstate(), np.random.get_state()[1].tolist()
 
 def watched(*args):
     found.append({"torch._dynamo", "stable_baselines3"} <= sys.modules.keys())
@@ -220,29 +223,21 @@ def watched(*args):
 
 Crew.begin = watched
 onnx_amc.compress(MODEL, flops=0.5, episodes=2, recover=False)
-print(len(found) > 10, all(found))
+print(len(found) > 10, all(found), (random.getstate(), np.random.get_state()[1].tolist()) == before)
 """
 
 
-def test_nothing_heavy_is_imported_beside_running_threads() -> None:
-    script = f"MODEL = {str(MODEL.with_name('digits_resnet.onnx'))!r}{BESIDE}"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.split()[-2:] == ["True", "True"]
+@pytest.fixture(scope="module")
+def first_search() -> list[str]:
+    """What is said of the first search of a process, which imports what an agent needs."""
+    script = f"MODEL = {str(MODEL)!r}{FIRST}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.split()[-3:]
 
 
-KEPT = """
-import random
-import numpy as np
-import onnx_amc
-
-before = random.getstate(), np.random.get_state()[1].tolist()
-onnx_amc.compress(MODEL, flops=0.5, episodes=2, recover=False)
-print((random.getstate(), np.random.get_state()[1].tolist()) == before)
-"""
+def test_nothing_heavy_is_imported_beside_running_threads(first_search: list[str]) -> None:
+    assert first_search[:2] == ["True", "True"]
 
 
-def test_the_first_search_leaves_the_caller_s_generators_as_they_were() -> None:
-    """In a process of its own: it imports what an agent needs."""
-    script = f"MODEL = {str(MODEL)!r}{KEPT}"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.split()[-1] == "True"
+def test_the_first_search_leaves_the_caller_s_generators_as_they_were(first_search: list[str]) -> None:
+    assert first_search[2] == "True"

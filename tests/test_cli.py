@@ -75,10 +75,23 @@ def test_compress_end_to_end(place: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_same_seed_same_bytes_and_apply_replays_them(place: Path) -> None:
     model = str(place / "digits_mlp.onnx")
+    command = [
+        "compress",
+        model,
+        "--flops",
+        "0.5",
+        "--episodes",
+        "4",
+        "--recover-epochs",
+        "2",
+        "--seed",
+        "3",
+        "--quiet",
+    ]
     runs = []
     for name in ("a.onnx", "b.onnx"):
         out = str(place / name)
-        assert main(["compress", model, "--flops", "0.5", "--episodes", "4", "--seed", "3", "-o", out, "--quiet"]) == 0
+        assert main([*command, "-o", out]) == 0
         runs.append(Path(out).read_bytes())
     assert runs[0] == runs[1]
     assert main(["apply", model, str(place / "a.run" / "plan.json"), "-o", str(place / "c.onnx")]) == 0
@@ -87,7 +100,8 @@ def test_same_seed_same_bytes_and_apply_replays_them(place: Path) -> None:
 
 def test_resume_goes_on_and_gives_the_same_bytes(place: Path) -> None:
     model, run = str(place / "digits_mlp.onnx"), place / "run"
-    command = ["compress", model, "--flops", "0.5", "--episodes", "5", "--run-dir", str(run), "--quiet", "-o"]
+    command = ["compress", model, "--flops", "0.5", "--episodes", "5", "--recover-epochs", "2", "--quiet"]
+    command += ["--run-dir", str(run), "-o"]
     assert main([*command, str(place / "whole.onnx")]) == 0
     journal = run / "evaluations.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
@@ -99,7 +113,7 @@ def test_resume_goes_on_and_gives_the_same_bytes(place: Path) -> None:
 
 def test_resume_refuses_another_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, run = place / "digits_mlp.onnx", place / "run"
-    command = ["compress", model, "--episodes", 3, "--run-dir", run, "--quiet", "-o", place / "x.onnx"]
+    command = ["compress", model, "--episodes", 3, "--no-recover", "--run-dir", run, "--quiet", "-o", place / "x.onnx"]
     assert "no run to resume" in fails(capsys, 2, *command, "--flops", 0.5, "--resume")
     assert main([str(a) for a in [*command, "--flops", 0.5]]) == 0
     assert "another model, other data or other options" in fails(capsys, 2, *command, "--flops", 0.6, "--resume")
@@ -123,7 +137,7 @@ def test_what_is_interrupted_before_the_run_is_begun_promises_no_resumption(
 
 def test_resume_refuses_data_that_changed_under_the_same_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compress", place / "digits_mlp.onnx", "--flops", 0.5, "--policy", "uniform"]
-    command += ["--run-dir", place / "run", "--quiet", "-o", place / "x.onnx"]
+    command += ["--no-recover", "--run-dir", place / "run", "--quiet", "-o", place / "x.onnx"]
     assert main([str(a) for a in command]) == 0
     with np.load(place / "digits_mlp.npz") as file:
         arrays = dict(file)
@@ -212,7 +226,8 @@ def test_the_smallest_budget_that_inspect_tells_can_be_met(place: Path, capsys: 
 
 
 def test_params_budget_and_quiet(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compress", str(place / "digits_mlp.onnx"), "--params", "0.5", "--policy", "knapsack", "--quiet"]) == 0
+    options = ["--params", "0.5", "--policy", "knapsack", "--no-recover", "--quiet"]
+    assert main(["compress", str(place / "digits_mlp.onnx"), *options]) == 0
     assert capsys.readouterr().out == ""
     sizes = [sum(int(np.prod(t.dims)) for t in onnx.load(p).graph.initializer) for p in place.glob("*.onnx")]
     assert min(sizes) <= 0.5 * max(sizes)
@@ -220,7 +235,7 @@ def test_params_budget_and_quiet(place: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("policy", ["td3", "sac", "random", "evolution", "shallow", "deep"])
 def test_every_policy_meets_the_budget(policy: str) -> None:
-    result = onnx_amc.compress(MLP, flops=0.5, policy=policy, episodes=3)
+    result = onnx_amc.compress(MLP, flops=0.5, policy=policy, episodes=3, recover=False)
     assert result.record["compressed"]["macs"] <= 0.5 * result.record["original"]["macs"]
     assert result.record["policy"] == policy
 
@@ -327,16 +342,8 @@ def test_names_with_brackets_are_shown_as_they_are(place: Path, capsys: pytest.C
 def test_a_run_that_was_interrupted_at_its_very_start_can_be_resumed(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [
-        "compress",
-        str(place / "digits_mlp.onnx"),
-        "--flops",
-        "0.5",
-        "--policy",
-        "uniform",
-        "-o",
-        str(place / "out.onnx"),
-    ]
+    command = ["compress", str(place / "digits_mlp.onnx"), "--flops", "0.5", "--policy", "uniform", "--no-recover"]
+    command += ["-o", str(place / "out.onnx")]
 
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

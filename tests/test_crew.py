@@ -19,14 +19,18 @@ from onnx_amc.run.crew import Crew
 from onnx_amc.run.session import Meter, open_session, threads
 from onnx_amc.search.journal import Journal, Later
 
-RESNET = Path(__file__).parents[1] / "models" / "digits_resnet.onnx"
+RESNET, MOBILE, MLP = (
+    Path(__file__).parents[1] / "models" / f"digits_{name}.onnx" for name in ("resnet", "mobilenet", "mlp")
+)
 EMPTY = onnx.ModelProto()
 
 
-@pytest.mark.parametrize(("granularity", "budget"), [("channel", {"flops": 0.5}), ("weight", {"params": 0.4})])
-def test_the_number_of_workers_changes_nothing(granularity: str, budget: dict[str, float]) -> None:
-    options: dict[str, Any] = {"granularity": granularity, "episodes": 6, "recover": False, **budget}
-    one, other = [onnx_amc.compress(RESNET, workers=n, **options) for n in (1, 3)]
+@pytest.mark.parametrize(
+    ("granularity", "model", "budget"), [("channel", MOBILE, {"flops": 0.5}), ("weight", MLP, {"params": 0.4})]
+)
+def test_the_number_of_workers_changes_nothing(granularity: str, model: Path, budget: dict[str, float]) -> None:
+    options: dict[str, Any] = {"granularity": granularity, "episodes": 4, "finalists": 2, "recover": False, **budget}
+    one, other = [onnx_amc.compress(model, workers=n, **options) for n in (1, 3)]
     assert [t.counts.tolist() for t in other.trials] == [t.counts.tolist() for t in one.trials]
     assert [t.reward for t in other.trials] == [t.reward for t in one.trials]
     assert other.model.SerializeToString(deterministic=True) == one.model.SerializeToString(deterministic=True)
@@ -51,7 +55,7 @@ def test_whatever_the_caller_lets_blas_have_a_run_gives_it_one_core() -> None:
 
 
 def test_an_interrupted_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
-    command = ["compress", str(RESNET), "--flops", "0.5", "--episodes", "6", "--no-recover", "--quiet"]
+    command = ["compress", str(MOBILE), "--flops", "0.5", "--episodes", "6", "--no-recover", "--quiet"]
     command += ["-o", str(tmp_path / "small.onnx")]
     assert main([*command, "--workers", "1"]) == 0
     first, journal = (tmp_path / "small.onnx").read_bytes(), tmp_path / "small.run" / "evaluations.jsonl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import pickle
-import subprocess
+import runpy
 import sys
 import warnings
 from copy import deepcopy
@@ -35,7 +35,7 @@ from onnx_amc.search.space import Space
 from onnx_amc.search.state import LayerFacts
 
 ROOT = Path(__file__).parents[1]
-RESNET, MLP = (ROOT / "models" / f"digits_{name}.onnx" for name in ("resnet", "mlp"))
+MOBILE, MLP = (ROOT / "models" / f"digits_{name}.onnx" for name in ("mobilenet", "mlp"))
 IDS: dict[str, tuple[str, dict[str, Any]]] = {
     "channel": ("onnx_amc/ChannelPruning-v0", {"flops": 0.5}),
     "weight": ("onnx_amc/WeightPruning-v0", {"params": 0.3}),
@@ -132,7 +132,7 @@ def test_gymnasium_makes_many_at_once() -> None:
 
 
 def test_an_untouched_ppo_trains_and_its_best_plan_is_delivered(tmp_path: Path) -> None:
-    env = made("channel", RESNET)
+    env = made("channel", MOBILE)
     agent = PPO("MlpPolicy", env, n_steps=2 * env.steps, batch_size=env.steps, seed=0, device="cpu")
     before = [p.detach().clone() for p in agent.policy.parameters()]
     agent.learn(6 * env.steps)
@@ -148,11 +148,11 @@ def test_an_untouched_ppo_trains_and_its_best_plan_is_delivered(tmp_path: Path) 
 def test_what_an_environment_delivers_is_replayed_to_the_same_bytes() -> None:
     """Whatever BLAS does in the caller's process; and the record says whose plan it is."""
     with threadpool_limits(limits=2, user_api="blas"):
-        env = made("channel", RESNET)
+        env = made("channel", MOBILE)
         for ratio in (0.3, 0.6):
             walked(env, ratio)
         result = env.deliver()
-        again = onnx_amc.apply(RESNET, result.plan)
+        again = onnx_amc.apply(MOBILE, result.plan)
     assert again.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
     record, trials = result.record, env.run.search.journal.trials
     assert (record["policy"], record["delivered"], record["episodes"]) == ("environment", "environment", 2)
@@ -263,19 +263,14 @@ def test_what_is_no_action_decides_nothing(action: object) -> None:
     "options",
     [["--algorithm", "random", "--flops", "0.5"], ["--algorithm", "sac", "--granularity", "weight", "--params", "0.3"]],
 )
-def test_the_example_runs(options: list[str], tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "examples/agents.py",
-        str(MLP),
-        "--episodes",
-        "5",
-        *options,
-        "-o",
-        str(tmp_path / "small.onnx"),
-    ]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "best of 5 episodes" in said
+def test_the_example_runs(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["agents.py", str(MLP), "--episodes", "5", *options, "-o", str(tmp_path / "small.onnx")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(str(ROOT / "examples" / "agents.py"), run_name="__main__")
+    assert "best of 5 episodes" in capsys.readouterr().out
     onnx.checker.check_model(onnx.load(tmp_path / "small.onnx"))
 
 
@@ -339,7 +334,7 @@ def test_a_cost_that_the_granularity_does_not_know_is_refused() -> None:
 def test_an_agent_trained_on_one_network_begins_on_another(tmp_path: Path) -> None:
     kept = str(tmp_path / "agent.npz")
     options: dict[str, Any] = {"flops": 0.5, "episodes": 6, "recover": False, "policy": "td3"}
-    onnx_amc.compress(RESNET, save_agent=kept, **options)
+    onnx_amc.compress(MOBILE, save_agent=kept, **options)
     with np.load(kept, allow_pickle=False) as file:
         assert {"actor.mu.0.weight", "critic.qf0.0.weight"} <= set(file.files)
     moved, fresh = (onnx_amc.compress(MLP, agent=agent, **options) for agent in (kept, None))

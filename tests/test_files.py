@@ -277,20 +277,21 @@ def test_json_that_is_nested_too_deeply(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_killed_run_that_is_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
     """Killed once there is something in the run directory, at the first evaluations, and when the training has begun."""
-    command = [sys.executable, "-m", "onnx_amc", "compress", str(MODELS / "digits_mlp.onnx"), "--flops", "0.5"]
-    command += ["--policy", "random", "--episodes", "4", "--recover", "--recover-epochs", "2", "--quiet", "-o"]
+    command = ["compress", str(MODELS / "digits_mlp.onnx"), "--flops", "0.5", "--policy", "random", "--episodes", "4"]
+    command += ["--recover", "--recover-epochs", "2", "--quiet", "-o"]
     whole, out = tmp_path / "whole.onnx", tmp_path / "out.onnx"
-    subprocess.run([*command, str(whole)], check=True)
+    assert main([*command, str(whole)]) == 0
     run = tmp_path / "out.run"
     moments = [run / "lock", run / "evaluations.jsonl", run / "recovery-0.5.npz"]
     for i, moment in enumerate(moments):
-        with subprocess.Popen([*command, str(out), *(["--resume"] if i else [])]) as child:
+        killed = [sys.executable, "-m", "onnx_amc", *command, str(out), *(["--resume"] if i else [])]
+        with subprocess.Popen(killed) as child:
             while child.poll() is None and not moment.exists():
                 time.sleep(0.001)
             child.kill()
         assert child.returncode == -signal.SIGKILL, f"not killed at {moment.name}"
         assert not out.exists()
-    subprocess.run([*command, str(out), "--resume"], check=True)
+    assert main([*command, str(out), "--resume"]) == 0
     assert out.read_bytes() == whole.read_bytes()
     assert (run / "plan.json").read_bytes() == (tmp_path / "whole.run" / "plan.json").read_bytes()
     assert sorted(p.name for p in run.iterdir()) == ["details.json", "evaluations.jsonl", "plan.json", "record.json"]

@@ -223,7 +223,7 @@ def thinned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     place = tmp_path_factory.mktemp("thinned")
     for name in ("digits_resnet.onnx", "digits_resnet.npz"):
         (place / name).write_bytes((MODELS / name).read_bytes())
-    options = ["--granularity", "weight", "--params", "0.2", "--episodes", "4", "--recover-epochs", "2", "--quiet"]
+    options = ["--granularity", "weight", "--params", "0.2", "--policy", "knapsack", "--recover-epochs", "2", "--quiet"]
     assert main(["compress", str(place / "digits_resnet.onnx"), *options]) == 0
     return place, json.loads((place / "digits_resnet.amc.run" / "record.json").read_text())
 
