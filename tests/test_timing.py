@@ -27,13 +27,12 @@ MODELS = Path(__file__).parents[1] / "models"
 RESNET, MLP = (MODELS / f"digits_{name}.onnx" for name in ("resnet", "mlp"))
 
 
-@pytest.fixture
-def device(tmp_path: Path) -> str:
+def device_in(folder: Path) -> str:
     """A device on which a model takes as many milliseconds as its file has thousands of bytes; it counts how often it is asked.
 
     When it is hot, a cut model takes 15 % longer.
     """
-    script, asked, hot = (tmp_path / name for name in ("device.py", "asked", "hot"))
+    script, asked, hot = (folder / name for name in ("device.py", "asked", "hot"))
     script.write_text(
         "import os, sys\n"
         f"open({str(asked)!r}, 'a').write('x')\n"
@@ -42,7 +41,19 @@ def device(tmp_path: Path) -> str:
         f"slower = 1.15 if os.path.exists({str(hot)!r}) and size < {RESNET.stat().st_size} else 1.0\n"
         "print(slower * size / 1000)\n"
     )
-    return f"{sys.executable} {script}"
+    return f"{sys.executable} -I -S {script}"
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> str:
+    return device_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Options of runs on such a device: what it takes for a network's layers is measured once for all of them."""
+    folder = tmp_path_factory.mktemp("timed")
+    return {"latency_command": device_in(folder), "cache": str(folder), "recover": False, "sequential": False}
 
 
 class Stages(Listener):
@@ -90,11 +101,9 @@ def test_a_table_that_is_too_kind_costs_no_more_than_what_it_is_off_by(device: s
 
 @pytest.mark.parametrize("took", [lambda p: 1.15 * p, lambda p: 0.8 * p, lambda p: 1.6 * p**2, lambda p: 0.2 + 0.5 * p])
 def test_a_search_has_the_budget_that_plans_really_take(
-    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: Callable[[float], float]
+    elsewhere: dict[str, Any], monkeypatch: pytest.MonkeyPatch, took: Callable[[float], float]
 ) -> None:
-    settings = Settings(
-        Budget("latency", 0.6), latency_command=device, cache=str(tmp_path), recover=False, policy="knapsack"
-    )
+    settings = Settings(Budget("latency", 0.6), **elsewhere, policy="knapsack")
     run = Compression(RESNET, None, settings, Listener())
     search, space = run.search, run.search.space
     whole = space.price(space.full)
@@ -115,10 +124,10 @@ def test_a_search_has_the_budget_that_plans_really_take(
 
 
 def test_what_is_a_little_too_slow_is_replaced_by_what_lies_a_little_below_it(
-    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    elsewhere: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the table thinks of it: the search may have found it far from where the table's best plan lies."""
-    settings = Settings(Budget("latency", 0.6), latency_command=device, cache=str(tmp_path), recover=False, episodes=4)
+    settings = Settings(Budget("latency", 0.6), **elsewhere, episodes=4)
     stages = Stages()
     search = Compression(RESNET, None, settings, stages).search
     space, refused = search.space, list[np.ndarray]()
@@ -143,12 +152,10 @@ def test_what_is_a_little_too_slow_is_replaced_by_what_lies_a_little_below_it(
 @pytest.mark.parametrize("policy", ["ddpg", "uniform"])
 @pytest.mark.parametrize("really", [0.85, 1.0])
 def test_time_that_a_wrong_measurement_would_leave_unused_is_used(
-    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, really: float, policy: str
+    elsewhere: dict[str, Any], monkeypatch: pytest.MonkeyPatch, really: float, policy: str
 ) -> None:
     """The plans that move the budget were timed while the machine was busy; what is delivered, when it was not."""
-    settings = Settings(
-        Budget("latency", 0.6), latency_command=device, cache=str(tmp_path), recover=False, policy=policy, episodes=20
-    )
+    settings = Settings(Budget("latency", 0.6), **elsewhere, policy=policy, episodes=20)
     stages = Stages()
     run = Compression(RESNET, None, settings, stages)
     search = run.search
@@ -178,9 +185,9 @@ def test_time_that_a_wrong_measurement_would_leave_unused_is_used(
 
 
 def test_a_larger_plan_that_takes_too_long_after_all_is_not_delivered(
-    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    elsewhere: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(Budget("latency", 0.6), latency_command=device, cache=str(tmp_path), recover=False, episodes=8)
+    settings = Settings(Budget("latency", 0.6), **elsewhere, episodes=8)
     search = Compression(RESNET, None, settings, Listener()).search
     space, timed = search.space, list[np.ndarray]()
 
@@ -240,10 +247,10 @@ def test_a_policy_in_closed_form_is_one_of_the_baselines_that_are_counted() -> N
 
 @pytest.mark.parametrize("slower", [1.06, 0.94])
 def test_the_best_walk_moves_the_budget_for_the_plans_around_it(
-    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slower: float
+    elsewhere: dict[str, Any], monkeypatch: pytest.MonkeyPatch, slower: float
 ) -> None:
     """The table errs alike on like plans: on what the agent finds otherwise than on the knapsack's."""
-    settings = Settings(Budget("latency", 0.6), latency_command=device, cache=str(tmp_path), recover=False, episodes=20)
+    settings = Settings(Budget("latency", 0.6), **elsewhere, episodes=20)
     search = Compression(RESNET, None, settings, Listener()).search
     space = search.space
 
