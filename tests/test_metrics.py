@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,6 @@ from onnx_amc.run.metrics import (
 from onnx_amc.run.samples import Dataset, InputSpec
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # examples are no part of the package
-
 MLP = ROOT / "models" / "digits_mlp.onnx"
 SIDECAR = MLP.with_suffix(".npz")
 F32 = np.dtype(np.float32)
