@@ -40,6 +40,11 @@ NETS = {
         <float[8,6] w, float[8,1] b, float[8,8] w2, float[8,1] b2, float[4,8] w3, float[4,1] b3> {
         h = MatMul (w, x) k = Add (h, b) e = Relu (k) l = MatMul (w2, e) m = Add (b2, l) s = Add (m, k)
         r = Relu (s) n = MatMul (w3, r) y = Add (n, b3) }""",
+    "scales and shifts that follow": """(float[N,3,6,6] x) => (float[N,5] y) <float[8,3,3,3] w, float[8,1,1] m, float[1,8,1,1] b,
+        float[8,8,1,1] w2, float[8] m2, float[8] b2, float[8,5] w3, float[5] m3, float[5] b3> { h = Conv <pads = [1,1,1,1]> (x, w)
+        s = Mul (h, m) a = Add (s, b) r = Relu (a) k = Conv (r, w2) t = Transpose <perm = [0,2,3,1]> (k) s2 = Mul (t, m2)
+        a2 = Add (s2, b2) t2 = Transpose <perm = [0,2,3,1]> (r) d = Add (a2, t2) r2 = Relu (d) v = Transpose <perm = [0,3,1,2]> (r2)
+        o = GlobalAveragePool (v) g = Flatten (o) p = MatMul (g, w3) s3 = Mul (p, m3) y = Add (s3, b3) }""",
 }  # fmt: skip
 
 

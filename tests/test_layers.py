@@ -148,8 +148,8 @@ def test_a_weight_behind_a_cast_is_refitted_in_the_type_in_which_it_is_stored(
 
 def test_a_weight_that_the_type_behind_the_cast_cannot_hold_is_not_written() -> None:
     (_, layer), _ = find_layers(cast("float", "float16"))
-    assert storable(layer.weight, np.full(4, 6e4))
-    assert not storable(layer.weight, np.full(4, 7e4))
+    assert storable(layer.weight, np.full(4, 6e4), np.zeros(4))
+    assert not storable(layer.weight, np.full(4, 7e4), np.zeros(4))
     assert layer.weight.kinds == (KINDS["float"], KINDS["float16"])
 
 

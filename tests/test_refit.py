@@ -68,7 +68,7 @@ def run(model: onnx.ModelProto, data: Dataset, names: list[str]) -> list[np.ndar
 
 def by_channel(y: np.ndarray, layer: Layer) -> np.ndarray:
     """(outputs, rows) of a layer's output."""
-    return np.moveaxis(y, -1 if layer.channels_last else 1, 0).reshape(y.shape[-1 if layer.channels_last else 1], -1)
+    return np.moveaxis(y, layer.output_axis, 0).reshape(y.shape[layer.output_axis], -1)
 
 
 def affine(analysis: Analysis, layer: Layer, x: np.ndarray) -> np.ndarray:
@@ -114,6 +114,25 @@ LAYERS = {
     "MatMul read twice": f"{WORDS} <float[6,4] w, float[4] b> {{ h = MatMul (x, w) s = Add (h, b) y = Mul (s, h) }}",
     "weight behind Transpose": f"{WORDS} <float[4,6] w> {{ t = Transpose (w) y = MatMul (x, t) }}",
     "weight behind Reshape": f"{IMAGES} <float[4,6] w, int64[4] s> {{ t = Reshape (w, s) y = Conv (x, t) }}",
+    "Conv + Add": f"{IMAGES} <float[4,6,3,3] w, float[1,4,1,1] b> {{ h = Conv (x, w) y = Add (h, b) }}",
+    "Conv, Mul + Add": f"{IMAGES} <float[4,6,3,3] w, float[4] c, float[4,1,1] m, float[1] o, float[1,4,1,1] b> {{ "
+    "g = Conv (x, w, c) k = Mul (m, g) h = Mul (k, o) y = Add (h, b) }",
+    "Conv, BatchNormalization": f"{IMAGES} <float[4,6,3,3] w, float[4] c, float[4] m, float[4] b, float[4] n, float[4] q> {{ "
+    "h = Conv (x, w, c) y = BatchNormalization (h, m, b, n, q) }",
+    "Conv in groups, turned": "(float[N,6,7,6] x) => (float[N,P,Q,4] y) <float[4,3,3,3] w, float[4] m, float[4] b> { "
+    "h = Conv <group = 2> (x, w) t = Transpose <perm = [0,2,3,1]> (h) k = Mul (t, m) y = Add (k, b) }",
+    "Conv over time, of one row": "(float[N,6,1,9] x) => (float[N,4,P] y) <float[4,6,1,3] w, float[4,1] m, float[1,4,1] b, "
+    "int64[1] o> { h = Conv (x, w) t = Squeeze (h, o) k = Mul (t, m) y = Add (k, b) }",
+    "MatMul, Mul + Add": f"{WORDS} <float[6,4] w, float[4] m, float[4] b> {{ h = MatMul (x, w) k = Mul (h, m) y = Add (k, b) }}",
+    "MatMul, Reshape + Add": "(float[N,6] x) => (float[N,P,4] y) <float[6,4] w, int64[3] r, float[4] b> { "
+    "h = MatMul (x, w) k = Reshape (h, r) y = Add (k, b) }",
+    "MatMul and heads": "(float[N,5,6] x) => (float[N,5,2,2] y) <float[6,4] w, int64[4] i, float[2,2] b> { "
+    "h = MatMul (x, w) k = Reshape (h, i) y = Add (k, b) }",
+    "MatMul, scaled": f"{WORDS} <float[6,4] w, float[4] m> {{ h = MatMul (x, w) y = Mul (h, m) }}",
+    "MatMul, scaled by places": f"{WORDS} <float[6,4] w, float[5,1] m, float[4] b> {{ "
+    "h = MatMul (x, w) k = Mul (h, m) y = Add (k, b) }",
+    "Conv, BatchNormalization that learns": f"{IMAGES} <float[4,6,3,3] w, float[4] m, float[4] b, float[4] n, float[4] q> {{ "
+    "h = Conv (x, w) y, u, v = BatchNormalization <training_mode = 1> (h, m, b, n, q) }",
     "bias behind Flatten": f"{ROWS} <float[6,4] w, float[4,1] b> {{ c = Flatten <axis = 0> (b) y = Gemm (x, w, c) }}",
 }  # fmt: skip
 WITHOUT_BIAS = {
@@ -122,7 +141,9 @@ WITHOUT_BIAS = {
     "Conv, same lower",
     "Gemm without bias",
     "weight behind Reshape",
+    "Conv, BatchNormalization that learns",
 }
+GIVEN: dict[str, Any] = {"s": [4, 6, 1, 1], "q": [0.5, 1, 2, 0.1], "o": 2, "r": [-1, 1, 4], "i": [0, 5, 2, 2]}
 SCALED_ONLY = {
     "MatMul",
     "MatMul on the left",
@@ -130,13 +151,16 @@ SCALED_ONLY = {
     "MatMul + one number",
     "MatMul + a place",
     "MatMul read twice",
+    "MatMul and heads",
+    "MatMul, scaled",
+    "MatMul, scaled by places",
     "weight behind Transpose",
 }
 
 
 @pytest.mark.parametrize("case", LAYERS)
 def test_a_layer_says_how_its_output_comes_from_its_input(case: str) -> None:
-    analysis = net(LAYERS[case], s=[4, 6, 1, 1])
+    analysis = net(LAYERS[case], **GIVEN)
     (layer,), refused = find_layers(analysis)
     assert not refused
     assert (layer.bias is None) == (case in WITHOUT_BIAS | SCALED_ONLY)
@@ -148,7 +172,7 @@ def test_a_layer_says_how_its_output_comes_from_its_input(case: str) -> None:
 
 @pytest.mark.parametrize("case", LAYERS)
 def test_moments_through_a_layer_are_those_of_its_output(case: str) -> None:
-    analysis = net(LAYERS[case], s=[4, 6, 1, 1])
+    analysis = net(LAYERS[case], **GIVEN)
     (layer,), _ = find_layers(analysis)
     data = noise(analysis)
     moments = gather_moments(analysis.model, [layer], data, np.arange(SAMPLES), rows=10**6, seed=0)[layer.node]

@@ -224,6 +224,33 @@ def test_the_later_of_two_that_are_added_makes_up_for_the_other() -> None:
     assert after < 1e-3 * before
 
 
+WIDE = "(float[N,6,5,5] x) => (float[N,4,5,5] y) <float[8,6,1,1] u, float[8] a, float[8,8,1,1] w, float[8] b, float[4,8,1,1] v"
+FOLDED = (
+    f"""{WIDE}> {{ g = Conv (x, u, a) r = Relu (g) h = Conv (r, w, b) s = Add (h, g) q = Relu (s) y = Conv (q, v) }}"""
+)
+UNFOLDED = f"""{WIDE}, float[8,1,1] m, float[8] o, float[8] n, float[8] p> {{ k = Conv (x, u) l = Mul (k, m)
+    c = Unsqueeze <axes = [1,2]> (a) g = Add (l, c) r = Relu (g) t = Conv (r, w)
+    h = BatchNormalization <epsilon = 0.0> (t, o, b, n, p) s = Add (h, g) q = Relu (s)
+    y = Conv (q, v) }}"""
+
+
+def test_what_normalises_each_output_is_refitted_as_if_it_were_folded() -> None:
+    """Three to the power of -4 to 3: a scale is no part of what a channel is worth."""
+    folded = net(FOLDED, 12)
+    m, p = 3.0 ** np.arange(-4, 4), 4.0 ** np.arange(4, -4, -1)
+    value, half = folded.model.value, np.full(8, 0.5)
+    given = {name: value(name) for name in "abv"}
+    given |= {
+        "u": value("u") / m[:, None, None, None],
+        "w": value("w") * np.sqrt(p)[:, None, None, None] / 0.5,
+        "o": half,
+        "n": 0 * p,
+    }
+    unfolded = net(UNFOLDED, 12, m=m, p=p, **given)
+    one, other = (refined(analysis, noise(analysis)) for analysis in (folded, unfolded))
+    np.testing.assert_allclose(one, other, rtol=1e-3)
+
+
 def test_more_inputs_than_rows_are_fitted_by_the_dual() -> None:
     analysis = net("""(float[N,4,6,6] x) => (float[N,3] y) <float[8,4,1,1] w, float[288,3] v>
         { h = Conv (x, w) r = Relu (h) f = Flatten (r) y = MatMul (f, v) }""")

@@ -29,18 +29,22 @@ WIDEST = 6_000
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that is an initializer, perhaps moved about and cast.
+    """A tensor that is an initializer, perhaps moved about and cast, or as it arrives behind what follows its layer alone.
 
     Args:
         name: The initializer.
         index: int, in the tensor's shape: the flat position in the initializer of each element.
         kinds: ONNX's types that the numbers go through, from the initializer's to the tensor's.
+        scale: By what each element is multiplied on the way; None for nothing.
+        offset: What is added to each element then; None for nothing.
 
     """
 
     name: str
     index: np.ndarray
     kinds: tuple[int, ...]
+    scale: np.ndarray | None = None
+    offset: np.ndarray | None = None
 
     def held(self, numbers: np.ndarray) -> np.ndarray:
         """What is left of some numbers on their way from the initializer; infinite where a type cannot hold one."""
@@ -56,9 +60,9 @@ class Layer:
 
     Args:
         node: The contraction's first output.
-        output: The tensor that holds y, bias added.
+        output: The tensor that holds y, bias added; behind a normalisation of each output by itself, if one alone follows.
         x: The activation it reads.
-        channels_last: Whether x's and y's channels are their last axis; otherwise axis 1.
+        channels_last: Whether x's channels are its last axis, and y's where it is not turned; otherwise axis 1.
         weight: Where w lies; index is (groups, outputs, inputs, taps).
         bias: Where b lies, index (groups x outputs,); None where there is none.
         can_add_bias: Whether a bias may be given to the node.
@@ -66,6 +70,7 @@ class Layer:
         inputs: Tokens of the inputs, (groups, inputs); None where they cannot be cut.
         outputs: Tokens of the outputs, (groups x outputs,); None where they cannot be cut.
         whole: Whether the inputs and outputs of each group go together: no channel of it can stand in for another.
+        turned: Whether a Transpose has made y's channels its last axis, which were axis 1.
 
     """
 
@@ -80,6 +85,12 @@ class Layer:
     inputs: Tokens | None
     outputs: Tokens | None
     whole: bool = False
+    turned: bool = False
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of the output's channels."""
+        return -1 if self.channels_last or self.turned else 1
 
     @property
     def width(self) -> int:
@@ -111,6 +122,16 @@ def find_layers(analysis: Analysis) -> tuple[list[Layer], dict[str, str]]:
         if product and not read.isdisjoint(node.input):
             refused[node.output[0]] = ODD
     return layers, refused
+
+
+ONE = np.ones(1)
+
+SHAPED = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
+"""What keeps the order of the places, if the outputs stay on their axis."""
+
+Biased = tuple[str, Stored | None, bool, np.ndarray, bool]
+"""The biased output, where the bias lies, whether one may be added, by what the outputs are multiplied before it is, and whether
+their channels are last by then and were not."""
 
 
 class _Finder:
@@ -176,36 +197,84 @@ class _Finder:
         if window is None:
             return "its padding is unusual"
         outputs = index.shape[0] * index.shape[1]
-        found = self._bias(node, outputs, (outputs, 1) if left else (outputs,))
+        found = self._behind(node, outputs, last=not (spatial or left)) or self._bias(node, outputs)
         if found is None:
             return FOREIGN
-        output, bias, addable = found
+        output, bias, addable, scale, turned = found
+        factor = None if (scale == 1).all() else np.broadcast_to(scale, outputs).reshape(*index.shape[:2], 1, 1)
         return Layer(
-            reader.node, output, reader.x, not (spatial or left), replace(weight, index=index), bias, addable, window,
-            reader.inputs, reader.outputs, reader.whole,
+            reader.node, output, reader.x, not (spatial or left), replace(weight, index=index, scale=factor), bias, addable,
+            window, reader.inputs, reader.outputs, reader.whole, turned,
         )  # fmt: skip
 
-    def _bias(
-        self, node: onnx.NodeProto, outputs: int, shape: tuple[int, ...]
-    ) -> tuple[str, Stored | None, bool] | None:
-        """The biased output, where the bias lies and whether one may be added; None where one is added that cannot be written.
+    def _bias(self, node: onnx.NodeProto, outputs: int) -> Biased | None:
+        """The node's own bias, or that it has none; None where what it adds cannot be written."""
+        if len(node.input) < 3 or not node.input[2]:
+            return node.output[0], None, node.op_type != "MatMul", ONE, False
+        if node.op_type == "Gemm" and self.model.shapes.get(node.input[2], ())[-1:] != (outputs,):
+            return None
+        bias = self._vector(node.input[2], outputs)
+        return None if bias is None else (node.output[0], bias, False, ONE, False)
 
-        What is added to a MatMul is a bias where it ends in this shape.
+    def _behind(self, node: onnx.NodeProto, outputs: int, *, last: bool) -> Biased | None:
+        """The bias that lies in a later node, behind a scale of each output if there is one; None where none does.
+
+        So BatchNormalizations are written that were not folded, and what is added to a MatMul.
         """
-        if node.op_type != "MatMul":
-            if len(node.input) < 3 or not node.input[2]:
-                return node.output[0], None, True
-            if node.op_type == "Gemm" and self.model.shapes.get(node.input[2], ())[-1:] != (outputs,):
-                return None
-            bias = self._vector(node.input[2], outputs)
-            return None if bias is None else (node.output[0], bias, False)
-        users = self.consumers.get(node.output[0], [])
-        if len(users) != 1 or users[0].op_type != "Add" or node.output[0] in self.outputs:
-            return node.output[0], None, False
-        other = next((n for n in users[0].input if n != node.output[0]), "")
-        fits = self.model.shapes.get(other, ())[-len(shape) :] == shape
-        bias = self._vector(other, outputs) if fits else None
-        return (users[0].output[0] if bias else node.output[0]), bias, False
+        shift = self._constant(node.input[2], outputs, -1) if len(node.input) > 2 and node.input[2] else 0.0 * ONE
+        tensor, scale, matrix = node.output[0], ONE, last
+        while shift is not None and len(users := self.consumers.get(tensor, [])) == 1 and tensor not in self.outputs:
+            user = users[0]
+            before, after = (len(self.model.shapes.get(name, ())) for name in (tensor, user.output[0]))
+            axis = -1 if last else 1 - after
+            other = next((n for n in user.input if n != tensor), "")
+            bias, factor = None, None
+            if user.op_type == "Transpose" and not last:
+                last = list(attributes(user).get("perm", ())) == [0, *range(2, after), 1]
+                factor = ONE if last else None
+            elif user.op_type in SHAPED:
+                factor = ONE if self.model.length(user.output[0], axis % max(after, 1)) == outputs else None
+            elif before != after or after < 2:
+                break
+            elif user.op_type == "Add":
+                bias = self._vector(other, outputs) if self._along(other, axis, outputs) else None
+            elif user.op_type == "BatchNormalization" and axis == 1 - after:
+                bias, factor, mean = self._normalised(user, outputs)
+                shift = shift - mean
+            elif user.op_type == "Mul":
+                factor = self._constant(other, outputs, axis)
+            if factor is not None:
+                scale, shift = scale * factor, shift * factor
+            if bias is not None:
+                bias = replace(bias, offset=np.broadcast_to(shift, outputs)) if shift.any() else bias
+                return user.output[0], bias, False, scale, last and not matrix
+            if factor is None:
+                break
+            tensor = user.output[0]
+        return None
+
+    def _normalised(self, node: onnx.NodeProto, outputs: int) -> tuple[Stored | None, np.ndarray | None, np.ndarray]:
+        """Where the shift of a BatchNormalization lies, its scale, and what it takes off before; None where it has others."""
+        attrs, held = attributes(node), [self._constant(name, outputs, -1) for name in node.input[1:]]
+        gamma, _, mean, variance = held
+        bias = self._vector(node.input[2], outputs)
+        if len(node.output) > 1 or attrs.get("training_mode") or not attrs.get("spatial", 1):
+            return None, None, ONE
+        if bias is None or gamma is None or mean is None or variance is None:
+            return None, None, ONE
+        return bias, gamma / np.sqrt(variance + attrs.get("epsilon", 1e-5)), mean
+
+    def _along(self, name: str, axis: int, outputs: int) -> bool:
+        """Whether a tensor has one number for each output, the outputs being on this axis, counted from the end."""
+        shape = self.model.shapes.get(name, ())
+        return len(shape) >= -axis and shape[axis] == outputs == int(np.prod(shape))
+
+    def _constant(self, name: str, outputs: int, axis: int) -> np.ndarray | None:
+        """A constant of one finite number, or of one for each output, in float64."""
+        value = self.model.constant(name)
+        fits = value is not None and (value.size == 1 or self._along(name, axis, outputs))
+        found = np.ravel(value).astype(np.float64) if value is not None and fits else None
+        return found if found is not None and np.isfinite(found).all() else None
 
     def _vector(self, name: str, length: int) -> Stored | None:
         """A bias that one node alone reads, one number per output."""

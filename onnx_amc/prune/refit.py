@@ -18,6 +18,9 @@ Values = dict[str, np.ndarray]
 REMEMBERED = 2**28
 """Bytes of refitted weights that are kept: plans share most of their layers' counts with plans before them."""
 
+SILENT = 1e-6
+"""Of the largest scale of a layer's outputs: what is scaled by less has weights that are of no account."""
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -170,7 +173,9 @@ def read(analysis: Analysis, stored: Stored, values: Mapping[str, np.ndarray] | 
     """Return the tensor behind `stored` in float64, from `values` where it was changed; in C order, so that views can be taken."""
     array = (values or {}).get(stored.name)
     source = analysis.model.value(stored.name) if array is None else array
-    return np.ascontiguousarray(stored.held(source.reshape(-1)[stored.index]), dtype=np.float64)
+    found = np.ascontiguousarray(stored.held(source.reshape(-1)[stored.index]), dtype=np.float64)
+    found = found if stored.scale is None else found * stored.scale
+    return found if stored.offset is None else found + stored.offset
 
 
 def write(analysis: Analysis, values: Values, stored: Stored, new: np.ndarray) -> None:
@@ -178,9 +183,21 @@ def write(analysis: Analysis, values: Values, stored: Stored, new: np.ndarray) -
     if stored.name not in values:
         values[stored.name] = analysis.model.value(stored.name).copy()
     flat = values[stored.name].reshape(-1)
-    flat[stored.index] = new.astype(flat.dtype)
+    flat[stored.index] = _bare(stored, new, flat[stored.index]).astype(flat.dtype)
 
 
-def storable(stored: Stored, *new: np.ndarray) -> bool:
-    """Whether numbers are finite in the type of a tensor, and stay so when they are stored."""
-    return all(bool(np.isfinite(stored.held(values)).all()) for values in new)
+def _bare(stored: Stored, new: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """What to store for a tensor to arrive as it should; as before where it arrives as nothing anyway."""
+    new = new if stored.offset is None else new - stored.offset
+    if stored.scale is None:
+        return new
+    alive = np.abs(stored.scale) > SILENT * np.abs(stored.scale).max()
+    found = before.astype(np.float64)
+    np.divide(new, stored.scale, out=found, where=alive)
+    return found
+
+
+def storable(stored: Stored, new: np.ndarray, shift: np.ndarray) -> bool:
+    """Whether a tensor, and what a bias gains, are finite in the tensor's type, and stay so when they are stored."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return all(bool(np.isfinite(stored.held(v)).all()) for v in (_bare(stored, new, 0 * new), shift))

@@ -72,9 +72,7 @@ class Corrector:
 
     def _point(self, layer: Layer, mark: str) -> Point:
         rank = len(self.analysis.model.shapes[layer.output])
-        return Point(
-            layer.output, rank, rank - 1 if layer.channels_last else 1, layer.affine, layer.weight.kinds[-1], mark
-        )
+        return Point(layer.output, rank, layer.output_axis % rank, layer.affine, layer.weight.kinds[-1], mark)
 
     def _run(self, proto: onnx.ModelProto) -> list[np.ndarray]:
         session = open_session(proto, where=self.analysis.model.source)

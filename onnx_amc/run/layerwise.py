@@ -103,7 +103,7 @@ def layer_errors(
 
 def _flat(values: np.ndarray, layer: Layer) -> np.ndarray:
     """Values as (n, channels)."""
-    axis = -1 if layer.channels_last else 1
+    axis = layer.output_axis
     return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
 
 

@@ -116,7 +116,7 @@ class Sequential:
         free_batch(self._original, model)
         self._graph = _Graph(analysis)
         self._spots = {
-            layer.node: _Spot(layer, *self._graph.behind(layer.output), (seed, i)) for i, layer in enumerate(layers)
+            layer.node: _Spot(layer, *self._graph.behind(layer), (seed, i)) for i, layer in enumerate(layers)
         }
         self._spend(effort)
 
@@ -258,13 +258,14 @@ class Sequential:
                 at = choose((places,), min(share, places), rng)[:, 0]
                 columns.append(part.reshape(-1, part.shape[-1])[at].T)
                 continue
-            space = layer.window.outputs(part.shape[2:]) if patched else part.shape[2:]
+            values = part if patched else np.moveaxis(part, layer.output_axis, 1)
+            space = layer.window.outputs(part.shape[2:]) if patched else values.shape[2:]
             positions = choose(space, -(-rows // self._samples), rng)
             if patched:
                 columns.append(patches(part, layer.window, positions))
             else:
-                seen = picked(part, positions) if positions.shape[1] else part[:, :, None]
-                columns.append(np.moveaxis(seen, 0, 1).reshape(part.shape[1], -1))
+                seen = picked(values, positions) if positions.shape[1] else values[:, :, None]
+                columns.append(np.moveaxis(seen, 0, 1).reshape(values.shape[1], -1))
         return widened(np.concatenate(columns, axis=1))
 
 
@@ -321,7 +322,7 @@ def reached(analysis: Analysis, layers: Sequence[Layer], own: Mapping[str, np.nd
     """Of some changes, bool (changes,) by the layers that they begin at, those that each layer is refitted for, if any."""
     graph = _Graph(analysis)
     known = [layer for layer in layers if layer.output in analysis.model.shapes]
-    return graph.reached({layer.node: graph.behind(layer.output)[0] for layer in known}, own)
+    return graph.reached({layer.node: graph.behind(layer)[0] for layer in known}, own)
 
 
 class _Graph:
@@ -359,14 +360,14 @@ class _Graph:
                 found |= {key: mine} if key in partners else {}
         return found
 
-    def behind(self, tensor: str) -> tuple[str | None, Bounds | None]:
-        """What is added to a tensor, if that is there before it, and the activation that follows, if one alone does."""
-        partner = None
+    def behind(self, layer: Layer) -> tuple[str | None, Bounds | None]:
+        """What is added to a layer's output, if that is there before it, and the activation that follows, if one alone does."""
+        partner, tensor = None, layer.output
         users = self.consumers.get(tensor, [])
         if len(users) == 1 and self.nodes[users[0]].op_type == "Add" and tensor not in self.outputs:
             other = next((n for n in self.nodes[users[0]].input if n != tensor), tensor)
             shapes = self.model.shapes
-            early = self.producer.get(other, len(self.nodes)) < self.producer[tensor]
+            early = self.producer.get(other, len(self.nodes)) < self.producer[layer.node]
             if not early or shapes.get(other) != shapes[tensor]:
                 return None, None
             partner, tensor = other, self.nodes[users[0]].output[0]
