@@ -242,6 +242,37 @@ def test_a_mask_is_no_bias() -> None:
     assert trainable(model) == {"q", "b"}
 
 
+def test_what_scales_and_shifts_each_output_of_a_product_is_trained() -> None:
+    """A BatchNormalization that was not folded, biases behind a Reshape or by heads; no number that belongs to an activation."""
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[N,3,6,6] x) => (float[N,P,2,2] y)
+        {
+            h = Conv (x, u)
+            t = Transpose <perm = [0,2,3,1]> (h)
+            k = Mul (t, m)
+            a = Add (k, b)
+            s = Add (a, three)
+            r = Relu (s)
+            q = Mul (r, gain)
+            f = Reshape (q, rows)
+            w = MatMul (f, v)
+            z = Reshape (w, heads)
+            y = Add (z, c)
+        }""")
+    for name, shape in {
+        "u": (4, 3, 1, 1),
+        "m": (4,),
+        "b": (4,),
+        "three": (),
+        "gain": (4,),
+        "v": (4, 4),
+        "c": (2, 2),
+    }.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    for name, shape in {"rows": (-1, 4), "heads": (-1, 36, 2, 2)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(shape), name))
+    assert trainable(model) == {"u", "m", "b", "v", "c"}
+
+
 def test_what_an_output_tells_of_a_weight_stays_true() -> None:
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[N,6] x) => (float[N,6] y, float[6] b, float norm)
         {

@@ -230,8 +230,7 @@ FOLDED = (
 )
 UNFOLDED = f"""{WIDE}, float[8,1,1] m, float[8] o, float[8] n, float[8] p> {{ k = Conv (x, u) l = Mul (k, m)
     c = Unsqueeze <axes = [1,2]> (a) g = Add (l, c) r = Relu (g) t = Conv (r, w)
-    h = BatchNormalization <epsilon = 0.0> (t, o, b, n, p) s = Add (h, g) q = Relu (s)
-    y = Conv (q, v) }}"""
+    h = BatchNormalization <epsilon = 0.0> (t, o, b, n, p) s = Add (h, g) q = Relu (s) y = Conv (q, v) }}"""
 
 
 def test_what_normalises_each_output_is_refitted_as_if_it_were_folded() -> None:

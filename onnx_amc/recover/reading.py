@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from onnx_amc.errors import DataError, ModelError
+from onnx_amc.graph.load import MOVES
 from onnx_amc.graph.proto import attributes, last_uses, offered, opset_of
 from onnx_amc.recover import ops_layer, ops_math, ops_shape
 from onnx_amc.recover.call import TABLE, Call, UnreadableError
@@ -26,7 +27,7 @@ WEIGHTS = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1), "BatchNormalization": (1, 2), "PRelu": (1,),
     "LayerNormalization": (1, 2), "RMSNormalization": (1,), "InstanceNormalization": (1, 2), "GroupNormalization": (1, 2),
 }  # fmt: skip
-"""Inputs of operators that hold what training may change, if they are initializers; and what is added to a MatMul's output."""
+"""Inputs of operators that hold what training may change, if they are initializers; and what `followers` finds behind products."""
 
 
 SMALLEST = 0.1
@@ -217,44 +218,76 @@ def _floors(proto: onnx.ModelProto) -> dict[str, float]:
     """By initializer what its size is at least: `TINY`, but no more than its layer's weights have, and not far less."""
     stored = {t.name: t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     found: dict[str, float] = {}
-    products: dict[str, float] = {}
     for node in proto.graph.node:
         names = [name for name in _weights(node) if name in stored]
-        floor = next((products[n] for n in node.input if n in products), TINY)
         if names:
             square = np.square(numpy_helper.to_array(stored[names[0]]), dtype=np.float64).mean()
             size = float(np.sqrt(square)) or TINY
             floor = float(np.clip(TINY, size / BESIDE, size)) if np.isfinite(size) else TINY
-        if node.op_type == "MatMul":
-            products[node.output[0]] = floor
-        if node.op_type == "Add":
-            names = [n for n in node.input if n in stored]
-        found |= {name: min(found.get(name, floor), floor) for name in names}
+            found |= {name: min(found.get(name, floor), floor) for name in names}
+    for name, weight in followers(proto, "Add"):
+        floor = found.get(weight, TINY)
+        found[name] = min(found.get(name, floor), floor)
     return found
+
+
+def followers(proto: onnx.ModelProto, *kinds: str) -> list[tuple[str, str]]:
+    """Initializers that nodes of these kinds, Add and Mul, apply to the outputs of a product with a weight, each with that weight.
+
+    They have a number for each output, as the bias of a MatMul has, or a BatchNormalization that was not folded. What is added to a
+    MatMul at once is a bias where it is any vector.
+    """
+    stored = {t.name: list(t.dims) for t in proto.graph.initializer}
+    floats = {t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    fixed, found = {"", *stored}, list[tuple[str, str]]()
+    products: dict[str, tuple[str, int, bool]] = {}
+    for node in proto.graph.node:
+        if node.input and fixed.issuperset(node.input):
+            fixed.update(node.output)
+        weight = next((n for n in reversed(node.input[:2]) if n in fixed), None)
+        fed = next((n for n in node.input if n in products), None)
+        if node.op_type in {"Conv", "ConvTranspose", "Gemm", "MatMul"} and weight is not None:
+            dims = stored.get(weight, []) if weight == node.input[1] else []
+            products[node.output[0]] = weight, _outputs(node, dims), node.op_type == "MatMul"
+        elif fed is not None and node.op_type in MOVES:
+            products[node.output[0]] = *products[fed][:2], False
+        elif fed is not None and node.op_type in {"Add", "Mul"}:
+            name = next((n for n in node.input if n != fed), "")
+            weight, outputs, bare = products[fed]
+            size = math.prod(stored.get(name, ()))
+            vector = bare and node.op_type == "Add" and size == math.prod(stored.get(name, [])[-1:])
+            if name in floats and (size == outputs > 1 or vector):
+                found += [(name, weight)] if node.op_type in kinds else []
+                products[node.output[0]] = weight, outputs, False
+    return found
+
+
+def _outputs(product: onnx.NodeProto, dims: Sequence[int]) -> int:
+    """How many outputs a product has by its weight's shape; 0 where it has none."""
+    attrs = attributes(product)
+    if not dims:
+        return 0
+    if product.op_type == "ConvTranspose":
+        return int(dims[1] * attrs.get("group", 1))
+    return int(dims[0 if product.op_type == "Conv" or attrs.get("transB") else -1])
 
 
 def trainable(proto: onnx.ModelProto) -> set[str]:
     """Names of the float initializers that hold weights and biases.
 
-    What is added to a product is a bias where it is a vector, and the product one by a weight: a mask of an attention is neither.
+    What is added to a product is a bias only where the product is one by a weight: a mask of an attention is none.
     Nor is what a normalisation takes for its mean or variance too: torch has no gradient for it. What is an output of the graph, or
     what such an output is calculated from alone, somebody reads as it is; what is offered as an input too, somebody may replace.
     """
     floats = {t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    vectors = {t.name for t in proto.graph.initializer if math.prod(t.dims[:-1]) == 1} & floats
     fixed = {"", *(t.name for t in proto.graph.initializer)}
-    products: set[str] = set()
-    found: set[str] = set()
+    found = {name for name, _ in followers(proto, "Add", "Mul")}
     sources: dict[str, Sequence[str]] = {}
     for node in proto.graph.node:
         if node.input and fixed.issuperset(node.input):
             fixed.update(node.output)
             sources |= dict.fromkeys(node.output, node.input)
-        if node.op_type == "MatMul" and not fixed.isdisjoint(node.input):
-            products.add(node.output[0])
         found |= floats.intersection(_weights(node))
-        if node.op_type == "Add" and not products.isdisjoint(node.input):
-            found |= vectors.intersection(node.input)
     told = [o.name for o in proto.graph.output]
     for name in told:  # grows meanwhile
         told += sources.pop(name, ())
