@@ -122,6 +122,22 @@ def run_time() -> Iterator[Row]:
         u = MatMul (k, t) y = MatMul (u, v) }""", 18, "Add 's' ties it to an axis that cannot be cut", weights={"i": np.arange(6)})
     yield image("Pad by amounts of the run, axes known", """s = Shape (h) n = Slice (s, two, three) m = Sub (n, n) p = Concat <axis = 0> (m, m, m, m)
                 r = Pad (h, p, , a)""", 8, "int64[1] two, int64[1] three, int64[2] a", weights={"two": [2], "three": [3], "a": [2, 3]}, opset=18)
+    yield Row("Pad by amounts of the run, where written zeros tell of the channels", """(float[N,3,H,W] x) => (float[N,4,P,Q] y) <float[8,3,1,1] w, float[4,8,1,1] v,
+        int64[1] z, int64[1] two, int64[1] four, int64[8] i> { h = Conv (x, w) s = Shape (h) n = Slice (s, two, four) m = Div (n, n) a, b = Split (m)
+        p = Concat <axis = 0> (z, a, b, z, z, a, b, z) q = Gather (p, i) c0, c1 = Split (q) k = Concat <axis = 0> (c0, c1) r = Pad (h, k) y = Conv (r, v) }""", 8,
+        weights={"z": [0], "two": [2], "four": [4], "i": [0, 3, 1, 2, 4, 7, 5, 6]})
+    yield image("Pad by amounts that are the same in every run, in 32 bits", """s = Shape (h) c2 = Cast <to = 6> (s) n = Slice (c2, z, o) k = Concat <axis = 0> (n, e)
+                d = Slice (k, t, f) l = Slice (c2, t, f) m = Sub (d, l) a = Cast <to = 7> (m) p = Concat <axis = 0> (u, a, u, a) r = Pad (h, p)""", 8,
+                "int64[1] z, int64[1] o, int64[1] t, int64[1] f, int32[3] e, int64[2] u", weights={"z": [0], "o": [1], "t": [2], "f": [4], "e": [8, 7, 8], "u": [0, 0]})
+    yield image("a dense layer on the last of four axes, as Tensordot", """t = Transpose <perm = [0,2,3,1]> (h) s = Shape (t) c2 = Cast <to = 6> (s) g = Gather (c2, l)
+                p = ReduceProd <keepdims = 0> (g) u = Unsqueeze (p, z) f = Gather (c2, i) m = ReduceProd <keepdims = 0> (f) a = Unsqueeze (m, z)
+                k = Concat <axis = 0> (a, u) b2 = Cast <to = 7> (k) q = Reshape (t, b2) d = MatMul (q, e) n = Concat <axis = 0> (f, o) j = Cast <to = 7> (n)
+                y2 = Reshape (d, j) r = Transpose <perm = [0,3,1,2]> (y2)""", 16, "float[8,8] e, int64[1] l, int64[1] z, int64[3] i, int32[1] o",
+                weights={"l": [3], "z": [0], "i": [0, 1, 2], "o": [8]})
+    for shape, channels in (([-1, 288], 8), ([-1, 6, 48], 8), ([-1, 12], 4), ([-1, 12, 24], 8)):
+        yield Row(f"places of all samples merged with channels into {shape}", f"""(float[N,6,6,3] x) => (float[M,{'P,' * (len(shape) - 2)}4] y) <float[3,8] w,
+            int64[2] s, int64[{len(shape)}] t, float[{shape[-1]},4] v> {{ q = Reshape (x, s) h = MatMul (q, w) f = Reshape (h, t) y = MatMul (f, v) }}""", channels,
+            weights={"s": [-1, 3], "t": shape})
     yield image("a sequence of tensors of several shapes", """p = Conv (h, k) q = SplitToSequence <axis = 1> (p, s) a = SequenceAt (q, i)
                 d = SequenceAt (q, j) r = Concat <axis = 1> (d, a)""", 8, "float[8,8,1,1] k, int64[2] s, int64 i, int64 j",
                 weights={"s": [3, 5], "i": 0, "j": 1}, reason="SplitToSequence")
@@ -169,7 +185,7 @@ def counted() -> Iterator[Row]:
     """Counts of channels, which are less in a cut model: as numbers, and as sizes of what keeps its own."""
     h, two = "h = Conv (x, w) n = Shape (h)", "float[8,3,1,1] w, float[4,8,1,1] v, float[4,16,1,1] k"
     one, sizes = "int64[1] i0, int64[1] i1, int64[1] i2, int64[1] i4", {"i0": [0], "i1": [1], "i2": [2], "i4": [4]}
-    parts = "l = Cast <to = 6> (n) m = Cast <to = 7> (l) c = Slice (m, i1, i2) a = Slice (m, i0, i1) d = Slice (m, i2, i4)"
+    parts = "m = Identity (n) c = Slice (m, i1, i2) a = Slice (m, i0, i1) d = Slice (m, i2, i4)"
     for name, body in (("a shape", "s = Identity (n)"), ("a part of a shape", "s = Slice (n, i0, i2)")):
         yield Row(f"{name} as an output fixes", f"(float[N,3,6,6] x) => (float[N,4,6,6] y, int64[S] s) <{two}, {one}> {{ {h} {body} y = Conv (h, v) }}", 0,
                   "it is the model's output 's'", weights=sizes)

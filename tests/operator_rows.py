@@ -69,6 +69,8 @@ ROWS = [
     Row("ReduceMean", (X, ints(1)), {"keepdims": 0}, 18),
     Row("ReduceMean", (X, ints()), {"noop_with_empty_axes": 1}, 18),
     Row("ReduceSum", (X, ints(0, 2))),
+    Row("ReduceProd", (X,), {"axes": [0, -1]}),
+    Row("ReduceProd", (np.arange(1, 5), ), {"keepdims": 0}),
     Row("ReduceLogSum", (X,), {"axes": [1]}, positive=True),
     Row("Clip", (X, floats(-0.5).reshape(()), floats(0.5).reshape(()))),
     Row("Clip", (X, None, floats(0.5).reshape(()))),

@@ -228,8 +228,8 @@ WIDE = "(float[N,6,5,5] x) => (float[N,4,5,5] y) <float[8,6,1,1] u, float[8] a, 
 FOLDED = (
     f"""{WIDE}> {{ g = Conv (x, u, a) r = Relu (g) h = Conv (r, w, b) s = Add (h, g) q = Relu (s) y = Conv (q, v) }}"""
 )
-UNFOLDED = f"""{WIDE}, float[8,1,1] m, float[8] o, float[8] n, float[8] p> {{ k = Conv (x, u) l = Mul (k, m)
-    c = Unsqueeze <axes = [1,2]> (a) g = Add (l, c) r = Relu (g) t = Conv (r, w)
+UNFOLDED = f"""{WIDE}, float[8,1,1] m, float[8] o, float[8] n, float[8] p> {{
+    k = Conv (x, u) l = Mul (k, m) c = Unsqueeze <axes = [1,2]> (a) g = Add (l, c) r = Relu (g) t = Conv (r, w)
     h = BatchNormalization <epsilon = 0.0> (t, o, b, n, p) s = Add (h, g) q = Relu (s) y = Conv (q, v) }}"""
 
 

@@ -26,6 +26,9 @@ LARGEST = 65_536
 LARGEST_FLOAT = 1_024
 
 
+WHOLE = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.INT32})
+"""Types that sizes are written in."""
+
 Dims = list[int | None]
 
 
@@ -115,34 +118,66 @@ def _known_shapes(proto: onnx.ModelProto) -> dict[str, Dims]:
 
 
 def _sizes(node: onnx.NodeProto, shapes: dict[str, Dims], weights: dict[str, onnx.TensorProto]) -> np.ndarray | None:
-    """What a Shape, or a Gather of one, gives for every input; None where it depends on the input.
+    """What a Shape, or what is picked from one, gives for every input; None where it depends on the input.
 
-    The dimensions of a Shape are noted in `shapes` under a name that no tensor can have.
+    What is known of a row of sizes, and its type, is noted in `shapes` under names that no tensor can have.
     """
-    if node.op_type == "Shape":
-        limits = {a.name: a.i for a in node.attribute}
-        dims = shapes.get(node.input[0])
-        if dims is None:
-            return None
-        dims = dims[limits.get("start", 0) : limits.get("end", len(dims))]
-        shapes[f"{node.output[0]}\0values"] = dims
-    elif node.op_type in {"Gather", "Slice"} and f"{node.input[0]}\0values" in shapes:
-        index = [numpy_helper.to_array(weights[n]).reshape(-1) for n in node.input[1:] if n in weights]
-        values = shapes[f"{node.input[0]}\0values"]
-        if not index or len(index) != len(node.input) - 1 or not all(i.size for i in index):
-            return None
-        try:
-            if node.op_type == "Slice":
-                dims = values[slice(int(index[0][0]), int(index[1][0]), int(index[3][0]) if len(index) > 3 else 1)]
-            else:
-                dims = [values[int(i)] for i in index[0]]
-        except (IndexError, ValueError):  # asks for what is not there: refused later, by its name
-            return None
-        if node.op_type == "Gather" and not weights[node.input[1]].dims:
-            return None if dims[0] is None else np.array(dims[0], dtype=np.int64)
-    else:
+    row, kind = _row(node, shapes, weights)
+    if row is None:
         return None
-    return None if None in dims else np.array(dims, dtype=np.int64)
+    scalar = node.op_type == "Gather" and not weights[node.input[1]].dims
+    if not scalar:
+        shapes[f"{node.output[0]}\0values"], shapes[f"{node.output[0]}\0type"] = row, [kind]
+    if None in row:
+        return None
+    values = np.array(row, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind))
+    return values.reshape(()) if scalar else values
+
+
+Row = tuple[Dims | None, int]
+"""Sizes in a row, None for each that may differ from input to input, and their type."""
+
+
+def _row(node: onnx.NodeProto, shapes: Mapping[str, Dims], weights: Mapping[str, onnx.TensorProto]) -> Row:
+    """What a node gives that measures sizes, or moves them."""
+    attrs = {a.name: a.i for a in node.attribute}
+    if node.op_type == "Shape":
+        dims = shapes.get(node.input[0])
+        return None if dims is None else dims[
+            attrs.get("start", 0) : attrs.get("end", len(dims))
+        ], onnx.TensorProto.INT64
+    rows = [_noted(name, shapes, weights) for name in node.input]
+    values, kind = rows[0] if rows else (None, 0)
+    if values is None or all(name in weights for name in node.input):
+        return None, 0
+    try:
+        if node.op_type == "Cast":
+            return (values, attrs["to"]) if attrs["to"] in WHOLE else (None, 0)
+        if node.op_type == "Concat" and None not in [row for row, _ in rows]:
+            return [v for row, _ in rows for v in row or ()], kind
+        if node.op_type in {"Gather", "Slice"} and len(rows) > 1 and all(name in weights for name in node.input[1:]):
+            return _picked(node, values, [row or [] for row, _ in rows[1:]]), kind
+    except (IndexError, ValueError):  # asks for what is not there: refused later, by its name
+        pass
+    return None, 0
+
+
+def _noted(name: str, shapes: Mapping[str, Dims], weights: Mapping[str, onnx.TensorProto]) -> Row:
+    """A row of sizes as far as it is known: constants too."""
+    if name not in weights:
+        return shapes.get(f"{name}\0values"), int((shapes.get(f"{name}\0type") or [0])[0] or 0)
+    tensor = weights[name]
+    whole = tensor.data_type in WHOLE and len(tensor.dims) <= 1 and is_light(tensor)
+    return (numpy_helper.to_array(tensor).ravel().tolist() if whole else None), tensor.data_type
+
+
+def _picked(node: onnx.NodeProto, values: Dims, index: list[Dims]) -> Dims | None:
+    """What a Gather or Slice takes of a row."""
+    if not all(index) or None in [i for one in index for i in one]:
+        return None
+    if node.op_type == "Gather":
+        return [values[int(i or 0)] for i in index[0]]
+    return values[slice(index[0][0], index[1][0], index[3][0] if len(index) > 3 else 1)]
 
 
 def _evaluate(

@@ -160,7 +160,9 @@ def pad(step: Step) -> list[Axes]:
     pads = step.setting("pads", 1) or step.setting("paddings", 1)
     listed = step.setting("axes", 3)
     if pads is None or (step.has(3) and listed is None):
-        padded = set(range(rank)) if listed is None else set(normal(listed, rank))
+        told = step.book.written.get(step.node.input[1]) or [None] * (2 * rank)
+        named = [i for i in range(rank) if told[i] != 0 or told[i + rank] != 0]  # the others are written as zeros
+        padded = set(named if listed is None else normal(listed, rank))
         return [step.without(padded, "pads by amounts known at run time only")]
     axes = normal(listed, rank) if listed is not None else list(range(rank))
     mode = step.attrs.get("mode", b"constant")
@@ -222,6 +224,9 @@ def reshape(step: Step) -> list[Axes]:
     return [tuple(out)]
 
 
+Shape = tuple[int, ...]
+
+
 def _fix_scrambled(step: Step, before: tuple[int, ...], after: tuple[int, ...]) -> None:
     """Fix the channels that land on other axes when the batch or an open length changes."""
     names = (step.node.input[0], step.key)
@@ -237,13 +242,28 @@ def _fix_scrambled(step: Step, before: tuple[int, ...], after: tuple[int, ...]) 
         return
     for axis, tokens in enumerate(step.x(0)):
         alone = tokens is not None and others[0][axis] == len(tokens)  # not merged with the batch or the length before
-        if alone and _lands(before, after, axis) != _lands(others[0], others[1], axis):
+        same = _lands(before, after, axis) == _lands(others[0], others[1], axis)
+        if alone and not same and not _recurs(before, after, others[0], others[1], axis):
             step.fix(tokens, "puts it elsewhere at another batch or length")
 
 
 def _lands(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> set[int]:
     new = next(new for old, new in _runs(before, after) if axis in old)
     return {i for i in new if after[i] > 1}
+
+
+def _recurs(before: Shape, after: Shape, again: Shape, then: Shape, axis: int) -> bool:
+    """Whether the index on an axis is told by that on a single new axis, and in both runs by the same one and in the same way.
+
+    So the channels of (places of all samples, channels) are told when the places of each sample are merged with them.
+    """
+    inner, whole = math.prod(before[axis + 1 :]), math.prod(again[axis + 1 :])
+    for i in range(len(after)):
+        steps, others = math.prod(after[i + 1 :]), math.prod(then[i + 1 :])
+        within = inner % steps == whole % others == 0 and inner * others == whole * steps
+        if within and after[i] == then[i] and (steps * after[i]) % (inner * before[axis]) == 0 < after[i] - 1:
+            return True
+    return False
 
 
 def _runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:

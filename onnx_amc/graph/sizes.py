@@ -8,6 +8,8 @@ count fixes them too: 16 less a count of 8 is 8 as well, but not when fewer are 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -15,6 +17,8 @@ import onnx
 from onnx_amc.graph.ledger import Tokens
 from onnx_amc.graph.proto import names_read
 from onnx_amc.graph.rules import Step
+
+T = TypeVar("T")
 
 Elements = list[Tokens | None]
 """For each element of a flat tensor of sizes, the tokens whose number it is."""
@@ -24,6 +28,9 @@ Cell = tuple[Tokens | None, int | None]
 
 NAMES_SIZES = {"Reshape": 1, "Expand": 1, "Resize": 3, "ConstantOfShape": 0}
 """Operators whose rules tie their axes to the sizes that they take, and the input that these are."""
+
+PICKS = frozenset({"Split", "Gather", "Slice"})
+"""Operators that take some of a row."""
 
 NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 """By what a count may be changed, which leaves it as it is."""
@@ -48,19 +55,32 @@ def follow(step: Step) -> None:
     _fix(step, names_read(node) - set(node.input), "reads its number inside a subgraph")
     if _is_list(step):
         step.book.written[step.key] = [v for i in range(len(node.input)) for v in _written(step, i)]
+    elif node.op_type in PICKS and node.input[0] in step.book.written:
+        step.book.written |= _parts(step, _tried(lambda: _picked(step, _written(step, 0))) or [])
     fed = [i for i, name in enumerate(node.input) if name in sizes]
     if not fed or fed == [NAMES_SIZES.get(node.op_type)]:
         return
-    try:
-        moved = _moved(step)
-    except (IndexError, ValueError, KeyError, TypeError):  # costs the channels, not the run
-        moved = None
+    moved = _tried(lambda: _moved(step))
     if moved is None:
         _fix(step, {node.input[i] for i in fed}, CALCULATES)
     elif any(t is not None for t in moved):
-        parts = [step.model.shapes[o][0] for o in node.output] if node.op_type == "Split" else [len(moved)]
-        ends = np.cumsum(parts).tolist()
-        sizes.update((o, moved[a:b]) for o, (a, b) in zip(node.output, itertools.pairwise([0, *ends]), strict=False))
+        sizes |= _parts(step, moved)
+
+
+def _tried(moved: Callable[[], list[T] | None]) -> list[T] | None:
+    """Elements of an output; nothing where the node asks for what is not there, which costs the channels, not the run."""
+    try:
+        return moved()
+    except (IndexError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _parts(step: Step, moved: list[T]) -> dict[str, list[T]]:
+    """Elements by output: a Split has several."""
+    node = step.node
+    parts = [step.model.shapes[o][0] for o in node.output] if node.op_type == "Split" else [len(moved)]
+    ends = np.cumsum(parts).tolist()
+    return {o: moved[a:b] for o, (a, b) in zip(node.output, itertools.pairwise([0, *ends]), strict=False)}
 
 
 def _fix(step: Step, names: set[str], why: str) -> None:
@@ -86,19 +106,13 @@ def _measured(step: Step) -> Elements:
 
 def _moved(step: Step) -> Elements | None:
     """Elements of the output; None for an operator that does more than move sizes."""
-    op, first, index = step.node.op_type, _elements(step, 0), step.const(1)
+    op, first = step.node.op_type, _elements(step, 0)
     alone = not any(name in step.book.sizes for name in step.node.input[1:])
-    parts = op == "Split" and all(len(step.out_shape(i)) == 1 for i in range(len(step.node.output)))
     found: Elements | None = None
-    if alone and (
-        parts or op in {"Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten"} or step.attrs.get("to") in WHOLE
-    ):
+    if op in PICKS:
+        found = _picked(step, first) if alone else None
+    elif alone and (op in {"Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten"} or step.attrs.get("to") in WHOLE):
         found = first
-    elif op == "Gather" and index is not None and len(step.shape(0)) == 1:
-        found = [first[int(i)] for i in index.ravel()]
-    elif op == "Slice" and len(step.shape(0)) == 1:
-        low, high, stride = step.setting("starts", 1), step.setting("ends", 2), step.setting("steps", 4) or [1]
-        found = first[low[0] : high[0] : stride[0]] if low and high else None
     elif op == "Concat":
         found = [t for i in range(len(step.node.input)) for t in _elements(step, i)]
     elif op in {*NEUTRAL, "Equal", "Where"}:
@@ -108,6 +122,19 @@ def _moved(step: Step) -> Elements | None:
         step.book.written[step.key] = [known for _, known in made]
         found = [tokens for tokens, _ in made]
     return found
+
+
+def _picked(step: Step, first: list[T]) -> list[T] | None:
+    """What is taken of a row, for all outputs one after the other."""
+    op, index = step.node.op_type, step.const(1)
+    if op == "Split" and all(len(step.out_shape(i)) == 1 for i in range(len(step.node.output))):
+        return first
+    if op == "Gather" and index is not None and len(step.shape(0)) == 1:
+        return [first[int(i)] for i in index.ravel()]
+    if op == "Slice" and len(step.shape(0)) == 1:
+        low, high, stride = step.setting("starts", 1), step.setting("ends", 2), step.setting("steps", 4) or [1]
+        return first[low[0] : high[0] : stride[0]] if low and high else None
+    return None
 
 
 def _calculated(op: str, cell: tuple[Cell, ...]) -> Cell:

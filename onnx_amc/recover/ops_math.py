@@ -45,6 +45,9 @@ REDUCED: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
     "ReduceMax": lambda x, d, k: torch.amax(x, d, keepdim=k),
     "ReduceMean": lambda x, d, k: x.mean(d, keepdim=k),
     "ReduceMin": lambda x, d, k: torch.amin(x, d, keepdim=k),
+    "ReduceProd": lambda x, d, k: reduce(
+        lambda y, axis: y.prod(axis, keepdim=k), sorted({i % x.ndim for i in d}, reverse=True), x
+    ),
     "ReduceSum": lambda x, d, k: x.sum(d, keepdim=k),
     "ReduceSumSquare": lambda x, d, k: x.square().sum(d, keepdim=k),
 }
