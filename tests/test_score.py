@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from test_metrics import MLP, dataset, segmenter
 
 import onnx_amc
 from onnx_amc.errors import DataError, ModelError
+from onnx_amc.run.check import difference
 from onnx_amc.run.metrics import SHARE, Outputs, fidelity, miou
 from onnx_amc.run.samples import Dataset, InputSpec
 from onnx_amc.run.score import RACED, WORST, Opened, Scorer
@@ -142,3 +144,28 @@ def test_one_sample_can_be_scored(count: int) -> None:
         assert (found["samples"], found["score"], found["warnings"]) == (count, 0.0, [])
     with pytest.raises(DataError, match="only 0 samples\n  -> give 1 or more"):
         onnx_amc.evaluate(MLP, {k: v[:0] if k in {"x", "y"} else v for k, v in few.items()})
+
+
+def test_maps_of_classes_are_scored_and_checked_as_the_tensor_that_they_are_made_of() -> None:
+    """As scikit-learn's exporter writes a classifier: a class, and a sequence of maps, which nothing can be compared with."""
+    text = """<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 1]> g (float[N, 12] x) => (int64[N] label, float[N] maps)
+    { h = Gemm (x, w, b) r = Relu (h) k = Gemm (r, v) p = Softmax (k) label = ArgMax <axis = 1, keepdims = 0> (p)
+      maps = ai.onnx.ml.ZipMap <classlabels_int64s = [0, 1, 2]> (p) }"""
+    model, rng = parser.parse_model(text), np.random.default_rng(0)
+    for name, shape in {"w": (12, 32), "b": (32,), "v": (32, 3)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    model.graph.output[1].type.CopyFrom(
+        onnx.helper.make_sequence_type_proto(
+            onnx.helper.make_map_type_proto(onnx.TensorProto.INT64, onnx.helper.make_tensor_type_proto(1, []))
+        )
+    )
+    data = {"x": rng.normal(size=(100, 12)).astype(np.float32)}
+    result = onnx_amc.compress(model, data, flops=0.5, policy="uniform")
+    assert result.record["compressed"]["macs"] <= 0.5 * result.record["original"]["macs"]
+    assert [o.name for o in result.model.graph.output] == ["label", "maps"]
+    spec = InputSpec("x", np.dtype(np.float32), (None, 12))
+    scorer = Scorer(model, Dataset((spec,), data, None, "noise"), np.arange(100), fidelity, "fidelity")
+    assert [z.shape for z in scorer.reference] == [(100,), (100, 3)]
+    other = deepcopy(model)
+    other.graph.node[3].op_type = "Identity"
+    assert difference(model, other, data) > 0.1

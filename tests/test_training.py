@@ -223,6 +223,32 @@ def test_an_operator_that_torch_lacks_is_named_and_the_model_delivered_untrained
     assert found.record["compressed"]["macs"] == found.record["original"]["macs"] // 2
 
 
+def test_what_a_classifier_says_in_words_does_not_keep_it_from_training() -> None:
+    """As scikit-learn's exporter writes one: the class by its name, and the probabilities."""
+    model = parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 1]>
+        net (float[N, 8] x) => (string[N] label, float[N, 3] p) <string[3] names = {"a", "b", "c"}> {
+            h = MatMul(x, a)
+            r = Relu(h)
+            z = MatMul(r, b)
+            p = Softmax(z)
+            i = ArgMax <axis = 1, keepdims = 0> (p)
+            f = ai.onnx.ml.ArrayFeatureExtractor(names, i)
+            label = Reshape(f, flat)
+        }
+    """)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "flat"))
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (8, 16)), ("b", (16, 3))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    heard = Notes()
+    data = {"x": rng.standard_normal((100, 8)).astype(np.float32)}
+    found = onnx_amc.compress(model, data, channels=0.5, round_to=1, recover=True, recover_epochs=2, listener=heard)
+    assert not any("no recovery" in text for text in heard.said)
+    assert found.record["recover"] is not None
+    assert [o.name for o in found.model.graph.output] == ["label", "p"]
+
+
 def drawn(text: str, shapes: dict[str, tuple[int, ...]], kind: type = np.float32, opset: int = 17) -> onnx.ModelProto:
     """A network with random weights."""
     rng, model = np.random.default_rng(0), parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]> {text}')

@@ -60,6 +60,12 @@ def all_read(graph: onnx.GraphProto) -> set[str]:
     return {name for node in graph.node for name in names_read(node)} | {o.name for o in graph.output}
 
 
+def answers(proto: onnx.ModelProto) -> list[str]:
+    """The outputs; for one that a ZipMap makes maps of, as scikit-learn's exporter has it, that tensor: maps cannot be compared."""
+    zipped = {n.output[0]: n.input[0] for n in proto.graph.node if n.op_type == "ZipMap"}
+    return list(dict.fromkeys(zipped.get(o.name, o.name) for o in proto.graph.output))
+
+
 def last_uses(proto: onnx.ModelProto) -> dict[str, int]:
     """Position of the last node that reads each tensor."""
     return {name: i for i, node in enumerate(proto.graph.node) for name in names_read(node)}

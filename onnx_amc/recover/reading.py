@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -12,8 +13,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from onnx_amc.errors import DataError, ModelError
-from onnx_amc.graph.load import MOVES
-from onnx_amc.graph.proto import attributes, last_uses, offered, opset_of
+from onnx_amc.graph.load import FLOATS, MOVES
+from onnx_amc.graph.proto import answers, attributes, drop, last_uses, names_read, offered, opset_of, set_nodes
 from onnx_amc.recover import ops_layer, ops_math, ops_shape
 from onnx_amc.recover.call import TABLE, Call, UnreadableError
 from onnx_amc.recover.layout import held_by_pixel, is_by_pixel
@@ -66,7 +67,7 @@ class Reading(nn.Module):
         self.where = where
         self._nodes = [(node, attributes(node)) for node in proto.graph.node]
         self._opset = opset_of(proto)
-        odd = sorted({_title(n) for n in proto.graph.node if n.domain not in {"", "ai.onnx"} or n.op_type not in TABLE})
+        odd = sorted({_title(n) for n in proto.graph.node if not _known(n)})
         if odd:
             raise ModelError(f"torch has no reading of {', '.join(odd)}", where=where, fix=WITHOUT)
         self.outputs = [o.name for o in proto.graph.output]
@@ -299,6 +300,38 @@ def trainable(proto: onnx.ModelProto) -> set[str]:
 def _weights(node: onnx.NodeProto) -> list[str]:
     """What training may change of a node's inputs, if they are initializers."""
     return [node.input[i] for i in WEIGHTS.get(node.op_type, ()) if i < len(node.input)]
+
+
+def lighten(proto: onnx.ModelProto) -> None:
+    """Drop the outputs that are no numbers to train towards and that torch cannot compute, in place, with all that only they need.
+
+    A classifier's class by name, or its maps of probabilities by class, whose tensor stays.
+    """
+    types = {o.name: o.type.tensor_type.elem_type for o in proto.graph.output}
+    dark, kept = set[str](), answers(proto)
+    for node in proto.graph.node:
+        if not _known(node) or not dark.isdisjoint(names_read(node)):
+            dark.update(node.output)
+    if not dark or any(types.get(name, onnx.TensorProto.FLOAT) in FLOATS for name in dark.intersection(kept)):
+        return
+    kept = [name for name in kept if name not in dark]
+    if not kept:
+        return
+    needed, nodes = set(kept), list[onnx.NodeProto]()
+    for node in reversed(proto.graph.node):
+        if not needed.isdisjoint(node.output):
+            needed |= names_read(node)
+            nodes.insert(0, node)
+    told = {o.name: deepcopy(o) for o in proto.graph.output}
+    outputs = [told.get(name, onnx.ValueInfoProto(name=name)) for name in kept]
+    set_nodes(proto.graph, nodes)
+    del proto.graph.output[:]
+    proto.graph.output.extend(outputs)
+    drop(proto.graph.initializer, lambda stored: stored.name not in needed)
+
+
+def _known(node: onnx.NodeProto) -> bool:
+    return node.domain in {"", "ai.onnx"} and node.op_type in TABLE
 
 
 def _title(node: onnx.NodeProto) -> str:

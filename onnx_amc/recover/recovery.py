@@ -15,6 +15,7 @@ from onnx_amc.recover.course import Progress, Replay, Standing, Task
 from onnx_amc.recover.distil import Distiller
 from onnx_amc.recover.hints import hints_of
 from onnx_amc.recover.layout import float32_by_default
+from onnx_amc.recover.reading import lighten
 from onnx_amc.run.capture import free_batch
 
 
@@ -52,6 +53,7 @@ def _distiller(task: Task) -> Distiller:
     student, teacher = deepcopy(task.cut), deepcopy(model.proto)
     for proto in (student, teacher):
         free_batch(proto, model)
+        lighten(proto)
     del teacher.graph.value_info[:]
     hints = hints_of(task.analysis, task.kept) if task.course.hints else []
     return Distiller(

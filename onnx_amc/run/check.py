@@ -12,7 +12,7 @@ from onnx_amc.errors import ModelError, SelfCheckError
 from onnx_amc.graph import light
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.graph.load import FLOATS
-from onnx_amc.graph.proto import names_read
+from onnx_amc.graph.proto import answers, names_read
 from onnx_amc.prune.plan import slices_json
 from onnx_amc.prune.surgery import cut, finish, masked
 from onnx_amc.run.session import open_session, run_session
@@ -28,7 +28,7 @@ Feed = Mapping[str, np.ndarray]
 
 def difference(a: onnx.ModelProto, b: onnx.ModelProto, feed: Feed) -> float:
     """Return the largest |a - b| over all outputs, relative to the largest |a| of each; infinity where shapes or NaN differ."""
-    pairs = _both(a, b, [o.name for o in a.graph.output], feed).values()
+    pairs = _both(a, b, answers(a), feed).values()
     return max((apart(x, y) for x, y in pairs if isinstance(x, np.ndarray) and x.size), default=0.0)
 
 
@@ -54,7 +54,7 @@ def before_choices(a: onnx.ModelProto, b: onnx.ModelProto, feed: Feed) -> float:
         if node.op_type in CHOICES or read & behind:
             ahead |= read - behind
             behind.update(node.output)
-    told = {o.name for o in b.graph.output}
+    told = {*answers(b)}
     made = {o for n in a.graph.node for o in n.output} & {o for n in b.graph.node for o in n.output} - {""}
     pairs = _both(a, b, sorted(made & (ahead | chosen) | told - behind), feed)
     if all(np.array_equal(*pairs[n]) for n in chosen & made):

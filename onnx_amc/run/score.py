@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 
 from onnx_amc.errors import ModelError, OptionError
+from onnx_amc.graph.proto import answers
 from onnx_amc.run.capture import BATCH, feeds, fixed_batch
 from onnx_amc.run.data import Dataset
 from onnx_amc.run.finite import answered
@@ -128,7 +129,7 @@ class Scorer:
     def opened(self, make: Callable[[], onnx.ModelProto]) -> Opened:
         """Make a network and load it, for any method that takes one: what can be done while another is run."""
         model = make()
-        return Opened(model, open_session(model, provider=self.provider, where=self.where))
+        return Opened(model, open_session(model, provider=self.provider, where=self.where, extra=answers(model)))
 
     def outputs(self, network: Network) -> Outputs:
         """Return the outputs of the model over the samples, float16 and up, first axis the samples; without those that have none.
@@ -143,7 +144,9 @@ class Scorer:
         return network if isinstance(network, Opened) else self.opened(lambda: network)
 
     def _outputs(self, network: Opened, index: np.ndarray) -> Outputs:
-        names, fixed = [o.name for o in network.session.get_outputs()], fixed_batch(network.model)
+        kinds = {o.name: o.type for o in network.session.get_outputs()}
+        names = [name for name in answers(network.model) if kinds[name].startswith("tensor")]
+        fixed = fixed_batch(network.model)
         parts: list[Sequence[np.ndarray]] = []
         for feed, count in feeds(network.model, self.data, index, self.batch):
             found = run_session(network.session, names, feed, where=self.data.source)
@@ -152,7 +155,9 @@ class Scorer:
         columns = [c for c in zip(*parts, strict=True) if len({v.shape[1:] for v in c}) == 1]
         scored = [np.concatenate(c) for c in columns if sum(map(len, c)) == len(index)]
         if not scored:
-            shapes = ", ".join(f"'{name}' {v.shape}" for name, v in zip(names, parts[0], strict=True))
+            shapes = (
+                ", ".join(f"'{n}' {v.shape}" for n, v in zip(names, parts[0], strict=True)) or "there are no tensors"
+            )
             raise ModelError(
                 f"no output has a row for each sample, so none can be scored: {shapes}",
                 where=self.where,
