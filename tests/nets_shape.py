@@ -103,6 +103,9 @@ def order() -> Iterator[Row]:
                 17, "float[8,9] k, float[9] l", 9)
     yield image("channel shuffle", "q = Reshape (h, f) t = Transpose <perm = [0,2,1,3,4]> (q) r = Reshape (t, g)", 4,
                 "int64[5] f, int64[4] g", weights={"f": [0, 2, 4, 6, 6], "g": [0, 8, 6, 6]})
+    yield flat("ReverseSequence", "r = ReverseSequence (h, n)", 8, "int64[5] n", weights={"n": [1] * 5})
+    yield flat("ReverseSequence of channels fixes", "t = Transpose (h) u = ReverseSequence (t, n) r = Transpose (u)", 0, "int64[5] n", weights={"n": [8] * 5},
+               reason="runs along it")
     yield image("Squeeze, Unsqueeze", "q = GlobalAveragePool (h) s = Squeeze (q, a) r = Unsqueeze (s, a)", 8, "int64[2] a",
                 weights={"a": [2, 3]})
     yield image("Squeeze by attribute", "q = GlobalAveragePool (h) s = Squeeze <axes = [3]> (q) r = Unsqueeze <axes = [3]> (s)", opset=11)

@@ -24,6 +24,8 @@ LOOSE = [
     flat("RMS", "r = RMSNormalization (h, s)", 8, "float[8] s", opset=23, ir=11),
     flat("decomposed", """m = ReduceMean <axes = [-1]> (h) d = Sub (h, m) e = Mul (d, d) v2 = ReduceMean <axes = [-1]> (e)
         q = Sqrt (v2) i = Div (d, q) j = Mul (i, s) r = Add (j, o)""", 8, "float[8] s, float[8] o"),
+    flat("decomposed by pools", """m = GlobalAveragePool (h) d = Sub (h, m) e = Mul (d, d) v2 = GlobalAveragePool (e)
+        q = Sqrt (v2) i = Div (d, q) j = Mul (i, s) r = Add (j, o)""", 8, "float[8] s, float[8] o"),
     image("one group", "r = GroupNormalization <num_groups = 1> (h, s, o)", 8, "float[8] s, float[8] o", opset=21),
     image("LRN", "r = LRN <size = 3, alpha = 1.0> (h)", 8),
     image("spatial attention", "q = ReduceMean <axes = [1]> (h) p = Sigmoid (q) r = Mul (h, p)", 8),

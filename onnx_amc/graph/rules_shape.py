@@ -14,8 +14,9 @@ from onnx_amc.graph.rules import Step, mark_params, normal, rule
 
 @rule("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 def pool(step: Step) -> list[Axes]:
-    """Each channel is pooled by itself."""
-    step.fix_each(step.x(0)[2:], "pools over it")
+    """Each channel is pooled by itself; what is pooled over at once is reduced over."""
+    for tokens in step.x(0)[2:]:
+        (step.loosen if step.node.op_type.startswith("Global") else step.fix)(tokens, "pools over it")
     outputs = {o.name for o in step.model.proto.graph.output}
     if any(o and (o in step.model.consumers or o in outputs) for o in step.node.output[1:]):
         step.fix(step.x(0)[1], "counts its channels in the places of the maxima")
@@ -82,6 +83,14 @@ def across(step: Step) -> list[Axes]:
         else:
             step.fix(x[i], "mixes its channels")
     return [x for _ in step.node.output]
+
+
+@rule("ReverseSequence")
+def turned(step: Step) -> list[Axes]:
+    """The time of each sample runs backwards, as far as the sample goes: channels lie on other axes."""
+    axes = [int(step.attrs.get(name, usual)) for name, usual in (("batch_axis", 1), ("time_axis", 0))]
+    step.fix_each(step.x(1), "turns as many as it says")
+    return [step.without(normal(axes, len(step.shape(0))), "runs along it")]
 
 
 @rule("Resize", "Upsample")
