@@ -256,7 +256,10 @@ def test_what_scales_and_shifts_each_output_of_a_product_is_trained() -> None:
             f = Reshape (q, rows)
             w = MatMul (f, v)
             z = Reshape (w, heads)
-            y = Add (z, c)
+            l = Add (z, c)
+            o = Relu (l)
+            n = Mul (o, scale)
+            y = Add (n, shift)
         }""")
     for name, shape in {
         "u": (4, 3, 1, 1),
@@ -266,11 +269,13 @@ def test_what_scales_and_shifts_each_output_of_a_product_is_trained() -> None:
         "gain": (4,),
         "v": (4, 4),
         "c": (2, 2),
+        "scale": (2, 1),
+        "shift": (2, 1),
     }.items():
         model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
     for name, shape in {"rows": (-1, 4), "heads": (-1, 36, 2, 2)}.items():
         model.graph.initializer.append(numpy_helper.from_array(np.array(shape), name))
-    assert trainable(model) == {"u", "m", "b", "v", "c"}
+    assert trainable(model) == {"u", "m", "b", "v", "c", "scale", "shift"}
 
 
 def test_what_an_output_tells_of_a_weight_stays_true() -> None:

@@ -236,12 +236,15 @@ def followers(proto: onnx.ModelProto, *kinds: str) -> list[tuple[str, str]]:
     """Initializers that nodes of these kinds, Add and Mul, apply to the outputs of a product with a weight, each with that weight.
 
     They have a number for each output, as the bias of a MatMul has, or a BatchNormalization that was not folded. What is added to a
-    MatMul at once is a bias where it is any vector.
+    MatMul at once is a bias where it is any vector. A scale and then a shift along one and the same axis of any activation count
+    too, with the scale: that is a normalisation that was not folded.
     """
     stored = {t.name: list(t.dims) for t in proto.graph.initializer}
     floats = {t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     fixed, found = {"", *stored}, list[tuple[str, str]]()
     products: dict[str, tuple[str, int, bool]] = {}
+    scaled: dict[str, str] = {}
+    given = {i.name for i in proto.graph.input}
     for node in proto.graph.node:
         if node.input and fixed.issuperset(node.input):
             fixed.update(node.output)
@@ -260,6 +263,13 @@ def followers(proto: onnx.ModelProto, *kinds: str) -> list[tuple[str, str]]:
             if name in floats and (size == outputs > 1 or vector):
                 found += [(name, weight)] if node.op_type in kinds else []
                 products[node.output[0]] = weight, outputs, False
+        elif node.op_type == "Mul" and given.isdisjoint(node.input):  # what scales an input is no part of the network
+            names = [n for n in node.input if n in floats and sum(d > 1 for d in stored[n]) == 1]
+            scaled |= dict.fromkeys(node.output[: len(names)], names[0] if names else "")
+        elif node.op_type == "Add" and (scale := next((scaled[n] for n in node.input if n in scaled), None)):
+            names = [n for n in node.input if n in floats and stored[n] == stored[scale]]
+            found += [(n, scale) for n in names] if "Add" in kinds else []
+            found += [(scale, scale)] if names and "Mul" in kinds else []
     return found
 
 
