@@ -16,7 +16,7 @@ from onnx_amc.fit.moments import Moments
 from onnx_amc.fit.solve import dead_columns
 from onnx_amc.graph.groups import Analysis, Group
 from onnx_amc.prune.criteria import fpgm, magnitude, wanda
-from onnx_amc.prune.layers import WIDEST, Layer, find_layers
+from onnx_amc.prune.layers import WIDEST, Layer, find_layers, find_siblings
 from onnx_amc.prune.refit import Ranking, Refitter, by_score
 from onnx_amc.prune.surgery import cut, finish
 from onnx_amc.recover.course import Course, Task
@@ -87,9 +87,10 @@ class Builder:
             if layer.width > WIDEST
         ]
         settings = self.settings
+        siblings = self._siblings()
         moments = gather_moments(
             self.analysis.model,
-            wanted,
+            [*wanted, *(layer for several in siblings for layer in several)],
             data,
             self.calibration,
             rows=settings.rows,
@@ -97,8 +98,10 @@ class Builder:
             memory=settings.memory,
             progress=progress,
         )
-        self.remarks += self._examined(moments)
-        self.refitter = Refitter(self.analysis, wanted, moments, settings.ridge)
+        # One of the siblings stands for all: their weight is one, and so are their moments.
+        fitted = [*wanted, *(several[0] for several in siblings)]
+        self.remarks += self._examined({layer.node: moments[layer.node] for layer in fitted})
+        self.refitter = Refitter(self.analysis, fitted, moments, settings.ridge)
         if settings.sequential:
             effort = Effort(settings.sequence, settings.rows)
             self.sequential = Sequential(
@@ -106,9 +109,26 @@ class Builder:
             )
             self.draft = self.sequential.lighter(Effort(settings.draft, settings.draft_rows, rounds=1, ridges=FIRM))
 
+    def _siblings(self) -> list[list[Layer]]:
+        """The layers that share a weight from which a plan may take something, and are refitted together."""
+        narrow = [
+            x for x in find_siblings(self.analysis) if self.settings.granularity == "channel" and x[0].width <= WIDEST
+        ]
+        for layer in (layer for several in narrow for layer in several):
+            self.refused.pop(layer.node, None)
+        found = [several for several in narrow if _loses(several[0])]
+        if found:
+            names = " and ".join(f"'{self.analysis.names[layer.node]}'" for layer in found[0][:2])
+            names += ", ..." if len(found) > 1 else ""
+            self.remarks.append(
+                f"{_counted(len(found), 'weight')} of several layers each ({names}): refitted to what the original's layers read, "
+                "not to what those of the cut network do"
+            )
+        return found
+
     def _losing(self) -> list[Layer]:
         """The layers that a plan may take something from."""
-        return [layer for layer in self.layers if layer.inputs is not None and not layer.whole]
+        return [layer for layer in self.layers if _loses(layer)]
 
     def _examined(self, moments: Mapping[str, Moments]) -> list[str]:
         """Look at the rank of the layers' moments, and remark on what makes their refit doubtful."""
@@ -289,6 +309,10 @@ class Builder:
             return lambda: [wait()]
 
         return memo.later(f"probe {unit} {probe}", begin)
+
+
+def _loses(layer: Layer) -> bool:
+    return layer.inputs is not None and not layer.whole
 
 
 def _counted(number: int, thing: str) -> str:

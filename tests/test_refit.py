@@ -21,7 +21,7 @@ from onnx_amc.graph.groups import Analysis, analyse
 from onnx_amc.graph.load import load
 from onnx_amc.prune import refit
 from onnx_amc.prune.criteria import CRITERIA, fpgm, magnitude, wanda
-from onnx_amc.prune.layers import Layer, find_layers
+from onnx_amc.prune.layers import Layer, find_layers, find_siblings
 from onnx_amc.prune.refit import Refitter, by_score, read
 from onnx_amc.prune.surgery import cut
 from onnx_amc.run import data as sources
@@ -432,3 +432,63 @@ def test_elimination_listens_to_the_reader_that_counts() -> None:
     assert set(fitter.rank(group).kept(4)) == {0, 1, 2, 3}
     fitter.worth = {"k": 1e-3, "l": 1.0}
     assert set(fitter.rank(group).kept(4)) == {4, 5, 6, 7}
+
+
+# ---- layers that share a weight -----------------------------------------------------------------------------------
+
+SIAMESE = {
+    "Gemm": """(float[N,6] x, float[N,6] q) => (float[N,5] y) <float[8,6] w, float[8] b, float[8,5] v, float[5] c> {
+        h = Gemm <transB = 1> (x, w, b) r = Relu (h) one = Gemm (r, v, c)
+        k = Gemm <transB = 1> (q, w, b) s = Relu (k) two = Gemm (s, v, c) y = Sub (one, two) }""",
+    "Conv": """(float[N,3,6,6] x, float[N,3,4,4] q) => (float[N,5] y) <float[8,3,3,3] w, float[8] b, float[5,8,3,3] v> {
+        h = Conv (x, w, b) r = Relu (h) one = Conv (r, v) o = ReduceMax <axes = [2,3], keepdims = 0> (one)
+        k = Conv <pads = [1,1,1,1]> (q, w, b) s = Relu (k) two = Conv (s, v) p = ReduceMax <axes = [2,3], keepdims = 0> (two)
+        y = Sub (o, p) }""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SIAMESE)
+def test_layers_of_one_weight_are_refitted_together(case: str) -> None:
+    """One of each two equal channels stands in for the other in both branches."""
+    pairs, plain = np.tile(np.arange(4), 2), net(SIAMESE[case])
+    w, b = (plain.model.value(name)[pairs] for name in "wb")
+    analysis = net(SIAMESE[case], w=w, b=b)
+    data = noise(analysis)
+    builder = Builder(analysis, replace(SETTINGS, ridge=1e-9), data, np.arange(SAMPLES))
+    kept = builder.kept(np.array([4]))
+    assert len(set(pairs[list(kept[analysis.groups[0].name])])) == 4
+    assert not builder.refused
+    whole, cut_only, refitted = (
+        run(m, data, ["y"])[0] for m in (analysis.model.proto, cut(analysis, kept), builder.refined(kept))
+    )
+    np.testing.assert_allclose(refitted, whole, atol=5e-3)
+    assert np.abs(cut_only - whole).max() > 0.1
+    finished = builder.deliverable(kept)
+    assert sum(int(np.prod(t.dims)) for t in finished.graph.initializer) == (8 * w[0].size + 8) // 2 + (
+        20 + 5 if case == "Gemm" else 20 * 9
+    )
+
+
+def test_moments_of_one_weight_are_those_of_all_that_its_layers_read() -> None:
+    analysis = net(SIAMESE["Gemm"])
+    ((one, other),) = [x for x in find_siblings(analysis) if x[0].inputs is not None]
+    data = noise(analysis)
+    moments = gather_moments(analysis.model, [one, other], data, np.arange(SAMPLES), rows=10**6, seed=0, memory=1e-9)
+    both = np.concatenate(run(analysis.model.proto, data, ["r", "s"]))
+    assert moments[one.node] is moments[other.node]
+    np.testing.assert_allclose(moments[one.node].covariance(), np.cov(both.T, bias=True), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "<float[4,6] w> { h = Gemm <transB = 1> (x, w) r = Relu (h) y = Gemm (r, w) }",
+        "<float[6,6] w, float[6,6] u> { h = Gemm (x, w) r = Relu (h) k = Gemm (r, w) s = Relu (k) y = Gemm (s, u) z = Exp (w) }",
+    ],
+    ids=["turned round", "read by another operator"],
+)
+def test_layers_that_take_a_weight_in_another_way_are_not_refitted(nodes: str) -> None:
+    outputs = "float[N,6] y, float[6,6] z" if "z" in nodes else "float[N,6] y"
+    analysis = net(f"(float[N,6] x) => ({outputs}) {nodes}")
+    assert find_siblings(analysis) == []
+    assert any("shared" in why for why in find_layers(analysis)[1].values())

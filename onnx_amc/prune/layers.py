@@ -71,6 +71,7 @@ class Layer:
         outputs: Tokens of the outputs, (groups x outputs,); None where they cannot be cut.
         whole: Whether the inputs and outputs of each group go together: no channel of it can stand in for another.
         turned: Whether a Transpose has made y's channels its last axis, which were axis 1.
+        others: Where the biases of the layers lie that share its weight and for which it stands.
 
     """
 
@@ -86,6 +87,7 @@ class Layer:
     outputs: Tokens | None
     whole: bool = False
     turned: bool = False
+    others: tuple[Stored, ...] = ()
 
     @property
     def output_axis(self) -> int:
@@ -134,10 +136,46 @@ Biased = tuple[str, Stored | None, bool, np.ndarray, bool]
 their channels are last by then and were not."""
 
 
-class _Finder:
-    """Looks layers up in the graph."""
+def find_siblings(analysis: Analysis) -> list[list[Layer]]:
+    """Layers that share one weight, which nothing else reads, and read the same channels by it: branches of a siamese network.
 
-    def __init__(self, model: Model) -> None:
+    The first of each stands for all, with the biases of the others; none may be given a bias that it has not.
+    """
+    sharing: dict[str, list[Reader]] = {}
+    for reader in analysis.ledger.readers:
+        sharing.setdefault(reader.w, []).append(reader)
+    found: list[list[Layer]] = []
+    for readers in sharing.values():
+        finder = _Finder(analysis.model, len(readers))
+        several = [finder.layer(reader) for reader in readers]
+        layers = [replace(x, can_add_bias=False) for x in several if isinstance(x, Layer)]
+        if 1 < len(layers) == len(readers) and all(_alike(analysis.labels, layers[0], x) for x in layers[1:]):
+            others = tuple(x.bias for x in layers[1:] if x.bias is not None)
+            found.append([replace(layers[0], others=others), *layers[1:]])
+    return found
+
+
+def _alike(labels: np.ndarray, one: Layer, other: Layer) -> bool:
+    """Whether two layers of one weight read the same channels by it in the same way, and both have a bias or none."""
+    mine, its = one.weight, other.weight
+    scales = [ONE if stored.scale is None else stored.scale for stored in (mine, its)]
+    same = mine.name == its.name and np.array_equal(mine.index, its.index) and np.array_equal(*scales)
+    return (
+        same and (one.bias is None) == (other.bias is None) and np.array_equal(labels[one.inputs], labels[other.inputs])
+    )
+
+
+class _Finder:
+    """Looks layers up in the graph.
+
+    Args:
+        model: That the graph is of.
+        users: How many nodes read the weight of a layer.
+
+    """
+
+    def __init__(self, model: Model, users: int = 1) -> None:
+        self.users = users
         self.model, self.producer, self.consumers = model, model.producer, model.consumers
         self.outputs = {o.name for o in model.proto.graph.output}
         self.offered = offered(model.proto)
@@ -161,9 +199,9 @@ class _Finder:
             return replace(source, index=source.index.transpose(attrs.get("perm")))
         return replace(source, index=source.index.reshape(self.model.shapes[name]))
 
-    def alone(self, name: str) -> bool:
-        """Whether one node alone reads a tensor, and those it is moved from, back to an initializer that no caller replaces."""
-        if name in self.outputs | self.offered or len(self.consumers.get(name, [])) != 1:
+    def alone(self, name: str, users: int = 1) -> bool:
+        """Whether so many nodes alone read a tensor, and one what it is moved from, back to what no caller replaces."""
+        if name in self.outputs | self.offered or len(self.consumers.get(name, [])) != users:
             return False
         return name in self.model.weights or self.alone(self.producer[name].input[0])
 
@@ -175,7 +213,7 @@ class _Finder:
             return "it is fused with what follows"
         if weight is None:
             return "its weight is computed in the graph"
-        if not self.alone(reader.w):
+        if not self.alone(reader.w, self.users):
             return "its weight is shared: something else reads it too, or it is an input"
         if _left(reader, node) and len(self.model.shapes[reader.x]) != 3:
             return ODD

@@ -94,8 +94,7 @@ class Refitter:
                 continue
             write(self.analysis, values, layer.weight, w)
             if layer.bias is not None:
-                bias = read(self.analysis, layer.bias)
-                write(self.analysis, values, layer.bias, bias + shift)
+                move(self.analysis, values, layer, shift)
             elif layer.can_add_bias:
                 outputs = keep(layer.outputs) if layer.outputs is not None else slice(None)
                 added[layer.node] = shift[outputs]
@@ -195,6 +194,12 @@ def _bare(stored: Stored, new: np.ndarray, before: np.ndarray) -> np.ndarray:
     found = before.astype(np.float64)
     np.divide(new, stored.scale, out=found, where=alive)
     return found
+
+
+def move(analysis: Analysis, values: Values, layer: Layer, shift: np.ndarray) -> None:
+    """Put a layer's original bias, moved by `shift`, into `values`; with it those of the layers for which it stands."""
+    for bias in filter(None, (layer.bias, *layer.others)):
+        write(analysis, values, bias, read(analysis, bias) + shift)
 
 
 def storable(stored: Stored, new: np.ndarray, shift: np.ndarray) -> bool:

@@ -136,7 +136,7 @@ def gather_moments(
     memory: float | None = None,
     progress: Progress = lambda _done, _total: None,
 ) -> dict[str, Moments]:
-    """Moments of each layer's input over the calibration samples, by the layer's node.
+    """Moments of each layer's input over the calibration samples, by the layer's node; layers of one weight have them in common.
 
     Args:
         model: The original network.
@@ -174,7 +174,8 @@ def gather_moments(
     moments: dict[str, Moments] = {}
     done = 0
     for lot in lots:
-        mine = {layer.node: Moments(len(layer.weight.index), layer.width) for layer in lot}
+        each = {layer.weight.name: Moments(len(layer.weight.index), layer.width) for layer in lot}
+        mine = {layer.node: each[layer.weight.name] for layer in lot}
         rng = np.random.default_rng(seed)
         for found, count in activations():
             for layer in layers:
@@ -182,7 +183,7 @@ def gather_moments(
             done += count
             progress(done, len(index) * len(lots))
         if len(lots) > 1:
-            for one in mine.values():
+            for one in each.values():
                 one.shelve()
         moments |= mine
     return moments
@@ -192,12 +193,15 @@ def _lots(layers: Sequence[Layer], most: int) -> list[list[Layer]]:
     """The layers in lots whose moments take so many bytes at most, but for single ones that take more."""
     lots: list[list[Layer]] = [[]]
     taken = 0
+    several: dict[str, list[Layer]] = {}
     for layer in layers:
-        own = Moments.bytes_of(len(layer.weight.index), layer.width)
+        several.setdefault(layer.weight.name, []).append(layer)
+    for same in several.values():
+        own = Moments.bytes_of(len(same[0].weight.index), same[0].width)
         if lots[-1] and taken + own > most:
             lots.append([])
             taken = 0
-        lots[-1].append(layer)
+        lots[-1] += same
         taken += own
     return lots
 

@@ -10,7 +10,7 @@ import onnx
 from onnx_amc.fit.solve import error
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.prune.layers import Layer
-from onnx_amc.prune.refit import Refitter, Values, read, write
+from onnx_amc.prune.refit import Refitter, Values, move, write
 from onnx_amc.prune.surgery import cut
 
 NOISE = 0.05
@@ -56,7 +56,7 @@ def worths(
         if layer.affine:  # the bias takes the noise's mean, as it does in every refit
             shift = np.concatenate([(w - v) @ moments.mean(g) for g, (w, v) in enumerate(pairs)])
             if layer.bias is not None:
-                write(analysis, values, layer.bias, read(analysis, layer.bias) + shift)
+                move(analysis, values, layer, shift)
             else:
                 biases[layer.node] = shift
         gaps = [error(fitter.matrix(layer, g), w, v) for g, (w, v) in enumerate(pairs)]
