@@ -168,3 +168,18 @@ def test_samples_that_are_all_alike_are_doubted_and_end_no_run(labels: bool) -> 
     assert any("answers the same to all samples" in warning for warning in record["warnings"])
     few = {k: v[:3] if k in {"x", "y"} else v for k, v in data.items()}
     assert onnx_amc.evaluate(model, few, against=None if labels else model)["warnings"] == []
+
+
+@pytest.mark.parametrize("unit", [1.0, 1000.0])
+def test_targets_that_the_original_misses_are_doubted(tmp_path: Path, unit: float) -> None:
+    """A network that answers x + 1 is held against x + 1, and against the same in another unit."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> toy (float[N,3] x) => (float[N,1] y) '
+        "<float[3,1] w = {1, 0, 0}, float[1] b = {1}> { y = Gemm (x, w, b) }"
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
+    np.savez(tmp_path / "m.npz", x=x, labels=unit * (x[:, :1] + 1))
+    result = onnx_amc.compress(tmp_path / "m.onnx", data=tmp_path / "m.npz", channels=1.0, policy="uniform")
+    doubted = [w for w in result.record["warnings"] if "always answering their mean" in w]
+    assert len(doubted) == (unit != 1)

@@ -11,7 +11,7 @@ import onnx
 
 from onnx_amc.errors import OptionError
 from onnx_amc.run.finite import answered
-from onnx_amc.run.metrics import Outputs, per_class, said
+from onnx_amc.run.metrics import Outputs, mse, per_class, power, said
 from onnx_amc.run.pixels import Pixels, channels_first
 from onnx_amc.run.presets import IMAGENET, fitted
 from onnx_amc.run.samples import MIN_SAMPLES, Dataset, InputSpec, show, spread
@@ -87,8 +87,8 @@ def _numbers(value: float | Sequence[float]) -> str:
 def doubts(scorer: Scorer, original: onnx.ModelProto) -> list[str]:
     """Signs that the data is not what the network was trained on; none where it is made up.
 
-    Answers that are no numbers, or always the same, are a sign, and so are classes that it cannot tell apart, and pixels from 0 to
-    255 of which its outputs tell far less than of the same pixels normalised.
+    Answers that are no numbers, or always the same, are a sign, and so are classes that it cannot tell apart, targets that are
+    nearer to their own mean, and pixels from 0 to 255 of which its outputs tell far less than of the same pixels normalised.
 
     Args:
         scorer: Knows the data and the original's outputs.
@@ -106,6 +106,8 @@ def doubts(scorer: Scorer, original: onnx.ModelProto) -> list[str]:
         found.append(
             f"the original itself answers the same to all samples, by which no two networks can be told apart: {FIX}"
         )
+    if many and (strange := _missed(scorer)):
+        found.append(strange)
     named = outputs[0].dtype.kind in "iu" and outputs[0].size == len(outputs[0])
     if data.synthetic or not (named or (outputs[0].ndim > 1 and outputs[0].dtype.kind == "f")):
         return found
@@ -128,6 +130,20 @@ def doubts(scorer: Scorer, original: onnx.ModelProto) -> list[str]:
                 f"normalised: {FIX}"
             )
     return found
+
+
+def _missed(scorer: Scorer) -> str:
+    """A warning where the targets that a network is scored on are nearer to their own mean than to what the original answers."""
+    if scorer.name not in {"mse", "psnr"} or scorer.labels is None or scorer.labels.dtype.kind != "f":
+        return ""
+    error, variance = -mse(scorer.reference, scorer.labels, scorer.reference), power(scorer.labels)
+    if error <= variance or not np.ptp(scorer.labels, axis=0).any():
+        return ""
+    return (
+        f"the original itself is off from the labels by {error:.3g} (mean squared), and always answering their mean would be by "
+        f"{variance:.3g}: what it answers is probably not what they are (logits and 0 or 1, another unit); give labels in the form "
+        "of the output, or leave them to --metric fidelity, which compares with the original's outputs"
+    )
 
 
 def lost(outputs: Outputs, reference: Outputs) -> list[str]:
