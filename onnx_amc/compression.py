@@ -30,7 +30,7 @@ from onnx_amc.quantising import in_int8
 from onnx_amc.run.capture import batch_of
 from onnx_amc.run.crew import Team
 from onnx_amc.run.data import Dataset
-from onnx_amc.run.feed import describe, doubts, lost, sentence
+from onnx_amc.run.feed import describe, doubts, lost, sentence, unheeded
 from onnx_amc.run.latency import disturbed, measure
 from onnx_amc.run.metrics import Outputs, find_metric
 from onnx_amc.run.score import Scorer
@@ -198,8 +198,9 @@ class Compression:
         if self.scorer is None:
             return
         self.fed = describe(self.scorer.data, index)
-        for row in self.fed:
-            self.listener.note(f"the network is fed {sentence(row)}")
+        names = [o.name for o in self.model.proto.graph.output]
+        for remark in (*(f"the network is fed {sentence(row)}" for row in self.fed), *unheeded(self.scorer, names)):
+            self.listener.note(remark)
         self._warn(doubts(self.scorer, self.model.original))
 
     def _warn(self, found: Sequence[str]) -> None:

@@ -40,9 +40,6 @@ from onnx_amc.search.journal import Tried
 from onnx_amc.thinner import Thinner
 from onnx_amc.training import parts_of, replay_of, train_again
 
-COMPARING, EITHER = {"agreement", "fidelity"}, {"mse", "psnr", "miou"}
-"""Metrics that look at an original; and those that do where labels are no targets."""
-
 THE_SAME = "give --data what the run was given"
 
 
@@ -215,10 +212,10 @@ def evaluate(
 def _heeded(metric: str, samples: sources.Dataset, *, alone: bool) -> list[str]:
     """A warning where a metric compares a model with itself, or looks at nothing that it is to be compared with; else none."""
     labelled = samples.labels is not None and samples.class_numbers is None
-    compares = metric in COMPARING or (metric in EITHER and not labelled)
+    compares = metric in feed.COMPARING or (metric in feed.EITHER and not labelled)
     if alone and compares:
         return [f"{metric} compares with an original, and without one a model with itself: add --against ORIGINAL"]
-    if not alone and (metric in {"top1", "top5"} or (metric in EITHER and labelled)):
+    if not alone and (metric in {"top1", "top5"} or (metric in feed.EITHER and labelled)):
         return [f"{metric} looks at labels, not at --against: leave out one of the two options, or take another metric"]
     return []
 

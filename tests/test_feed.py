@@ -183,3 +183,31 @@ def test_targets_that_the_original_misses_are_doubted(tmp_path: Path, unit: floa
     result = onnx_amc.compress(tmp_path / "m.onnx", data=tmp_path / "m.npz", channels=1.0, policy="uniform")
     doubted = [w for w in result.record["warnings"] if "always answering their mean" in w]
     assert len(doubted) == (unit != 1)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "told"),
+    [
+        ("float[N,1] y", np.arange(40) % 2, ["labels count for nothing: fidelity"]),
+        ("float[N,3] z", np.arange(40) % 2, []),
+        ("float[N,3] z, float[N,1] y", np.arange(40) % 2, ["top1 looks at 'z' alone, of 2 outputs"]),
+        ("float[N,3] z, float[N,1] y", None, ["agreement looks at 'z' alone"]),
+        ("float[N,1] y, float[N,3] z", None, []),
+    ],
+    ids=["one logit", "classes", "classes and more", "no labels", "fidelity"],
+)
+def test_what_the_score_does_not_look_at_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], outputs: str, labels: np.ndarray | None, told: list[str]
+) -> None:
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> toy (float[N,3] x) => ({outputs}) '
+        "<float[3,1] w = {1, 0, 0}> { y = MatMul (x, w) z = Exp (x) }"
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    np.savez(tmp_path / "m.npz", x=x, **({} if labels is None else {"labels": labels}))
+    out = ["--data", str(tmp_path / "m.npz"), "--channels", "1", "--policy", "uniform", "-o", str(tmp_path / "o.onnx")]
+    assert main(["compress", str(tmp_path / "m.onnx"), *out]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "count for nothing" in line or "alone" in line]
+    assert len(notes) == len(told)
+    assert all(part in note for part, note in zip(told, notes, strict=True))

@@ -11,7 +11,7 @@ import onnx
 
 from onnx_amc.errors import OptionError
 from onnx_amc.run.finite import answered
-from onnx_amc.run.metrics import Outputs, mse, per_class, power, said
+from onnx_amc.run.metrics import METRICS, Outputs, mse, per_class, power, said
 from onnx_amc.run.pixels import Pixels, channels_first
 from onnx_amc.run.presets import IMAGENET, fitted
 from onnx_amc.run.samples import MIN_SAMPLES, Dataset, InputSpec, show, spread
@@ -34,6 +34,9 @@ ABOUT = 1.1
 
 PIXELS = 50.0
 """Largest value, at least, of what may be pixels from 0 to 255."""
+
+COMPARING, EITHER = frozenset({"agreement", "fidelity"}), frozenset({"mse", "psnr", "miou"})
+"""Metrics that look at the original's outputs and at no labels, and those that do so where there are no targets."""
 
 FIX = "check scale, mean, std and the order of colours (preprocess.json, --preset, or the array itself)"
 
@@ -78,6 +81,28 @@ def sentence(row: dict[str, Any]) -> str:
     return (
         f"{form}, from {row['min']:.3g} to {row['max']:.3g}, mean {_numbers(row['mean'])}, std {_numbers(row['std'])}"
     )
+
+
+def unheeded(scorer: Scorer, names: Sequence[str]) -> list[str]:
+    """What a score does not look at though it is there: labels, and all outputs but the first.
+
+    Args:
+        scorer: Knows the metric, the labels and the outputs.
+        names: Of the network's outputs.
+
+    """
+    found: list[str] = []
+    given, name = scorer.data.labels is not None, scorer.name
+    if given and (name in COMPARING or (name in EITHER and scorer.data.class_numbers is not None)):
+        found.append(
+            f"labels count for nothing: {name} compares with the original's outputs; --metric module:function takes any measure"
+        )
+    if name in {*METRICS} - {"fidelity"} and len(scorer.reference) > 1:
+        found.append(
+            f"{name} looks at '{names[0]}' alone, of {len(names)} outputs: --metric fidelity holds all of them against the "
+            "original's, module:function may weigh them"
+        )
+    return found
 
 
 def _numbers(value: float | Sequence[float]) -> str:
