@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -205,7 +206,8 @@ def test_what_the_score_does_not_look_at_is_told(
     )
     onnx.save(model, tmp_path / "m.onnx")
     x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
-    np.savez(tmp_path / "m.npz", x=x, **({} if labels is None else {"labels": labels}))
+    given: dict[str, Any] = {"x": x} if labels is None else {"x": x, "labels": labels}
+    np.savez(tmp_path / "m.npz", **given)
     out = ["--data", str(tmp_path / "m.npz"), "--channels", "1", "--policy", "uniform", "-o", str(tmp_path / "o.onnx")]
     assert main(["compress", str(tmp_path / "m.onnx"), *out]) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if "count for nothing" in line or "alone" in line]
