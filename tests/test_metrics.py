@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,15 @@ def test_what_suits_the_data(labels: np.ndarray | None, classes: int | None, nam
 def test_class_numbers_suit_a_network_that_gives_them() -> None:
     assert find_metric(None, dataset(np.zeros(24, int)), None, named=True)[0] == "top1"
     assert find_metric(None, dataset(None), None, named=True)[0] == "fidelity"
+
+
+def test_a_vector_as_long_as_the_input_is_no_classifiers() -> None:
+    held = Dataset(
+        (InputSpec("x", np.dtype(np.float32), (None, 7)),), {"x": np.zeros((24, 7), np.float32)}, None, "test"
+    )
+    assert find_metric(None, held, 7)[0] == "fidelity"
+    assert find_metric(None, held, 6)[0] == "agreement"
+    assert find_metric(None, replace(held, labels=np.zeros(24, int)), 7)[0] == "top1"
 
 
 def test_labels_that_suit_nothing_need_a_function() -> None:

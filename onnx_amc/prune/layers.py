@@ -158,10 +158,13 @@ def find_siblings(analysis: Analysis) -> list[list[Layer]]:
 def _alike(labels: np.ndarray, one: Layer, other: Layer) -> bool:
     """Whether two layers of one weight read the same channels by it in the same way, and both have a bias or none."""
     mine, its = one.weight, other.weight
-    scales = [ONE if stored.scale is None else stored.scale for stored in (mine, its)]
-    same = mine.name == its.name and np.array_equal(mine.index, its.index) and np.array_equal(*scales)
+    scale, other_scale = (ONE if stored.scale is None else stored.scale for stored in (mine, its))
     return (
-        same and (one.bias is None) == (other.bias is None) and np.array_equal(labels[one.inputs], labels[other.inputs])
+        mine.name == its.name
+        and np.array_equal(mine.index, its.index)
+        and np.array_equal(scale, other_scale)
+        and (one.bias is None) == (other.bias is None)
+        and np.array_equal(labels[one.inputs], labels[other.inputs])
     )
 
 

@@ -138,7 +138,7 @@ def find_metric(name: str | None, data: Dataset, classes: int | None, *, named: 
     """Return the metric asked for, or what suits the data.
 
     What suits: with class numbers top1 for a classifier; with class maps miou; with float targets mse; otherwise agreement for a
-    classifier, and fidelity.
+    classifier, and fidelity, as where the output is as long as an input.
 
     Args:
         name: Of the metric, or `module:function`; modules in the current directory are found.
@@ -246,7 +246,10 @@ def said(metric: str, z: np.ndarray) -> np.ndarray:
 def _suited(data: Dataset, classes: int | None, *, named: bool) -> str:
     """The metric that suits the labels, and the model where there are none."""
     if data.labels is None:
-        return "fidelity" if classes is None else "agreement"
+        copied = any(
+            spec.dtype.kind == "f" and spec.shape[1:] == (classes,) for spec in data.inputs
+        )  # an autoencoder's
+        return "fidelity" if classes is None or copied else "agreement"
     if data.class_numbers is not None:
         return "top1" if named or classes is not None else "fidelity"
     if data.labels.dtype.kind == "f":
