@@ -246,9 +246,7 @@ def said(metric: str, z: np.ndarray) -> np.ndarray:
 def _suited(data: Dataset, classes: int | None, *, named: bool) -> str:
     """The metric that suits the labels, and the model where there are none."""
     if data.labels is None:
-        copied = any(
-            spec.dtype.kind == "f" and spec.shape[1:] == (classes,) for spec in data.inputs
-        )  # an autoencoder's
+        copied = any(i.dtype.kind == "f" and i.shape[1:] == (classes,) for i in data.inputs)  # an autoencoder's
         return "fidelity" if classes is None or copied else "agreement"
     if data.class_numbers is not None:
         return "top1" if named or classes is not None else "fidelity"
