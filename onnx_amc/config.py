@@ -42,7 +42,7 @@ MOST = dict.fromkeys(("threads", "workers"), max(256, os.cpu_count() or 1))
 """The most that some may be: far more than there are cores do nothing but wait for each other, so that a run seems to hang."""
 
 TRAINING: dict[str, Any] = {
-    "recover_epochs": None, "recover_minutes": None, "recover_labels": False, "recover_flip": False,
+    "recover_epochs": None, "recover_minutes": None, "recover_labels": False, "recover_flip": False
 }  # fmt: skip
 """Settings of a training, and what they are where nobody has asked for anything."""
 
@@ -199,16 +199,19 @@ class Settings:
             value, where = getattr(self, name), f"--{name.replace('_', '-')}"
             if value is None and name in {"workers", "recover_epochs"}:
                 continue
-            most = MOST.get(name, 2**32 - 1)
-            if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
-                what = f"{value!r} is no whole number from {least} to {most}"
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, Integral)
+                or not least <= int(value) <= MOST.get(name, 2**32 - 1)
+            ):
+                what = f"{value!r} is no whole number from {least} to {MOST.get(name, 2**32 - 1)}"
                 raise OptionError(what, where=where, fix="give one of these")
             object.__setattr__(self, name, int(value))
         for name in SWITCHES:
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "recover" and value is None):
-                where = f"--{name.replace('_', '-')}"
-                raise OptionError(f"{value!r} is neither True nor False", where=where, fix="give one of them")
+                what, where = f"{value!r} is neither True nor False", f"--{name.replace('_', '-')}"
+                raise OptionError(what, where=where, fix="give one of them")
         if not 0 < _real(self.ridge) < math.inf:
             raise OptionError(f"{self.ridge!r} is no pull", where="--ridge", fix="give more than 0, e.g. 1e-4")
         if self.recover_minutes is not None and not 0 < _real(self.recover_minutes) < math.inf:
@@ -232,17 +235,13 @@ class Settings:
 
     def _check_names(self) -> None:
         for name, known in (
-            ("policy", POLICIES),
-            ("criterion", CRITERIA),
-            ("granularity", tuple(LEAST)),
-            ("reward", REWARDS),
-            ("preset", (None, *PRESETS)),
-            ("metric", (None, *METRICS)),
-        ):
+            ("policy", POLICIES), ("criterion", CRITERIA), ("granularity", tuple(LEAST)), ("reward", REWARDS),
+            ("preset", (None, *PRESETS)), ("metric", (None, *METRICS)),
+        ):  # fmt: skip
             value = getattr(self, name)
-            own = name in {"reward", "metric"}
+            own = ", or module:function" if name in {"reward", "metric"} else ""
             if value not in known and not (own and isinstance(value, str) and ":" in value):
-                fix = f"choose {', '.join(k for k in known if k)}{', or module:function' if own else ''}"
+                fix = f"choose {', '.join(filter(None, known))}{own}"
                 raise OptionError(f"unknown {name} '{value}'", where=f"--{name}", fix=fix)
 
     def _check_combinations(self) -> None:
@@ -262,10 +261,10 @@ class Settings:
             self._check_weights()
         for name in ("agent", "save_agent", "tensorboard"):
             if getattr(self, name) is not None and self.policy not in AGENTS:
-                where, fix = f"--{name.replace('_', '-')}", f"choose --policy {', '.join(AGENTS)}"
+                what, fix = f"the policy {self.policy} has no agent", f"choose --policy {', '.join(AGENTS)}"
                 if self.budget.kind == "channels":
-                    raise OptionError("--channels searches nothing", where=where, fix="give a budget, such as --flops")
-                raise OptionError(f"the policy {self.policy} has no agent", where=where, fix=fix)
+                    what, fix = "--channels searches nothing", "give a budget, such as --flops"
+                raise OptionError(what, where=f"--{name.replace('_', '-')}", fix=fix)
 
     def _check_weights(self) -> None:
         """Refuse what only channels know, and a least share beside a pattern, which says how many weights stay."""
@@ -396,6 +395,6 @@ def _real(value: object) -> float:
 
 def _fraction(value: float, where: str) -> float:
     if not 0 < _real(value) <= 1:
-        what = f"{value} is not a fraction above 0 and at most 1"
-        raise OptionError(what, where=where, fix="give the fraction that is to be left, e.g. 0.5")
+        fix = "give the fraction that is to be left, e.g. 0.5"
+        raise OptionError(f"{value} is not a fraction above 0 and at most 1", where=where, fix=fix)
     return float(value)
