@@ -29,7 +29,7 @@ EMPTY = onnx.ModelProto()
     ("granularity", "model", "budget"), [("channel", MOBILE, {"flops": 0.5}), ("weight", MLP, {"params": 0.4})]
 )
 def test_the_number_of_workers_changes_nothing(granularity: str, model: Path, budget: dict[str, float]) -> None:
-    options: dict[str, Any] = {"granularity": granularity, "episodes": 4, "finalists": 2, "recover": False, **budget}
+    options: dict[str, Any] = {"granularity": granularity, "episodes": 6, "finalists": 2, "recover": False, **budget}
     one, other = [onnx_amc.compress(model, workers=n, **options) for n in (1, 3)]
     assert [t.counts.tolist() for t in other.trials] == [t.counts.tolist() for t in one.trials]
     assert [t.reward for t in other.trials] == [t.reward for t in one.trials]
