@@ -120,8 +120,8 @@ def run_time() -> Iterator[Row]:
     yield Row("positions that only the assumed length lets stretch", """(float[N,T,6] x) => (float[N,P,3] y) <float[6,12] w, float[6,12] p, int64[6] i,
         float[6,6] l, float[6,6] k, float[12,3] v> { h = MatMul (x, w) e = Gather (p, i) s = Add (h, e) r = Relu (s) q = MatMul (l, r) t = Relu (q)
         u = MatMul (k, t) y = MatMul (u, v) }""", 18, "Add 's' ties it to an axis that cannot be cut", weights={"i": np.arange(6)})
-    yield image("Pad by amounts of the run, axes known", """s = Shape (h) n = Slice (s, two, three) m = Sub (n, n) p = Concat <axis = 0> (m, m, m, m)
-                r = Pad (h, p, , a)""", 8, "int64[1] two, int64[1] three, int64[2] a", weights={"two": [2], "three": [3], "a": [2, 3]}, opset=18)
+    yield image("Pad by amounts of the run, axes known", """s = Shape (h) n = Slice (s, two, three) m = Sub (n, n) p = Concat <axis = 0> (z, m, z, m)
+                r = Pad (h, p, , a)""", 8, "int64[1] z, int64[1] two, int64[1] three, int64[2] a", weights={"z": [0], "two": [2], "three": [3], "a": [2, 3]}, opset=18)
     yield Row("Pad by amounts of the run, where written zeros tell of the channels", """(float[N,3,H,W] x) => (float[N,4,P,Q] y) <float[8,3,1,1] w, float[4,8,1,1] v,
         int64[1] z, int64[1] two, int64[1] four, int64[8] i> { h = Conv (x, w) s = Shape (h) n = Slice (s, two, four) m = Div (n, n) a, b = Split (m)
         p = Concat <axis = 0> (z, a, b, z, z, a, b, z) q = Gather (p, i) c0, c1 = Split (q) k = Concat <axis = 0> (c0, c1) r = Pad (h, k) y = Conv (r, v) }""", 8,

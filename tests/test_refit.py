@@ -133,6 +133,8 @@ LAYERS = {
     "h = MatMul (x, w) k = Mul (h, m) y = Add (k, b) }",
     "Conv, BatchNormalization that learns": f"{IMAGES} <float[4,6,3,3] w, float[4] m, float[4] b, float[4] n, float[4] q> {{ "
     "h = Conv (x, w) y, u, v = BatchNormalization <training_mode = 1> (h, m, b, n, q) }",
+    "Conv, samples split + Add": "(float[N,6,8] x) => (float[M,4,4] y) <float[4,6,1] w, int64[3] p, float[4,1] b> { "
+    "h = Conv (x, w) k = Reshape (h, p) y = Add (k, b) }",
     "bias behind Flatten": f"{ROWS} <float[6,4] w, float[4,1] b> {{ c = Flatten <axis = 0> (b) y = Gemm (x, w, c) }}",
 }  # fmt: skip
 WITHOUT_BIAS = {
@@ -142,8 +144,11 @@ WITHOUT_BIAS = {
     "Gemm without bias",
     "weight behind Reshape",
     "Conv, BatchNormalization that learns",
+    "Conv, samples split + Add",
 }
-GIVEN: dict[str, Any] = {"s": [4, 6, 1, 1], "q": [0.5, 1, 2, 0.1], "o": 2, "r": [-1, 1, 4], "i": [0, 5, 2, 2]}
+GIVEN: dict[str, Any] = {
+    "s": [4, 6, 1, 1], "q": [0.5, 1, 2, 0.1], "o": 2, "r": [-1, 1, 4], "i": [0, 5, 2, 2], "p": [-1, 4, 4]
+}  # fmt: skip
 SCALED_ONLY = {
     "MatMul",
     "MatMul on the left",

@@ -169,9 +169,9 @@ def pad(step: Step) -> list[Axes]:
     pads = step.setting("pads", 1) or step.setting("paddings", 1)
     listed = step.setting("axes", 3)
     if pads is None or (step.has(3) and listed is None):
-        told = step.book.written.get(step.node.input[1]) or [None] * (2 * rank)
-        named = [i for i in range(rank) if told[i] != 0 or told[i + rank] != 0]  # the others are written as zeros
-        padded = set(named if listed is None else normal(listed, rank))
+        told = step.book.written.get(step.node.input[1], [])
+        still = [i for i in range(rank) if not step.has(3) and told[i::rank] == [0, 0]]  # these are written as zeros
+        padded = set(range(rank) if listed is None else normal(listed, rank)).difference(still)
         return [step.without(padded, "pads by amounts known at run time only")]
     axes = normal(listed, rank) if listed is not None else list(range(rank))
     mode = step.attrs.get("mode", b"constant")

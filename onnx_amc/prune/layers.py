@@ -274,7 +274,8 @@ class _Finder:
                 last = list(attributes(user).get("perm", ())) == [0, *range(2, after), 1]
                 factor = ONE if last else None
             elif user.op_type in SHAPED:
-                factor = ONE if self.model.length(user.output[0], axis % max(after, 1)) == outputs else None
+                led = last or self.model.shapes[tensor][:1] == self.model.shapes.get(user.output[0], ())[:1]
+                factor = ONE if led and self.model.length(user.output[0], axis % max(after, 1)) == outputs else None
             elif before != after or after < 2:
                 break
             elif user.op_type == "Add":
