@@ -201,11 +201,11 @@ def test_what_the_score_does_not_look_at_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], outputs: str, labels: np.ndarray | None, told: list[str]
 ) -> None:
     model = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["" : 17]> toy (float[N,3] x) => ({outputs}) '
-        "<float[3,1] w = {1, 0, 0}> { y = MatMul (x, w) z = Exp (x) }"
+        f'<ir_version: 8, opset_import: ["" : 17]> toy (float[N,4] x) => ({outputs}) <float[4,1] w = {{1, 0, 0, 0}}, '
+        "int64[1] a = {0}, int64[1] b = {3}, int64[1] c = {1}> { y = MatMul (x, w) s = Slice (x, a, b, c) z = Exp (s) }"
     )
     onnx.save(model, tmp_path / "m.onnx")
-    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
     given: dict[str, Any] = {"x": x} if labels is None else {"x": x, "labels": labels}
     np.savez(tmp_path / "m.npz", **given)
     out = ["--data", str(tmp_path / "m.npz"), "--channels", "1", "--policy", "uniform", "-o", str(tmp_path / "o.onnx")]

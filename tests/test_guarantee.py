@@ -162,7 +162,7 @@ def test_a_drop_of_just_what_is_allowed_holds() -> None:
 
 @pytest.mark.parametrize("policy", ["shallow", "deep", "uniform", "knapsack"])
 def test_the_policy_that_was_asked_for_proposes_the_plan(policy: str) -> None:
-    result = onnx_amc.compress(MLP, max_drop=3.0, policy=policy, recover=False, sequential=False, trial=100)
+    result = onnx_amc.compress(MLP, max_drop=3.0, policy=policy, round_to=1, recover=False, trial=100)
     assert result.record["policy"] == result.record["delivered"] == policy
     assert result.record["compressed"]["macs"] < result.record["original"]["macs"]
 

@@ -97,6 +97,17 @@ def test_a_plan_that_is_hopeless_on_the_first_samples_is_told_what_it_is_likely_
     assert unsure.margin > 10 * bar.margin
 
 
+@pytest.mark.parametrize("known", [8, 40])
+def test_one_of_a_thousand_plans_that_are_good_enough_is_stopped_however_few_tell_what_a_part_says(known: int) -> None:
+    rng, stopped, level = np.random.default_rng(known), list[bool](), 0.7
+    for _ in range(100):
+        parts = [(level + off, 0.0, level - off, 0.0) for off in rng.normal(0.0, 0.01, known)]
+        bar = bar_of(Rule(), [(level, 0.0)] * known, parts, 1, level - 1)
+        assert bar is not None
+        stopped += [bar(level + off, 0.0) is not None for off in rng.normal(0.0, 0.01, 300)]
+    assert 0.0002 < np.mean(stopped) < 0.002
+
+
 def test_nothing_is_stopped_where_too_little_is_known() -> None:
     scores, parts = [(0.5, 0.5)] * 7, [halves(0.5, 0.0)] * 7
     assert bar_of(Rule(), scores, parts, 1, 0.0) is None

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 from onnx_amc.search.reward import Rule
 
 ENOUGH = 8
 """Plans scored on all samples that it takes to know what a part says."""
 
-SIGMAS = 3.0
-"""Standard deviations that are given to a plan's credit: of a thousand plans that are good enough about one is stopped, and about
-five as long as it is `ENOUGH` plans that tell how wrong a part is."""
+RISK = 0.001
+"""Of the plans that are as good as the level asks for, the share that is stopped."""
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,5 @@ def bar_of(
     early = split[:, : 2 * first].reshape(len(split), first, 2).mean(axis=1)
     score, loss = (early - whole).mean(axis=0)
     off = [rule.short(s - score, v - loss) - rule.short(*w) for (s, v), w in zip(early, whole, strict=True)]
-    return Bar(rule, level, SIGMAS * float(np.std(off, ddof=1)), float(score), float(loss))
+    doubt = stdtrit(len(off) - 1, 1 - RISK) * np.sqrt(1 + 1 / len(off))  # Student's: how far off one more plan may be
+    return Bar(rule, level, float(doubt * np.std(off, ddof=1)), float(score), float(loss))
