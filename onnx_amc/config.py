@@ -199,12 +199,9 @@ class Settings:
             value, where = getattr(self, name), f"--{name.replace('_', '-')}"
             if value is None and name in {"workers", "recover_epochs"}:
                 continue
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, Integral)
-                or not least <= int(value) <= MOST.get(name, 2**32 - 1)
-            ):
-                what = f"{value!r} is no whole number from {least} to {MOST.get(name, 2**32 - 1)}"
+            most = MOST.get(name, 2**32 - 1)
+            if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
+                what = f"{value!r} is no whole number from {least} to {most}"
                 raise OptionError(what, where=where, fix="give one of these")
             object.__setattr__(self, name, int(value))
         for name in SWITCHES:

@@ -157,11 +157,14 @@ def channels_of(analysis: Analysis, settings: Settings, clock: Clock | None = No
     def gains() -> Gains:  # likewise
         return by_channels(analysis, refit=settings.refit, sequential=settings.sequential)
 
-    alone = cost.apart(analysis, cut=True, refit=settings.refit)[1]
+    @cache
+    def apart() -> int:  # likewise
+        return cost.apart(analysis, cut=True, refit=settings.refit)[1]
+
     prices: dict[str, Prices] = {
         "flops": macs.many,
         "params": lambda plans: params(plans) + gains().elements(plans),
-        "size": lambda plans: size().many(plans) + gains().bytes(plans) + alone * (plans < full).any(axis=1),
+        "size": lambda plans: size().many(plans) + gains().bytes(plans) + apart() * (plans < full).any(axis=1),
     }
     wholes = {"flops": macs(full), "params": elements(original, in_nodes(original, analysis))}
     wholes["size"] = analysis.model.bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -225,6 +225,12 @@ def test_a_type_that_torch_does_not_have_is_told() -> None:
         Reading(model)
 
 
+def fill(model: onnx.ModelProto, value: float, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give a model initializers of one number."""
+    for name, shape in shapes.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.full(shape, value, np.float32), name))
+
+
 def test_a_mask_is_no_bias() -> None:
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[N,4,6] x) => (float[N,4,6] y)
         {
@@ -237,8 +243,7 @@ def test_a_mask_is_no_bias() -> None:
             p = Softmax (r)
             y = MatMul (p, k)
         }""")
-    for name, shape in {"q": (6, 6), "b": (6,), "mask": (4, 4), "row": (1, 1, 4)}.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), name))
+    fill(model, 0.0, {"q": (6, 6), "b": (6,), "mask": (4, 4), "row": (1, 1, 4)})
     assert trainable(model) == {"q", "b"}
 
 
@@ -261,18 +266,8 @@ def test_what_scales_and_shifts_each_output_of_a_product_is_trained() -> None:
             n = Mul (o, scale)
             y = Add (n, shift)
         }""")
-    for name, shape in {
-        "u": (4, 3, 1, 1),
-        "m": (4,),
-        "b": (4,),
-        "three": (),
-        "gain": (4,),
-        "v": (4, 4),
-        "c": (2, 2),
-        "scale": (2, 1),
-        "shift": (2, 1),
-    }.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    fill(model, 1.0, {"u": (4, 3, 1, 1), "m": (4,), "b": (4,), "three": (), "gain": (4,)})
+    fill(model, 1.0, {"v": (4, 4), "c": (2, 2), "scale": (2, 1), "shift": (2, 1)})
     for name, shape in {"rows": (-1, 4), "heads": (-1, 36, 2, 2)}.items():
         model.graph.initializer.append(numpy_helper.from_array(np.array(shape), name))
     assert trainable(model) == {"u", "m", "b", "v", "c", "scale", "shift"}
@@ -287,8 +282,7 @@ def test_what_an_output_tells_of_a_weight_stays_true() -> None:
             norm = ReduceMax <keepdims = 0> (t)
             y = MatMul (k, w)
         }""")
-    for name, shape in {"u": (6, 6), "v": (6, 6), "w": (6, 6), "a": (6,), "b": (6,)}.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    fill(model, 1.0, {"u": (6, 6), "v": (6, 6), "w": (6, 6), "a": (6,), "b": (6,)})
     assert trainable(model) == {"u", "v", "a"}
 
 
@@ -298,8 +292,9 @@ def test_what_an_output_tells_of_a_weight_stays_true() -> None:
 def test_what_a_caller_may_replace_is_left_alone_unless_most_is_listed_so(listed: str, trained: set[str]) -> None:
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[N,6] x) => (float[N,6] y)
         { h = Gemm (x, u, a)  y = Gemm (h, v, b) }""")
-    for name, shape in {"u": (6, 6), "v": (6, 6), "a": (6,), "b": (6,)}.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
-        if name in listed:
-            model.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    shapes: dict[str, tuple[int, ...]] = {"u": (6, 6), "v": (6, 6), "a": (6,), "b": (6,)}
+    fill(model, 1.0, shapes)
+    model.graph.input.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shapes[name]) for name in listed
+    )
     assert trainable(model) == trained

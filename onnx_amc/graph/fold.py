@@ -143,9 +143,8 @@ def _row(node: onnx.NodeProto, shapes: Mapping[str, Dims], weights: Mapping[str,
     attrs = {a.name: a.i for a in node.attribute}
     if node.op_type == "Shape":
         dims = shapes.get(node.input[0])
-        return None if dims is None else dims[
-            attrs.get("start", 0) : attrs.get("end", len(dims))
-        ], onnx.TensorProto.INT64
+        found = None if dims is None else dims[attrs.get("start", 0) : attrs.get("end", len(dims))]
+        return found, onnx.TensorProto.INT64
     rows = [_noted(name, shapes, weights) for name in node.input]
     values, kind = rows[0] if rows else (None, 0)
     if values is None or all(name in weights for name in node.input):

@@ -145,11 +145,11 @@ def find_siblings(analysis: Analysis) -> list[list[Layer]]:
     for reader in analysis.ledger.readers:
         sharing.setdefault(reader.w, []).append(reader)
     found: list[list[Layer]] = []
-    for readers in sharing.values():
+    for readers in (r for r in sharing.values() if len(r) > 1):
         finder = _Finder(analysis.model, len(readers))
         several = [finder.layer(reader) for reader in readers]
         layers = [replace(x, can_add_bias=False) for x in several if isinstance(x, Layer)]
-        if 1 < len(layers) == len(readers) and all(_alike(analysis.labels, layers[0], x) for x in layers[1:]):
+        if len(layers) == len(readers) and all(_alike(analysis.labels, layers[0], x) for x in layers[1:]):
             others = tuple(x.bias for x in layers[1:] if x.bias is not None)
             found.append([replace(layers[0], others=others), *layers[1:]])
     return found
