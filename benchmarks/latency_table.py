@@ -30,7 +30,7 @@ from onnx_amc.graph.load import load
 from onnx_amc.prune.surgery import finish
 from onnx_amc.run.blocks import block_of
 from onnx_amc.run.clock import Effort, measure_table, measure_table_by_command, probe_plans
-from onnx_amc.run.kernels import in_turn
+from onnx_amc.run.kernels import in_turn, undisturbed
 from onnx_amc.run.table import LatencyTable
 from onnx_amc.search.space import levels_of
 
@@ -76,7 +76,7 @@ class Case:
                 models = [self.analysis.model.original, *(self.build(plans[i]) for i in some)]
                 allowed = seconds * len(models)
                 laps, _ = in_turn(models, self.feed, threads=threads, runs=60, seconds=allowed, watch=False)
-                found[turn, some] = [np.median(pair[:, 1] / pair[:, 0]) for pair in laps[1:]]
+                found[turn, some] = list(map(undisturbed, laps[1:]))
         return found
 
     def table(self, by: str, threads: int) -> LatencyTable:

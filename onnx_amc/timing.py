@@ -72,7 +72,7 @@ def ratio_of(analysis: Analysis, settings: Settings) -> Callable[[onnx.ModelProt
             measure([original, model], feed, seconds=2.0, threads=threads, provider=settings.provider)
             for _ in range(SESSIONS)
         ]
-        return float(np.median([times[1].ratio for times in found]))
+        return float(np.median([times[1].undisturbed for times in found]))
 
     def elsewhere(model: onnx.ModelProto) -> float:
         with tempfile.TemporaryDirectory(prefix="onnx-amc-") as folder:

@@ -17,7 +17,7 @@ from timed import network
 
 from onnx_amc.delivery import one_feed
 from onnx_amc.errors import ModelError
-from onnx_amc.run.kernels import CPU, Feed, Kernel, alternated, in_turn, read_profile, stopwatch
+from onnx_amc.run.kernels import CPU, Feed, Kernel, alternated, in_turn, read_profile, stopwatch, undisturbed
 from onnx_amc.run.learn import Anchors
 from onnx_amc.run.session import open_session
 
@@ -135,3 +135,11 @@ def test_no_third_model_comes_between_the_first_and_another(count: int) -> None:
 def test_threads_of_a_network_timed_beside_another_leave_the_cores_to_it() -> None:
     key, model = "session.force_spinning_stop", network().model.original
     assert open_session(model, beside=True).get_session_options().get_session_config_entry(key) == "1"
+
+
+def test_what_else_a_machine_does_hardly_moves_a_ratio() -> None:
+    """Waiting takes a short run as long as a long one: the median of the ratios was 0.69."""
+    laps = np.array([1.0, 0.5]) * (1 + 0.02 * np.random.default_rng(0).random((300, 2)))
+    laps[50:250] += 0.6
+    assert np.median(laps[:, 1] / laps[:, 0]) > 0.65
+    assert undisturbed(laps) == pytest.approx(0.5, rel=0.01)

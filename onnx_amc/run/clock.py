@@ -32,7 +32,7 @@ from onnx_amc.files import whole
 from onnx_amc.graph import light
 from onnx_amc.graph.groups import Analysis
 from onnx_amc.run.crew import usable_cores
-from onnx_amc.run.kernels import CPU, Feed, Kernel, in_turn
+from onnx_amc.run.kernels import CPU, Feed, Kernel, in_turn, undisturbed
 from onnx_amc.run.learn import Probe, learn
 from onnx_amc.run.table import LatencyTable
 
@@ -41,7 +41,7 @@ Build = Callable[[np.ndarray], onnx.ModelProto]
 
 Progress = Callable[[int, int], None]
 
-FORMAT = 2
+FORMAT = 3
 UNIFORM = (0.0, 0.2, 0.4, 0.6, 0.8)
 """Kept ratios of the uniform plans; 0 is the smallest plan there is."""
 
@@ -141,10 +141,10 @@ def measure_table(
                     seconds=probes.seconds * len(models), watch=provider == CPU,
                 )  # fmt: skip
                 whole = float(np.median(laps[0]) * 1e3)
-                ratios = [np.median(pair[:, 1] / pair[:, 0]) for pair in laps]
+                ratios = map(undisturbed, laps[1:])
                 reference = sum(k.microseconds for k in kernels[0])
-                for counts, ratio, seen in zip(chosen, ratios[1:], kernels[1:], strict=True):
-                    yield Probe(tuple(counts.tolist()), float(ratio), whole, reference, seen)
+                for counts, ratio, seen in zip(chosen, ratios, kernels[1:], strict=True):
+                    yield Probe(tuple(counts.tolist()), ratio, whole, reference, seen)
                 done += len(chosen)
                 progress(done, len(plans) * probes.rounds)
 

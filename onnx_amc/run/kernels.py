@@ -31,6 +31,9 @@ WARM = 2
 LEAST = 4
 """Runs that count, at least."""
 
+QUIET = 0.1
+"""Share of a network's runs that nothing disturbs, at least: what else a machine does comes in bursts, and only slows them down."""
+
 Laps = list[np.ndarray]
 """For each model, (runs, 2): seconds of the first model's run and of this one's right after it."""
 
@@ -125,6 +128,19 @@ def alternated(
         laps.append(np.array(found[warm:]))
     alone = np.concatenate(laps)[:, :1]
     return [np.repeat(alone, 2, axis=1), *laps[: len(sessions) - 1]]
+
+
+def undisturbed(laps: np.ndarray) -> float:
+    """Return what the second of two networks takes in relation to the first where nothing disturbs them.
+
+    A median is as good on a machine that does nothing else, and moves by tens of percent on one that does.
+
+    Args:
+        laps: (runs, 2), seconds of both in turn.
+
+    """
+    first, second = np.quantile(laps, QUIET, axis=0)
+    return float(second / first)
 
 
 def stopwatch(threads: int, provider: str) -> Callable[[], float]:

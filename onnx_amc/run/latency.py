@@ -11,14 +11,14 @@ import numpy as np
 import onnx
 
 from onnx_amc.errors import OptionError
-from onnx_amc.run.kernels import alternated, stopwatch
+from onnx_amc.run.kernels import alternated, stopwatch, undisturbed
 from onnx_amc.run.session import open_session, run_session
 
 ENOUGH, LEAST = 2_000, 3
 """Runs of each model after which a median does not get better, and below which it is none."""
 
 APART = 1.25
-"""Factor between the ratio of two medians and the median of the paired ratios from which they need a word."""
+"""Factor between ratios of the same two networks from which they need a word."""
 
 CHANGES = 10
 """Times that every model gets its turn, so that what disturbs the machine for a while disturbs all alike."""
@@ -31,11 +31,13 @@ class Latency:
     Args:
         milliseconds: Median of one run.
         ratio: Median of the paired ratios to the first candidate.
+        undisturbed: The ratio to the first candidate while the machine does nothing else.
 
     """
 
     milliseconds: float
     ratio: float
+    undisturbed: float
 
 
 def measure(
@@ -76,17 +78,19 @@ def measure(
     while len(parts) < LEAST or (len(parts) < CHANGES and time.perf_counter() < end):
         parts.append(alternated(sessions, feed, clock, warm, more))
     times = [np.concatenate(laps) for laps in zip(*parts, strict=True)]
-    return [Latency(float(np.median(t[:, 1]) * 1e3), float(np.median(t[:, 1] / t[:, 0]))) for t in times]
+    return [
+        Latency(float(np.median(t[:, 1]) * 1e3), float(np.median(t[:, 1] / t[:, 0])), undisturbed(t)) for t in times
+    ]
 
 
 def disturbed(found: Sequence[Latency]) -> str | None:
-    """Say that the milliseconds do not go with the ratios, if so: what else the machine did came and went between the turns."""
+    """Say that several ways to compare do not agree, if so: what else the machine did came and went between the turns."""
     first = found[0].milliseconds
-    worst = max(found, key=lambda f: abs(np.log(f.milliseconds / first / f.ratio)))
-    medians = worst.milliseconds / first
-    if max(medians / worst.ratio, worst.ratio / medians) < APART:
+    ways = [(f.milliseconds / first, f.ratio, f.undisturbed) for f in found]
+    medians, paired, quickest = worst = max(ways, key=lambda way: max(way) / min(way))
+    if max(worst) / min(worst) < APART:
         return None
     return (
-        f"latency was disturbed by what else the machine does: by the medians {medians:.2f}x, in turn {worst.ratio:.2f}x; "
-        "the latter is nearer to the truth, `onnx-amc bench` on an idle machine tells"
+        f"latency was disturbed by what else the machine does: {medians:.2f}x by the medians, {paired:.2f}x in turn, "
+        f"{quickest:.2f}x in the quickest runs; the last is nearest to the truth, `onnx-amc bench` on an idle machine tells"
     )
