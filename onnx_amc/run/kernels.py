@@ -31,7 +31,7 @@ WARM = 2
 LEAST = 4
 """Runs that count, at least."""
 
-QUIET = 0.1
+QUIET = 0.02
 """Share of a network's runs that nothing disturbs, at least: what else a machine does comes in bursts, and only slows them down."""
 
 Laps = list[np.ndarray]
